@@ -1,0 +1,47 @@
+"""The errors that users see, and the one helper that suggests what they may have meant.
+
+Every message names the place (file, frame, key) and what to do; the command line prints it
+without a traceback and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClebschError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class DataError(ClebschError):
+    """A structure, a label or a data file is not what it should be."""
+
+
+class UnknownElementError(DataError):
+    """A structure holds an element that the model was not built for."""
+
+
+class ConfigError(ClebschError):
+    """A configuration key or value is unknown or makes no sense."""
+
+
+class ModelFileError(ClebschError):
+    """A model or checkpoint file cannot be trusted: truncated, altered or of an unknown format."""
+
+
+class BackendError(ClebschError):
+    """A kernel backend is missing or disagrees with the reference."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A hint for an unknown ``name``: the nearest of ``choices``, then all of them."""
+    choices = [str(choice) for choice in choices]
+    if not choices:
+        return "There is nothing to choose from."
+    nearest = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    lowered = {choice.lower(): choice for choice in choices}
+    if not nearest and str(name).lower() in lowered:
+        nearest = [lowered[str(name).lower()]]
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}Valid: {', '.join(choices)}."

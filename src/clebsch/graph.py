@@ -1,0 +1,178 @@
+"""The graph of a structure, or of a batch of structures: tensors, and nothing that computes energies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AtomGraph:
+    """Atoms of one or several structures and the edges between neighbours.
+
+    Edges are sorted by receiver, so that the edges of atom i are ``row_ptr[i]:row_ptr[i + 1]``;
+    ``sender_order`` sorts them by sender, with ``sender_ptr`` as its row pointer. Geometry is kept
+    in float64 whatever the model runs in; see ``clebsch.conventions`` for directions and signs.
+
+    Attributes:
+        positions: [n_atoms, 3] float64, Angstrom.
+        cell: [n_frames, 3, 3] float64, rows are lattice vectors; zeros without a cell.
+        pbc: [n_frames, 3] bool.
+        species: [n_atoms] int64, index into the model's species table.
+        senders: [n_edges] int64.
+        receivers: [n_edges] int64, ascending.
+        images: [n_edges, 3] float64 whole numbers: the receiver's displacement in lattice vectors.
+        row_ptr: [n_atoms + 1] int64.
+        sender_order: [n_edges] int64.
+        sender_ptr: [n_atoms + 1] int64.
+        frame: [n_atoms] int64, which structure an atom belongs to, ascending.
+        frame_ptr: [n_frames + 1] int64.
+    """
+
+    positions: Tensor
+    cell: Tensor
+    pbc: Tensor
+    species: Tensor
+    senders: Tensor
+    receivers: Tensor
+    images: Tensor
+    row_ptr: Tensor
+    sender_order: Tensor
+    sender_ptr: Tensor
+    frame: Tensor
+    frame_ptr: Tensor
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms over all structures."""
+        return self.positions.shape[0]
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges."""
+        return self.senders.shape[0]
+
+    @property
+    def n_frames(self) -> int:
+        """Number of structures."""
+        return self.cell.shape[0]
+
+    @property
+    def atoms_per_frame(self) -> Tensor:
+        """[n_frames] int64."""
+        return self.frame_ptr.diff()
+
+    def to(self, device: torch.device | str) -> AtomGraph:
+        """The same graph on another device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return AtomGraph(**moved)
+
+    def with_positions(self, positions: Tensor, cell: Tensor | None = None) -> AtomGraph:
+        """The same edges over other positions (and cells), as a neighbour list with a skin needs.
+
+        Edges longer than the cut-off contribute nothing: every model's envelope is zero there.
+        """
+        return replace(self, positions=positions, cell=self.cell if cell is None else cell)
+
+
+def make_graph(
+    positions: Tensor,
+    cell: Tensor,
+    pbc: Tensor,
+    species: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    images: Tensor,
+) -> AtomGraph:
+    """One structure's graph from its edges in any order.
+
+    Args:
+        positions: [n_atoms, 3] float64.
+        cell: [3, 3] float64.
+        pbc: [3] bool.
+        species: [n_atoms] int64.
+        senders, receivers: [n_edges] int64.
+        images: [n_edges, 3] whole numbers.
+    """
+    n_atoms = positions.shape[0]
+    order = _lexicographic_order(receivers, senders, images)
+    senders, receivers, images = senders[order], receivers[order], images[order]
+    return AtomGraph(
+        positions=positions,
+        cell=cell.reshape(1, 3, 3),
+        pbc=pbc.reshape(1, 3),
+        species=species,
+        senders=senders,
+        receivers=receivers,
+        images=images.to(torch.float64),
+        row_ptr=_row_pointer(receivers, n_atoms),
+        sender_order=torch.argsort(senders, stable=True),
+        sender_ptr=_row_pointer(senders, n_atoms),
+        frame=torch.zeros(n_atoms, dtype=torch.int64),
+        frame_ptr=torch.tensor([0, n_atoms]),
+    )
+
+
+def batch_graphs(graphs: Sequence[AtomGraph]) -> AtomGraph:
+    """Several graphs as one, atoms and edges in the order given.
+
+    Raises:
+        ValueError: nothing to batch.
+    """
+    if not graphs:
+        raise ValueError("batch_graphs needs at least one graph")
+    if len(graphs) == 1:
+        return graphs[0]
+    atom_offset = _offsets([g.n_atoms for g in graphs])
+    edge_offset = _offsets([g.n_edges for g in graphs])
+    frame_offset = _offsets([g.n_frames for g in graphs])
+
+    def joined(name: str, offsets: list[int] | None = None) -> Tensor:
+        parts = [getattr(g, name) for g in graphs]
+        if offsets is not None:
+            parts = [part + offset for part, offset in zip(parts, offsets, strict=True)]
+        return torch.cat(parts)
+
+    def joined_ptr(name: str, offsets: list[int]) -> Tensor:
+        parts = [
+            getattr(g, name)[1:] + offset for g, offset in zip(graphs, offsets, strict=True)
+        ]
+        return torch.cat([getattr(graphs[0], name)[:1], *parts])
+
+    return AtomGraph(
+        positions=joined("positions"),
+        cell=joined("cell"),
+        pbc=joined("pbc"),
+        species=joined("species"),
+        senders=joined("senders", atom_offset),
+        receivers=joined("receivers", atom_offset),
+        images=joined("images"),
+        row_ptr=joined_ptr("row_ptr", edge_offset),
+        sender_order=joined("sender_order", edge_offset),
+        sender_ptr=joined_ptr("sender_ptr", edge_offset),
+        frame=joined("frame", frame_offset),
+        frame_ptr=joined_ptr("frame_ptr", atom_offset),
+    )
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    total, offsets = 0, []
+    for size in sizes:
+        offsets.append(total)
+        total += size
+    return offsets
+
+
+def _row_pointer(sorted_or_not: Tensor, n_rows: int) -> Tensor:
+    counts = torch.bincount(sorted_or_not, minlength=n_rows)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _lexicographic_order(receivers: Tensor, senders: Tensor, images: Tensor) -> Tensor:
+    """The order of edges by receiver, sender, image: the same whatever found the neighbours."""
+    keys = (images[:, 2], images[:, 1], images[:, 0], senders, receivers)
+    return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
