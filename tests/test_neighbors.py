@@ -47,9 +47,7 @@ def test_neighbours_equal_ases(cell: str, pbc: tuple[bool, bool, bool]) -> None:
     atoms = Atoms("H7", positions=fractional @ CELLS[cell], cell=CELLS[cell], pbc=pbc)
     graph = graph_of(atoms, 3.3)
     i, j, vectors = primitive_neighbor_list("ijD", atoms.pbc, atoms.cell, atoms.positions, 3.3)
-    expected = sorted(
-        tuple(np.round(row, 8) + 0.0) for row in np.column_stack([i, j, vectors])
-    )
+    expected = sorted(tuple(np.round(row, 8) + 0.0) for row in np.column_stack([i, j, vectors]))
     assert graph.n_edges > 0
     assert edge_set(graph) == expected
 
@@ -64,7 +62,9 @@ def test_edges_are_sorted_by_receiver_and_pointers_agree() -> None:
         assert torch.equal(graph.row_ptr.diff(), counts)
         by_sender = graph.senders[graph.sender_order]
         assert (by_sender.diff() >= 0).all()
-        assert torch.equal(graph.sender_ptr.diff(), torch.bincount(by_sender, minlength=graph.n_atoms))
+        assert torch.equal(
+            graph.sender_ptr.diff(), torch.bincount(by_sender, minlength=graph.n_atoms)
+        )
         assert torch.equal(graph.frame[graph.senders], graph.frame[graph.receivers])
         assert torch.equal(graph.frame_ptr.diff(), torch.bincount(graph.frame))
 

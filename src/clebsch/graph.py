@@ -1,4 +1,4 @@
-"""The graph of a structure, or of a batch of structures: tensors, and nothing that computes energies."""
+"""The graph of a structure, or of a batch of structures: tensors, and no physics."""
 
 from __future__ import annotations
 
@@ -138,9 +138,7 @@ def batch_graphs(graphs: Sequence[AtomGraph]) -> AtomGraph:
         return torch.cat(parts)
 
     def joined_ptr(name: str, offsets: list[int]) -> Tensor:
-        parts = [
-            getattr(g, name)[1:] + offset for g, offset in zip(graphs, offsets, strict=True)
-        ]
+        parts = [getattr(g, name)[1:] + offset for g, offset in zip(graphs, offsets, strict=True)]
         return torch.cat([getattr(graphs[0], name)[:1], *parts])
 
     return AtomGraph(

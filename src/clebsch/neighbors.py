@@ -1,4 +1,4 @@
-"""Full neighbour lists, any cell, any periodicity: vesin finds the pairs, this file makes the graph."""
+"""Full neighbour lists, any cell, any periodicity: vesin finds the pairs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,6 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
             raise DataError("the lattice vectors of the periodic directions are linearly dependent")
     # A vector of a direction that is not periodic is of no use to the search, and it may be
     # dependent on the periodic ones: all of them are replaced.
-    _, singular, right = np.linalg.svd(periodic) if len(periodic) else (None, [], np.eye(3))
-    orthogonal = right[len(singular) :]
+    orthogonal = np.linalg.svd(periodic)[2][len(periodic) :] if len(periodic) else np.eye(3)
     completed[~np.asarray(pbc, dtype=bool)] = orthogonal
     return completed

@@ -1,0 +1,98 @@
+"""Building potentials from a preset or configuration, elements and a data set's statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ase.data import atomic_numbers
+
+from clebsch.errors import ConfigError, did_you_mean
+from clebsch.models.config import ModelConfig
+from clebsch.models.mace import MACE
+from clebsch.models.presets import model_config
+from clebsch.nn.energy import EnergyHead, ZBLRepulsion
+from clebsch.potential import Potential
+
+if TYPE_CHECKING:
+    from clebsch.data.statistics import Statistics
+
+
+def build(
+    model: str | Mapping[str, Any] | ModelConfig,
+    species: Sequence[str],
+    *,
+    references: Mapping[str, float] | None = None,
+    statistics: Statistics | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Potential:
+    """A potential with random weights.
+
+    Args:
+        model: a preset's name (``clebsch.PRESETS``), a configuration, or a mapping of settings.
+        species: element symbols; kept in order of atomic number.
+        references: the energy of each element's isolated atom in eV; zero if None.
+        statistics: sets the average number of neighbours, the scale (root mean square of the
+            force components) and the mean interaction energy; without it they are 1, 1 and 0.
+        dtype: what the network computes in.
+        seed: of the weights; torch's global generator is left as it was.
+
+    Raises:
+        ConfigError: an unknown preset, setting or element, or references that miss an element.
+    """
+    symbols = _sorted_species(species)
+    if references is not None:
+        missing = [symbol for symbol in symbols if symbol not in references]
+        if missing:
+            raise ConfigError(
+                f"no reference energy for {', '.join(missing)}; given for {', '.join(references)}"
+            )
+    potential = assemble(
+        model_config(model),
+        symbols,
+        references=[0.0 if references is None else references[s] for s in symbols],
+        avg_num_neighbors=1.0 if statistics is None else statistics.avg_num_neighbors,
+        scale=1.0 if statistics is None else statistics.forces_rms,
+        mean_energy=0.0 if statistics is None else statistics.mean_interaction_energy,
+        dtype=dtype,
+        seed=seed,
+    )
+    return potential.use_backend()
+
+
+def assemble(
+    config: ModelConfig,
+    species: Sequence[str],
+    *,
+    references: Sequence[float] | None = None,
+    avg_num_neighbors: float = 1.0,
+    scale: float = 1.0,
+    mean_energy: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Potential:
+    """Put a potential together from numbers; ``build`` and the model file's reader call this."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MACE(config, len(species), float(avg_num_neighbors)).to(dtype)
+    head = EnergyHead(
+        references or [0.0] * len(species),
+        scale,
+        mean_energy,
+        config.mean_energy_form,
+        config.cutoff,
+    )
+    prior = ZBLRepulsion([atomic_numbers[s] for s in species]) if config.zbl else None
+    return Potential(config, species, model, head, prior)
+
+
+def _sorted_species(species: Sequence[str]) -> list[str]:
+    known = [symbol for symbol in atomic_numbers if symbol != "X"]
+    for symbol in species:
+        if symbol not in known:
+            raise ConfigError(f"{symbol!r} is not an element. {did_you_mean(symbol, known)}")
+    if not species:
+        raise ConfigError("a potential needs at least one element")
+    return sorted(set(species), key=lambda symbol: atomic_numbers[symbol])

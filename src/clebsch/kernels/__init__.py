@@ -1,0 +1,1 @@
+"""The heavy operations: their definition, their coupling plans and their backends."""

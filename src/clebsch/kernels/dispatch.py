@@ -1,0 +1,62 @@
+"""Which backend computes the heavy operations: chosen once for a potential, and told."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from clebsch.errors import BackendError, did_you_mean
+from clebsch.graph import AtomGraph
+from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
+
+#: Backends by name, fastest first, with the module that holds each.
+BACKENDS = {"numba": "clebsch.kernels.numba_backend", "reference": "clebsch.kernels.reference"}
+
+
+class Kernels(Protocol):
+    """What a backend offers; see ``clebsch.kernels.reference`` for what each operation computes."""
+
+    name: str
+
+    def convolve_radial(  # noqa: D102
+        self,
+        plan: ConvolutionPlan,
+        hidden: Tensor,
+        last_weight: Tensor,
+        harmonics: Tensor,
+        nodes: Tensor,
+        graph: AtomGraph,
+    ) -> Tensor: ...
+
+    def contract(  # noqa: D102
+        self, plan: ContractionPlan, atomic_basis: Tensor, weights: Tensor, species: Tensor
+    ) -> Tensor: ...
+
+
+def load_backend(name: str) -> Kernels:
+    """A backend by name.
+
+    Raises:
+        BackendError: no such backend, or one that this machine cannot import.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}. {did_you_mean(name, BACKENDS)}")
+    try:
+        return cast(Kernels, importlib.import_module(BACKENDS[name]))
+    except ImportError as error:
+        raise BackendError(f"the {name} backend cannot be used on this machine: {error}") from None
+
+
+def best_backend(device: torch.device) -> Kernels:
+    """The fastest backend for a device; falling back from it is said in a warning."""
+    if device.type != "cpu":
+        return load_backend("reference")
+    try:
+        return load_backend("numba")
+    except BackendError as error:
+        warnings.warn(f"{error}; the slower reference is used instead", stacklevel=2)
+        return load_backend("reference")

@@ -1,0 +1,153 @@
+"""Coupling structures: which irreps meet, with which coefficients, in which order.
+
+A plan is data. The reference in ``clebsch.kernels.ops`` evaluates it with torch; a faster backend
+generates code from the same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from clebsch.algebra import CouplingBasis, Irrep, Irreps, clebsch_gordan, coupling_basis
+
+
+@dataclass(frozen=True)
+class CouplingPath:
+    """One way to couple a node irrep with an edge harmonic: indices into the plan's irreps."""
+
+    node: int
+    harmonic: int
+    out: int
+
+
+@dataclass(frozen=True, eq=False)
+class ConvolutionPlan:
+    """The paths of a convolution (equation 8): node irrep x edge harmonic -> output irrep.
+
+    Paths are found by looping over node irreps, then harmonics, then the irreps their product
+    holds, and sorted stably by output irrep. Path p owns weight row p.
+
+    The output of a convolution has, for every output irrep that is reached, a block of
+    2l+1 components x its paths: component m of path p of irrep l sits at
+    ``block.start + m * n_paths(l) + p``, so that the linear map over paths and channels that
+    follows is one matrix product per irrep.
+    """
+
+    node_irreps: Irreps
+    harmonic_irreps: Irreps
+    out_irreps: Irreps
+    paths: tuple[CouplingPath, ...]
+
+    @property
+    def n_paths(self) -> int:
+        """Number of paths: rows of path weights per edge."""
+        return len(self.paths)
+
+    @cached_property
+    def paths_per_out(self) -> tuple[int, ...]:
+        """How many paths end in each output irrep."""
+        return tuple(
+            sum(path.out == out for path in self.paths) for out in range(len(self.out_irreps))
+        )
+
+    @cached_property
+    def out_blocks(self) -> tuple[slice, ...]:
+        """Each output irrep's components x paths in the output."""
+        blocks, start = [], 0
+        for irrep, n_paths in zip(self.out_irreps, self.paths_per_out, strict=True):
+            blocks.append(slice(start, start + irrep.dim * n_paths))
+            start = blocks[-1].stop
+        return tuple(blocks)
+
+    @property
+    def out_dim(self) -> int:
+        """Number of output components, all paths counted."""
+        return self.out_blocks[-1].stop
+
+    def coefficients(self, path: CouplingPath) -> np.ndarray:
+        """[harmonic m, node m, out m] float64: Clebsch-Gordan coefficients times sqrt(2 l_out + 1).
+
+        With this factor inputs of unit variance give outputs of unit variance.
+        """
+        harmonic, node, out = (
+            self.harmonic_irreps[path.harmonic],
+            self.node_irreps[path.node],
+            self.out_irreps[path.out],
+        )
+        table = clebsch_gordan(node.l, harmonic.l, out.l) * np.sqrt(out.dim)
+        return np.ascontiguousarray(table.transpose(1, 0, 2))
+
+
+@lru_cache(maxsize=256)
+def convolution_plan(
+    node_irreps: Irreps, harmonic_irreps: Irreps, out_irreps: Irreps
+) -> ConvolutionPlan:
+    """All paths that symmetry allows; output irreps that no path reaches are left out."""
+    found: list[tuple[int, int, Irrep]] = []
+    for node_index, node in enumerate(node_irreps):
+        for harmonic_index, harmonic in enumerate(harmonic_irreps):
+            for product in node * harmonic:
+                if product in out_irreps:
+                    found.append((node_index, harmonic_index, product))
+    reached = Irreps([irrep for irrep in out_irreps if any(irrep == f[2] for f in found)])
+    order = {irrep: index for index, irrep in enumerate(reached)}
+    paths = [CouplingPath(node, harmonic, order[out]) for node, harmonic, out in found]
+    paths.sort(key=lambda path: path.out)
+    return ConvolutionPlan(node_irreps, harmonic_irreps, reached, tuple(paths))
+
+
+@dataclass(frozen=True, eq=False)
+class ContractionPlan:
+    """The couplings of a product basis (equations 10 and 11), orders 1 to ``correlation``.
+
+    Couplings are numbered by target irrep, then by order, then as in the coupling basis;
+    ``weights`` of an evaluation have one row for each.
+    """
+
+    irreps: Irreps
+    targets: Irreps
+    correlation: int
+    bases: tuple[tuple[CouplingBasis, ...], ...]
+
+    @property
+    def n_couplings(self) -> int:
+        """Number of weight rows."""
+        return sum(basis.n_couplings for per_target in self.bases for basis in per_target)
+
+    @cached_property
+    def weight_slices(self) -> tuple[tuple[slice, ...], ...]:
+        """Rows of the weights for each target and order."""
+        slices, start = [], 0
+        for per_target in self.bases:
+            row = []
+            for basis in per_target:
+                row.append(slice(start, start + basis.n_couplings))
+                start += basis.n_couplings
+            slices.append(tuple(row))
+        return tuple(slices)
+
+
+@lru_cache(maxsize=64)
+def contraction_plan(
+    irreps: Irreps, targets: Irreps, correlation: int, reduced: bool = True
+) -> ContractionPlan:
+    """The plan of a product basis.
+
+    Args:
+        irreps: of the one-particle basis A.
+        targets: irreps of the messages.
+        correlation: highest order of the product.
+        reduced: linearly independent symmetrised couplings only; otherwise the table of
+            sequential couplings, redundant where all slots hold the same A.
+    """
+    bases = tuple(
+        tuple(
+            coupling_basis(irreps, order, target, reduced=reduced)
+            for order in range(1, correlation + 1)
+        )
+        for target in targets
+    )
+    return ContractionPlan(irreps, targets, correlation, bases)

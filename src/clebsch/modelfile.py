@@ -1,0 +1,192 @@
+"""Model files: one safetensors file with JSON in its header, checked on every load, no pickle.
+
+Besides the weights a file holds the format's version, configuration, species, references, units,
+provenance, and a structure with the energy, forces and stress that the saved potential gave for
+it. Loading computes these again and refuses a potential that answers differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from clebsch.errors import ConfigError, ModelFileError
+from clebsch.factory import assemble
+from clebsch.files import atomic_write
+from clebsch.models.presets import model_config
+from clebsch.potential import Potential, Structure, example_structure
+
+FORMAT = "clebsch-potential"
+FORMAT_VERSION = 1
+UNITS = {"length": "Angstrom", "energy": "eV", "stress": "eV/Angstrom^3"}
+
+#: How far a loaded potential may be from the numbers in its file: eV per atom, then eV/Angstrom
+#: (and, for stress, eV/Angstrom^3) relative to 1 + the largest value. In float64 only the order of
+#: sums differs between machines; in float32 it is 1e-7 relative times the depth of the network.
+TOLERANCES = {torch.float64: (1e-8, 1e-7), torch.float32: (1e-4, 1e-3)}
+
+
+def write_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors and JSON metadata with a checksum over both, atomically.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is unchanged.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(metadata, sort_keys=True)
+    header = {"clebsch": text, "sha256": _checksum(stored, text)}
+    atomic_write(Path(path), safetensors.torch.save(stored, metadata=header))
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What ``write_tensors`` wrote.
+
+    Raises:
+        ModelFileError: no such file, not a file of ours, truncated or altered.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from None
+    if "clebsch" not in header or "sha256" not in header:
+        raise ModelFileError(f"{path}: a safetensors file, but not one that Clebsch wrote")
+    if _checksum(tensors, header["clebsch"]) != header["sha256"]:
+        raise ModelFileError(
+            f"{path}: the checksum does not match; the file was altered or damaged"
+        )
+    return tensors, json.loads(header["clebsch"])
+
+
+def save_potential(
+    potential: Potential,
+    path: Path | str,
+    *,
+    provenance: dict[str, Any] | None = None,
+    reference: Structure | None = None,
+) -> None:
+    """Write a potential to one file.
+
+    Args:
+        potential: what to save.
+        path: the file, by habit ``*.safetensors``.
+        provenance: what it was trained on and how; the potential's own if None.
+        reference: a structure whose energy, forces and stress are stored and verified on load; a
+            small cluster of the potential's elements if None.
+    """
+    structure = example_structure(potential) if reference is None else reference
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "units": UNITS,
+        "config": potential.config.model_dump(mode="json"),
+        "species": list(potential.species),
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        "avg_num_neighbors": potential.model.avg_num_neighbors,
+        "provenance": potential.provenance if provenance is None else provenance,
+        "reference": _answers(potential, structure),
+    }
+    write_tensors(path, dict(potential.state_dict()), metadata)
+
+
+def load(
+    path: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Potential:
+    """Read a potential and verify that it gives the answers stored with it.
+
+    Args:
+        path: the file.
+        dtype: what the network shall compute in; as it was saved if None.
+        device: where to put it.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, of a newer format, or the potential gives
+            other numbers here than where it was saved.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise ModelFileError(f"{path}: holds {metadata.get('format')!r}, not a potential")
+    if metadata["format_version"] > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path}: format version {metadata['format_version']} is newer than this Clebsch, "
+            f"which reads up to {FORMAT_VERSION}"
+        )
+    try:
+        potential = assemble(
+            model_config(metadata["config"]),
+            metadata["species"],
+            avg_num_neighbors=metadata["avg_num_neighbors"],
+            dtype=getattr(torch, metadata["dtype"]),
+        )
+        potential.load_state_dict(tensors)
+    except (ConfigError, KeyError, RuntimeError, AttributeError) as error:
+        raise ModelFileError(f"{path}: the weights do not fit the configuration: {error}") from None
+    potential.provenance = metadata["provenance"]
+    potential.model.to(dtype or potential.dtype)
+    potential.to(device).requires_grad_(False).use_backend()
+    _verify(potential, metadata["reference"], path)
+    return potential
+
+
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _answers(potential: Potential, structure: Structure) -> dict[str, Any]:
+    """The structure and what the potential says about it, as JSON."""
+    graph = potential.graph(structure)
+    has_volume = abs(float(torch.linalg.det(graph.cell[0]))) > 1e-10
+    prediction = potential(graph, ("energy", "forces", *(("stress",) if has_volume else ())))
+    return {
+        "numbers": np.asarray(structure.numbers).tolist(),
+        "positions": np.asarray(structure.positions).tolist(),
+        "cell": np.asarray(structure.cell).tolist(),
+        "pbc": np.asarray(structure.pbc).tolist(),
+        "energy": float(prediction.energy),
+        "forces": prediction.forces.tolist(),
+        "stress": prediction.stress[0].tolist() if has_volume else None,
+    }
+
+
+def _verify(potential: Potential, stored: dict[str, Any], path: Path) -> None:
+    structure = Atoms(
+        numbers=stored["numbers"],
+        positions=stored["positions"],
+        cell=stored["cell"],
+        pbc=stored["pbc"],
+    )
+    here = _answers(potential, structure)
+    energy_tolerance, tolerance = TOLERANCES.get(potential.dtype, TOLERANCES[torch.float32])
+    deviations = {
+        "energy": (abs(here["energy"] - stored["energy"]) / len(structure), energy_tolerance)
+    }
+    for name in ("forces", "stress"):
+        if stored[name] is not None:
+            expected = np.array(stored[name])
+            largest = np.abs(np.array(here[name]) - expected).max()
+            deviations[name] = (largest, tolerance * (1 + np.abs(expected).max()))
+    for name, (deviation, allowed) in deviations.items():
+        if not deviation <= allowed:
+            raise ModelFileError(
+                f"{path}: this machine does not reproduce the stored {name} of the reference "
+                f"structure: off by {deviation:.3g}, allowed {allowed:.3g}"
+            )

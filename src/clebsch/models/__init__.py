@@ -1,0 +1,1 @@
+"""Architectures, one file each, with their configuration and presets."""

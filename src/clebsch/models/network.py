@@ -1,0 +1,28 @@
+"""What every architecture offers to the rest of the package."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from clebsch.graph import AtomGraph
+
+
+class Network(nn.Module, ABC):
+    """From edge vectors to one energy per atom and layer, before scale and references.
+
+    Attributes:
+        avg_num_neighbors: <n> of the training set, by which sums over neighbours are divided.
+    """
+
+    avg_num_neighbors: float
+
+    @abstractmethod
+    def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
+        """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, T]."""
+
+    @abstractmethod
+    def decayed_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that the architecture's published recipe applies weight decay to."""

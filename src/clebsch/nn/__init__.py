@@ -1,0 +1,1 @@
+"""The blocks that architectures are made of."""

@@ -1,0 +1,126 @@
+"""From what the network says to energies in eV: references, scale, mean energy, repulsive prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import ase.data
+import torch
+from torch import Tensor, nn
+
+from clebsch.graph import AtomGraph
+from clebsch.kernels.reference import segment_sum
+from clebsch.nn.radial import PolynomialEnvelope
+
+#: Coulomb constant e^2 / (4 pi eps0), eV Angstrom (CODATA 2018).
+COULOMB = 14.399645478425668
+#: Bohr radius, Angstrom (CODATA 2018).
+BOHR = 0.529177210903
+
+MeanEnergyForm = Literal["none", "constant", "density"]
+
+
+class EnergyHead(nn.Module):
+    """Site energies in float64: reference + mean energy + scale x network.
+
+    The mean interaction energy of the training set enters in one of three forms: not at all; as a
+    constant per atom (the published MACE, where a lone atom then does not give its reference); or
+    times a smooth function of the neighbour density, 1 - exp(-rho^2), that is 0 for a lone atom
+    and 1 to rounding inside a molecule or solid. rho sums a polynomial envelope over neighbours.
+    """
+
+    references: Tensor
+    scale: Tensor
+    mean_energy: Tensor
+
+    def __init__(
+        self,
+        references: Sequence[float],
+        scale: float,
+        mean_energy: float,
+        form: MeanEnergyForm,
+        cutoff: float,
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.envelope = PolynomialEnvelope(cutoff, 5)
+        self.register_buffer("references", torch.tensor(references, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.register_buffer("mean_energy", torch.tensor(mean_energy, dtype=torch.float64))
+
+    def forward(self, layer_energies: Tensor, lengths: Tensor, graph: AtomGraph) -> Tensor:
+        """Equation 13 in eV.
+
+        Args:
+            layer_energies: [N, T], the network's readouts, in its own dtype and unit.
+            lengths: [E] float64, Angstrom.
+            graph: the graph.
+
+        Returns:
+            [N, 1 + T] float64: the reference and mean energy, then each layer's energy.
+        """
+        offset = self.references[graph.species]
+        if self.form == "constant":
+            offset = offset + self.mean_energy
+        elif self.form == "density":
+            density = segment_sum(self.envelope(lengths), graph.row_ptr)
+            offset = offset - self.mean_energy * torch.expm1(-(density**2))
+        return torch.cat([offset[:, None], self.scale * layer_energies.to(torch.float64)], dim=1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnergyHead:
+        """Follow a move to another device, and stay in float64 whatever the network is cast to."""
+        device = fn(torch.empty(0)).device
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(device)
+        return self
+
+
+class ZBLRepulsion(nn.Module):
+    """The universal screened nuclear repulsion of Ziegler, Biersack and Littmark (1985).
+
+    E_ij = k Z_i Z_j / r phi(r / a), a = 0.46850 Angstrom / (Z_i^0.23 + Z_j^0.23), times a
+    polynomial envelope that ends at the sum of the covalent radii, where it would meet real bonds.
+    Half of each pair's energy goes to each atom. It is in eV and never scaled by the network's
+    scale.
+    """
+
+    coefficients: Tensor
+    exponents: Tensor
+    numbers: Tensor
+    radii: Tensor
+
+    def __init__(self, atomic_numbers: Sequence[int], exponent: int = 6) -> None:
+        super().__init__()
+        self.exponent = exponent
+        radii = [float(ase.data.covalent_radii[z]) for z in atomic_numbers]
+        tables = {
+            "coefficients": [0.18175, 0.50986, 0.28022, 0.02817],
+            "exponents": [3.19980, 0.94229, 0.40290, 0.20162],
+            "numbers": [float(z) for z in atomic_numbers],
+            "radii": radii,
+        }
+        for name, values in tables.items():
+            table = torch.tensor(values, dtype=torch.float64)
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, lengths: Tensor, graph: AtomGraph) -> Tensor:
+        """Args: lengths [E] float64, Angstrom. Returns: [N] float64, eV."""
+        first, second = graph.species[graph.senders], graph.species[graph.receivers]
+        z1, z2 = self.numbers[first], self.numbers[second]
+        screening = 0.88534 * BOHR / (z1**0.23 + z2**0.23)
+        reduced = lengths / screening
+        phi = (self.coefficients * torch.exp(-self.exponents * reduced[:, None])).sum(1)
+        reach = self.radii[first] + self.radii[second]
+        envelope = PolynomialEnvelope(1.0, self.exponent)(lengths / reach)
+        energy = 0.5 * COULOMB * z1 * z2 / lengths * phi * envelope
+        return segment_sum(energy, graph.row_ptr)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ZBLRepulsion:
+        """Follow a move to another device, and stay in float64 whatever the network is cast to."""
+        device = fn(torch.empty(0)).device
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(device)
+        return self

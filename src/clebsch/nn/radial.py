@@ -1,0 +1,83 @@
+"""Radial bases, cut-off envelopes and the radial network that makes path weights from them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from clebsch.nn.linear import SILU_GAIN
+
+
+class PolynomialEnvelope(nn.Module):
+    """Smooth cut-off of DimeNet (Gasteiger et al. 2020, equation 8), exponent p.
+
+    It is 1 at r = 0 and meets 0 at the cut-off with p-independent smoothness: value, first and
+    second derivative vanish there. Beyond the cut-off it is exactly 0.
+    """
+
+    def __init__(self, cutoff: float, exponent: int) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.exponent = exponent
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """Args: lengths [E] in Angstrom. Returns: [E]."""
+        p = self.exponent
+        t = lengths / self.cutoff
+        envelope = 1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * (p * (p + 1) / 2)))
+        return torch.where(t < 1, envelope, torch.zeros_like(envelope))
+
+
+class BesselBasis(nn.Module):
+    """Spherical Bessel functions of order 0 times an envelope: b_n(r) f(r), n = 1..n_basis.
+
+    b_n(r) = sqrt(2 / r_c) sin(n pi r / r_c) / r (Gasteiger et al. 2020, equation 7), with fixed
+    frequencies, in Angstrom^-3/2.
+    """
+
+    def __init__(self, cutoff: float, n_basis: int, envelope: nn.Module) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.n_basis = n_basis
+        self.envelope = envelope
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """Args: lengths [E] in Angstrom, positive. Returns: [E, n_basis]."""
+        order = torch.arange(1, self.n_basis + 1, dtype=lengths.dtype, device=lengths.device)
+        frequencies = order * (math.pi / self.cutoff)
+        scaled = math.sqrt(2 / self.cutoff) * self.envelope(lengths) / lengths
+        return torch.sin(lengths[:, None] * frequencies) * scaled[:, None]
+
+
+class RadialNetwork(nn.Module):
+    """The multilayer perceptron from radial basis to path weights, R of equation 8, without biases.
+
+    Without biases and with SiLU(0) = 0 the path weights inherit the envelope's smooth end at the
+    cut-off. The last layer is kept apart as ``last_weight`` for ``ops.convolve_radial``, which
+    never needs the weights of all edges at once.
+    """
+
+    def __init__(self, n_basis: int, hidden: Sequence[int], n_paths: int, channels: int) -> None:
+        super().__init__()
+        widths = [n_basis, *hidden]
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.randn(fan_in, fan_out))
+            for fan_in, fan_out in itertools.pairwise(widths)
+        )
+        self.last = nn.Parameter(torch.randn(widths[-1], n_paths, channels))
+
+    def forward(self, basis: Tensor) -> Tensor:
+        """Args: basis [E, n_basis]. Returns: the last hidden layer, [E, hidden[-1]]."""
+        hidden = basis
+        for weight in self.weights:
+            hidden = SILU_GAIN * nn.functional.silu(hidden @ (weight / math.sqrt(len(weight))))
+        return hidden
+
+    @property
+    def last_weight(self) -> Tensor:
+        """[hidden[-1], n_paths, channels], normalised by its fan-in."""
+        return self.last / math.sqrt(len(self.last))

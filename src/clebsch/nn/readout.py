@@ -1,0 +1,37 @@
+"""Readouts: from the invariant part of node features to energies (equation 13)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from clebsch.nn.linear import SILU_GAIN
+
+
+class LinearReadout(nn.Module):
+    """A linear map from scalars to an energy, which keeps a layer's body order."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels))
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """Args: scalars [N, K]. Returns: [N]."""
+        return scalars @ (self.weight / math.sqrt(len(self.weight)))
+
+
+class MLPReadout(nn.Module):
+    """K -> hidden -> SiLU -> 1 without biases: zero for an atom whose features are zero."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Parameter(torch.randn(channels, hidden))
+        self.outer = nn.Parameter(torch.randn(hidden))
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """Args: scalars [N, K]. Returns: [N]."""
+        hidden = scalars @ (self.inner / math.sqrt(len(self.inner)))
+        hidden = SILU_GAIN * nn.functional.silu(hidden)
+        return hidden @ (self.outer / math.sqrt(len(self.outer)))

@@ -1,0 +1,327 @@
+"""A potential: network, references and prior together; energies and all their derivatives.
+
+Derivatives are taken here and nowhere else, with respect to edge vectors: one backward pass gives
+forces and virial alike, and no strain is ever applied to a structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
+from torch import Tensor, nn
+
+from clebsch.conventions import OUTPUTS
+from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError, did_you_mean
+from clebsch.graph import AtomGraph, batch_graphs
+from clebsch.kernels.dispatch import Kernels, best_backend, load_backend
+from clebsch.kernels.reference import segment_sum
+from clebsch.models.config import ModelConfig
+from clebsch.models.network import Network
+from clebsch.neighbors import neighbor_graph
+from clebsch.nn.energy import EnergyHead
+
+
+class Structure(Protocol):
+    """What a structure must offer: an ASE Atoms and a ``Frame`` both do."""
+
+    @property
+    def numbers(self) -> Any: ...  # noqa: D102
+    @property
+    def positions(self) -> Any: ...  # noqa: D102
+    @property
+    def cell(self) -> Any: ...  # noqa: D102
+    @property
+    def pbc(self) -> Any: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What was asked for; everything else is None. Signs and units as in ``clebsch.conventions``.
+
+    Attributes:
+        energy: [n_frames] float64, eV.
+        forces: [n_atoms, 3] float64, eV/Angstrom.
+        virial: [n_frames, 3, 3] float64, eV.
+        stress: [n_frames, 3, 3] float64, eV/Angstrom^3.
+        site_energies: [n_atoms] float64, eV; they sum to the energies.
+        layer_energies: [n_atoms, 1 + n_layers] float64, eV: the terms of equation 13; column 0 is
+            the reference with mean energy and prior. They sum to the site energies.
+        hessian: [3 n_atoms, 3 n_atoms] float64, eV/Angstrom^2, of a single structure.
+    """
+
+    energy: Tensor | None = None
+    forces: Tensor | None = None
+    virial: Tensor | None = None
+    stress: Tensor | None = None
+    site_energies: Tensor | None = None
+    layer_energies: Tensor | None = None
+    hessian: Tensor | None = None
+
+
+class Potential(nn.Module):
+    """Energies, forces, virials and stresses of structures.
+
+    Attributes:
+        config: the architecture's configuration.
+        species: element symbols; an atom's species is an index into them.
+        model: the network, from edge vectors to energies of each atom and layer.
+        head: references, scale and mean energy.
+        prior: a pair repulsion, or None.
+        provenance: what the model was trained on and how, as its file tells.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        species: Sequence[str],
+        model: Network,
+        head: EnergyHead,
+        prior: nn.Module | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.species = tuple(species)
+        self.model = model
+        self.head = head
+        self.prior = prior
+        self.provenance = provenance or {}
+        self._kernels: Kernels = load_backend("reference")
+        self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
+
+    @property
+    def cutoff(self) -> float:
+        """Distance in Angstrom below which atoms are neighbours."""
+        return self.config.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; references and sums are float64 always."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.model.parameters()).device
+
+    @property
+    def backend(self) -> str:
+        """What computes the heavy operations."""
+        return self._kernels.name
+
+    def use_backend(self, name: str = "auto") -> Potential:
+        """Choose what computes the heavy operations, and check it against the reference.
+
+        Args:
+            name: "numba", "reference", or "auto" for the fastest that the device allows.
+
+        Raises:
+            BackendError: the backend is missing, or gives other energies or forces than the
+                reference on a small structure.
+        """
+        kernels = best_backend(self.device) if name == "auto" else load_backend(name)
+        if kernels is not self._kernels:
+            self._install(kernels)
+            if kernels.name != "reference":
+                self._check_backend(kernels)
+        return self
+
+    def _install(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        for module in self.modules():
+            if hasattr(module, "kernels"):
+                setattr(module, "kernels", kernels)  # noqa: B010
+
+    def _check_backend(self, kernels: Kernels) -> None:
+        graph = self.graph(example_structure(self))
+        found = self(graph)
+        self._install(load_backend("reference"))
+        expected = self(graph)
+        tolerance = 1e-9 if self.dtype == torch.float64 else 1e-3
+        size = 1 + float(expected.forces.abs().max())
+        off = float((found.forces - expected.forces).abs().max()) / size
+        off = max(off, float((found.energy - expected.energy).abs()) / (size * graph.n_atoms))
+        if not off <= tolerance:
+            raise BackendError(
+                f"the {kernels.name} backend disagrees with the reference on this machine: "
+                f"off by {off:.2g}, allowed {tolerance:.2g}"
+            )
+        self._install(kernels)
+
+    @property
+    def references(self) -> Tensor:
+        """[n_species] float64: the energy of each element's isolated atom, eV."""
+        return self.head.references
+
+    def graph(self, structures: Structure | Iterable[Structure]) -> AtomGraph:
+        """The graph of one structure or of several, on the potential's device.
+
+        Raises:
+            UnknownElementError: an element that the potential does not know.
+            DataError: an impossible cell or position.
+        """
+        single = hasattr(structures, "numbers")
+        listed: list[Any] = [structures] if single else list(structures)  # type: ignore[arg-type]
+        graphs = [self._graph(s, "" if single else f"structure {i}") for i, s in enumerate(listed)]
+        return batch_graphs(graphs).to(self.device)
+
+    def _graph(self, structure: Structure, place: str) -> AtomGraph:
+        place = getattr(structure, "source", "") or place
+        numbers = np.asarray(structure.numbers)
+        unknown = [z for z in np.unique(numbers) if int(z) not in self._index_of_number]
+        if unknown:
+            symbol = chemical_symbols[int(unknown[0])]
+            atom = int(np.flatnonzero(numbers == unknown[0])[0])
+            raise UnknownElementError(
+                f"{place + ': ' if place else ''}element {symbol} (atom {atom}) is unknown to "
+                f"this model, which knows {', '.join(self.species)}"
+            )
+        try:
+            return neighbor_graph(
+                torch.tensor(np.asarray(structure.positions), dtype=torch.float64),
+                torch.tensor(np.asarray(structure.cell), dtype=torch.float64),
+                torch.tensor(np.asarray(structure.pbc), dtype=torch.bool),
+                torch.tensor([self._index_of_number[int(z)] for z in numbers], dtype=torch.int64),
+                self.cutoff,
+            )
+        except DataError as error:
+            raise DataError(f"{place}: {error}") if place else error from None
+
+    def forward(
+        self,
+        graph: AtomGraph,
+        outputs: Sequence[str] = ("energy", "forces"),
+        differentiable: bool = False,
+    ) -> Prediction:
+        """Compute what is asked for, and no derivative that is not.
+
+        Args:
+            graph: one or several structures.
+            outputs: names out of ``clebsch.conventions.OUTPUTS``.
+            differentiable: keep what a loss on the results needs to be differentiated.
+
+        Raises:
+            ClebschError: an unknown output; stress without a cell; a Hessian of several structures.
+        """
+        asked = set(outputs)
+        for name in asked - set(OUTPUTS):
+            raise ClebschError(f"unknown output {name!r}. {did_you_mean(name, OUTPUTS)}")
+        if "stress" in asked:
+            volumes = _volumes(graph)
+        needs_gradient = bool(asked & {"forces", "virial", "stress", "hessian"})
+        with torch.set_grad_enabled(differentiable or needs_gradient):
+            positions = graph.positions
+            if "hessian" in asked:
+                if graph.n_frames != 1:
+                    raise ClebschError("a Hessian is computed for one structure at a time")
+                positions = positions.detach().requires_grad_()
+            vectors = edge_vectors(graph, positions)
+            if needs_gradient and not vectors.requires_grad:
+                vectors.requires_grad_()
+            contributions = self._contributions(vectors, graph)
+            site_energies = contributions.sum(1)
+            results = {
+                "energy": segment_sum(site_energies, graph.frame_ptr),
+                "site_energies": site_energies,
+                "layer_energies": contributions,
+            }
+            if needs_gradient:
+                (gradient,) = torch.autograd.grad(
+                    site_energies.sum(),
+                    vectors,
+                    create_graph=differentiable or "hessian" in asked,
+                    materialize_grads=True,
+                )
+                results["forces"] = _forces(gradient, graph)
+                results["virial"] = _virial(gradient, vectors, graph)
+            if "stress" in asked:
+                results["stress"] = -results["virial"] / volumes[:, None, None]
+            if "hessian" in asked:
+                results["hessian"] = _hessian(results["forces"], positions)
+        if not differentiable:
+            results = {name: value.detach() for name, value in results.items()}
+        return Prediction(**{name: value for name, value in results.items() if name in asked})
+
+    def _contributions(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
+        """[N, 1 + T] float64, eV: the terms of equation 13."""
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        contributions = self.head(self.model(vectors.to(self.dtype), graph), lengths, graph)
+        if self.prior is not None:
+            first = contributions[:, :1] + self.prior(lengths, graph)[:, None]
+            contributions = torch.cat([first, contributions[:, 1:]], dim=1)
+        return contributions
+
+    def save(
+        self,
+        path: Path | str,
+        *,
+        provenance: dict[str, Any] | None = None,
+        reference: Structure | None = None,
+    ) -> None:
+        """Write one safetensors file; see ``clebsch.modelfile.save_potential``."""
+        from clebsch.modelfile import save_potential
+
+        save_potential(self, path, provenance=provenance, reference=reference)
+
+
+def example_structure(potential: Potential) -> Atoms:
+    """Eight atoms of the potential's first elements on a rattled grid in a periodic box."""
+    symbols = [potential.species[i % len(potential.species)] for i in range(8)]
+    corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
+    offsets = 0.2 * np.sin(np.arange(24.0)).reshape(8, 3)
+    spacing = potential.cutoff / 3
+    return Atoms(symbols, spacing * (corners + offsets), cell=[2.2 * spacing] * 3, pbc=True)
+
+
+def edge_vectors(graph: AtomGraph, positions: Tensor) -> Tensor:
+    """[E, 3] float64: from sender to receiver, across periodic images."""
+    vectors = positions[graph.receivers] - positions[graph.senders]
+    cells = graph.cell[graph.frame[graph.receivers]]
+    return vectors + torch.einsum("ea,eab->eb", graph.images, cells)
+
+
+def _forces(gradient: Tensor, graph: AtomGraph) -> Tensor:
+    """[N, 3]: an edge pulls its sender one way and its receiver the other."""
+    pulled = segment_sum(gradient[graph.sender_order], graph.sender_ptr)
+    return pulled - segment_sum(gradient, graph.row_ptr)
+
+
+def _virial(gradient: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
+    """[n_frames, 3, 3]: minus the derivative with respect to a symmetric strain."""
+    outer = vectors[:, :, None] * gradient[:, None, :]
+    edge_ptr = graph.row_ptr[graph.frame_ptr]
+    total = segment_sum(outer, edge_ptr)
+    return -0.5 * (total + total.transpose(1, 2))
+
+
+def _hessian(forces: Tensor, positions: Tensor) -> Tensor:
+    """[3 N, 3 N]: minus the derivative of the forces, symmetric to rounding."""
+    rows = [
+        torch.autograd.grad(-force, positions, retain_graph=True, materialize_grads=True)[0]
+        for force in forces.flatten()
+    ]
+    return torch.stack(rows).flatten(1)
+
+
+def _volumes(graph: AtomGraph) -> Tensor:
+    """[n_frames] float64: volumes of the cells that were given.
+
+    Raises:
+        ClebschError: a structure has no cell of full rank.
+    """
+    volumes = torch.linalg.det(graph.cell).abs()
+    flat = volumes < 1e-10
+    if flat.any():
+        frame = int(flat.nonzero()[0])
+        which = f"structure {frame}" if graph.n_frames > 1 else "the structure"
+        raise ClebschError(
+            f"{which} has no cell with a volume, so it has no stress; its virial always exists"
+        )
+    return volumes
