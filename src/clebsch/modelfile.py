@@ -136,9 +136,11 @@ def load(
     except (ConfigError, KeyError, RuntimeError, AttributeError) as error:
         raise ModelFileError(f"{path}: the weights do not fit the configuration: {error}") from None
     potential.provenance = metadata["provenance"]
-    potential.model.to(dtype or potential.dtype)
+    saved_dtype = potential.dtype
+    potential.model.to(dtype or saved_dtype)
     potential.to(device).requires_grad_(False).use_backend()
-    _verify(potential, metadata["reference"], path)
+    coarser = max(saved_dtype, potential.dtype, key=lambda kind: torch.finfo(kind).eps)
+    _verify(potential, metadata["reference"], TOLERANCES[coarser], path)
     return potential
 
 
@@ -167,7 +169,9 @@ def _answers(potential: Potential, structure: Structure) -> dict[str, Any]:
     }
 
 
-def _verify(potential: Potential, stored: dict[str, Any], path: Path) -> None:
+def _verify(
+    potential: Potential, stored: dict[str, Any], tolerances: tuple[float, float], path: Path
+) -> None:
     structure = Atoms(
         numbers=stored["numbers"],
         positions=stored["positions"],
@@ -175,7 +179,7 @@ def _verify(potential: Potential, stored: dict[str, Any], path: Path) -> None:
         pbc=stored["pbc"],
     )
     here = _answers(potential, structure)
-    energy_tolerance, tolerance = TOLERANCES.get(potential.dtype, TOLERANCES[torch.float32])
+    energy_tolerance, tolerance = tolerances
     deviations = {
         "energy": (abs(here["energy"] - stored["energy"]) / len(structure), energy_tolerance)
     }

@@ -1,0 +1,155 @@
+"""Model files are faithful, and damaged or foreign ones are refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import clebsch
+from builders import MODELS, ethanol, potential, skewed_cell
+from clebsch.errors import ModelFileError
+from clebsch.modelfile import read_tensors, write_tensors
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_save_and_load_give_the_same_potential(
+    model: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    saved = potential(model, dtype)
+    saved.save(tmp_path / "model.safetensors", provenance={"trained on": "nothing"})
+    loaded = clebsch.load(tmp_path / "model.safetensors")
+    assert loaded.config == saved.config
+    assert loaded.species == saved.species
+    assert loaded.dtype == dtype
+    assert loaded.provenance == {"trained on": "nothing"}
+    assert loaded.backend == "numba"
+    stored = saved.state_dict()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in loaded.state_dict().items())
+    saved.requires_grad_(False)  # as loaded ones are; torch orders some sums by it
+    for structure in (ethanol(), skewed_cell()):
+        before = saved(saved.graph(structure))
+        after = loaded(loaded.graph(structure))
+        assert torch.equal(before.energy, after.energy)
+        assert torch.equal(before.forces, after.forces)
+
+
+def test_a_model_can_be_loaded_in_another_precision(tmp_path: Path) -> None:
+    saved = potential(dtype=torch.float32)
+    saved.save(tmp_path / "model.safetensors", reference=ethanol())
+    loaded = clebsch.load(tmp_path / "model.safetensors", dtype=torch.float64)
+    assert loaded.dtype == torch.float64
+    assert torch.equal(loaded.references, saved.references)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    potential().save(tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_every_flipped_bit_is_found(file: Path) -> None:
+    original = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(original), 40):
+        damaged = bytearray(original)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        with pytest.raises(ModelFileError, match=r"model\.safetensors"):
+            clebsch.load(file)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])
+def test_a_truncated_file_is_refused(file: Path, keep: float) -> None:
+    original = file.read_bytes()
+    file.write_bytes(original[: keep if isinstance(keep, int) else int(keep * len(original))])
+    with pytest.raises(ModelFileError, match="not a readable safetensors file"):
+        clebsch.load(file)
+
+
+def test_a_header_that_lies_about_sizes_is_refused(tmp_path: Path) -> None:
+    header = {"x": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "huge.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ModelFileError):
+        clebsch.load(tmp_path / "huge.safetensors")
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return (Path(tmp_path / "executed").touch, ())
+
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ModelFileError):
+        clebsch.load(tmp_path / "model.safetensors")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"nowhere\.safetensors: no such file"):
+        clebsch.load(tmp_path / "nowhere.safetensors")
+
+
+def test_foreign_and_newer_files_are_told_apart(tmp_path: Path, file: Path) -> None:
+    import safetensors.torch
+
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(1)}, foreign)
+    with pytest.raises(ModelFileError, match="not one that Clebsch wrote"):
+        clebsch.load(foreign)
+    tensors, metadata = read_tensors(file)
+    write_tensors(foreign, tensors, {**metadata, "format": "something else"})
+    with pytest.raises(ModelFileError, match="not a potential"):
+        clebsch.load(foreign)
+    write_tensors(foreign, tensors, {**metadata, "format_version": 99})
+    with pytest.raises(ModelFileError, match="newer than this Clebsch"):
+        clebsch.load(foreign)
+
+
+def test_a_potential_that_answers_differently_is_refused(file: Path, tmp_path: Path) -> None:
+    """Weights and answers that do not belong together, though every checksum is right."""
+    tensors, metadata = read_tensors(file)
+    name = "model.embedding"
+    tensors[name] = tensors[name] * 1.01
+    write_tensors(tmp_path / "forged.safetensors", tensors, metadata)
+    with pytest.raises(ModelFileError, match="does not reproduce the stored"):
+        clebsch.load(tmp_path / "forged.safetensors")
+
+
+def test_weights_of_another_shape_are_refused(file: Path, tmp_path: Path) -> None:
+    tensors, metadata = read_tensors(file)
+    metadata["config"]["channels"] = 5
+    write_tensors(tmp_path / "other.safetensors", tensors, metadata)
+    with pytest.raises(ModelFileError, match="do not fit the configuration"):
+        clebsch.load(tmp_path / "other.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    before = file.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        potential(seed=2).save(file)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_file_of_format_version_1_still_loads() -> None:
+    """Written once by version 0.1.0 and kept: what it said then it must say for ever."""
+    path = Path(__file__).parent / "data_files" / "potential_v1.safetensors"
+    loaded = clebsch.load(path)
+    assert float(loaded(loaded.graph(ethanol()), ("energy",)).energy) == pytest.approx(
+        json.loads(path.with_suffix(".json").read_text())["ethanol_energy"], abs=1e-8
+    )
