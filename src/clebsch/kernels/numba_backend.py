@@ -156,7 +156,7 @@ class _Geometry:
         arrays = _arrays(weights, harmonics, nodes, out)
         _divide(
             lambda start, stop: loops.convolve(
-                start, stop, self.row_ptr, self.senders, self.tables, *arrays
+                start, stop, self.row_ptr, self.senders, *self.tables, *arrays
             ),
             self.n_atoms,
             self.cost,
@@ -176,7 +176,7 @@ class _Geometry:
         arrays = _arrays(weights, harmonics, nodes, cotangent, d_weights, d_harmonics)
         _divide(
             lambda start, stop: loops.convolve_edge_gradients(
-                start, stop, self.row_ptr, self.senders, self.tables, *arrays
+                start, stop, self.row_ptr, self.senders, *self.tables, *arrays
             ),
             self.n_atoms,
             2 * self.cost,
@@ -193,7 +193,7 @@ class _Geometry:
                 self.sender_ptr,
                 self.sender_order,
                 self.receivers,
-                self.tables,
+                *self.tables,
                 *arrays,
             ),
             self.n_atoms,
@@ -330,7 +330,7 @@ class _Polynomial(Function):
         arrays = _arrays(coefficients, basis, out)
         kinds = species.numpy()
         _divide(
-            lambda start, stop: loops.polynomial(start, stop, kinds, ctx.terms, *arrays),
+            lambda start, stop: loops.polynomial(start, stop, kinds, *ctx.terms, *arrays),
             basis.shape[0],
             4 * len(ctx.terms.component) * out[:, 0].numel(),
             None,
@@ -385,7 +385,7 @@ class _PolynomialGradients(Function):
         if coefficient_direction is not None:
             arrays = _arrays(coefficient_direction, basis, d_cotangent)
             _divide(
-                lambda start, stop: loops.polynomial(start, stop, kinds, terms, *arrays),
+                lambda start, stop: loops.polynomial(start, stop, kinds, *terms, *arrays),
                 len(kinds),
                 cost,
                 None,
@@ -393,8 +393,9 @@ class _PolynomialGradients(Function):
             _basis_gradient(terms, species, coefficient_direction, basis, cotangent, d_basis)
         if basis_direction is not None:
             given = _arrays(coefficients, basis, cotangent, basis_direction, d_basis, d_cotangent)
+            _, second = loops.polynomial_gradients(basis.shape[2])
             _divide(
-                lambda start, stop: loops.polynomial_second(start, stop, kinds, terms, *given),
+                lambda start, stop: second(start, stop, kinds, *terms, *given),
                 len(kinds),
                 2 * cost,
                 None,
@@ -403,7 +404,7 @@ class _PolynomialGradients(Function):
             needed = _arrays(basis, cotangent, basis_direction, d_coefficients)
             _divide(
                 lambda start, stop: loops.polynomial_second_coefficients(
-                    start, stop, kinds, order, terms, *needed
+                    start, stop, kinds, order, *terms, *needed
                 ),
                 len(terms.component),
                 cost,
@@ -419,7 +420,7 @@ def _coefficient_gradient(
     arrays = _arrays(basis, cotangent, d_coefficients)
     _divide(
         lambda start, stop: loops.polynomial_coefficient_gradient(
-            start, stop, kinds, order, terms, *arrays
+            start, stop, kinds, order, *terms, *arrays
         ),
         len(terms.component),
         4 * len(terms.component) * cotangent[:, 0].numel(),
@@ -437,8 +438,9 @@ def _basis_gradient(
 ) -> None:
     kinds = species.numpy()
     arrays = _arrays(coefficients, basis, cotangent, d_basis)
+    gradient, _ = loops.polynomial_gradients(basis.shape[2])
     _divide(
-        lambda start, stop: loops.polynomial_basis_gradient(start, stop, kinds, terms, *arrays),
+        lambda start, stop: gradient(start, stop, kinds, *terms, *arrays),
         len(kinds),
         6 * len(terms.component) * cotangent[:, 0].numel(),
         None,

@@ -13,6 +13,7 @@ all channels; then ``out[c] += g * (weight[path] * node[m])``.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -38,10 +39,23 @@ def _edge_couplings(table_ptr, table_harmonic, table_value, harmonics, couplings
 
 @numba.njit(**_OPTIONS)
 def convolve(  # type: ignore[no-untyped-def]
-    start, stop, row_ptr, senders, tables, weights, harmonics, nodes, out
+    start,
+    stop,
+    row_ptr,
+    senders,
+    source_ptr,
+    source_path,
+    source_node,
+    entry_out,
+    table_ptr,
+    table_harmonic,
+    table_value,
+    weights,
+    harmonics,
+    nodes,
+    out,
 ):
     """out[i, c] += sum over edges of receivers start..stop."""
-    source_ptr, source_path, source_node, entry_out, table_ptr, table_harmonic, table_value = tables
     n_channels = nodes.shape[2]
     couplings = np.empty(entry_out.shape[0], nodes.dtype)
     product = np.empty(n_channels, nodes.dtype)
@@ -66,7 +80,13 @@ def convolve_edge_gradients(  # type: ignore[no-untyped-def]
     stop,
     row_ptr,
     senders,
-    tables,
+    source_ptr,
+    source_path,
+    source_node,
+    entry_out,
+    table_ptr,
+    table_harmonic,
+    table_value,
     weights,
     harmonics,
     nodes,
@@ -75,7 +95,6 @@ def convolve_edge_gradients(  # type: ignore[no-untyped-def]
     d_harmonics,
 ):
     """Derivatives with respect to path weights and harmonics; both are added to."""
-    source_ptr, source_path, source_node, entry_out, table_ptr, table_harmonic, table_value = tables
     n_channels = nodes.shape[2]
     couplings = np.empty(entry_out.shape[0], nodes.dtype)
     product = np.empty(n_channels, nodes.dtype)
@@ -105,10 +124,24 @@ def convolve_edge_gradients(  # type: ignore[no-untyped-def]
 
 @numba.njit(**_OPTIONS)
 def convolve_node_gradient(  # type: ignore[no-untyped-def]
-    start, stop, sender_ptr, sender_order, receivers, tables, weights, harmonics, cotangent, d_nodes
+    start,
+    stop,
+    sender_ptr,
+    sender_order,
+    receivers,
+    source_ptr,
+    source_path,
+    source_node,
+    entry_out,
+    table_ptr,
+    table_harmonic,
+    table_value,
+    weights,
+    harmonics,
+    cotangent,
+    d_nodes,
 ):
     """Derivative with respect to nodes start..stop, summed over the edges that they send along."""
-    source_ptr, source_path, source_node, entry_out, table_ptr, table_harmonic, table_value = tables
     n_channels = d_nodes.shape[2]
     couplings = np.empty(entry_out.shape[0], d_nodes.dtype)
     gathered = np.empty(n_channels, d_nodes.dtype)
@@ -135,9 +168,8 @@ def convolve_node_gradient(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(**_OPTIONS)
-def polynomial(start, stop, species, terms, coefficients, basis, out):  # type: ignore[no-untyped-def]
+def polynomial(start, stop, species, component, first, second, third, coefficients, basis, out):  # type: ignore[no-untyped-def]
     """out[n, component] += coefficient * A[first] A[second] A[third]."""
-    component, first, second, third = terms
     n_channels = basis.shape[2]
     for n in range(start, stop):
         for t in range(component.shape[0]):
@@ -148,38 +180,10 @@ def polynomial(start, stop, species, terms, coefficients, basis, out):  # type: 
 
 
 @numba.njit(**_OPTIONS)
-def polynomial_basis_gradient(  # type: ignore[no-untyped-def]
-    start, stop, species, terms, coefficients, basis, cotangent, d_basis
-):
-    """Derivative with respect to A of atoms start..stop."""
-    component, first, second, third = terms
-    n_channels = basis.shape[2]
-    scaled, partial = np.empty((2, n_channels), basis.dtype)
-    for n in range(start, stop):
-        for t in range(component.shape[0]):
-            g, c = cotangent[n, component[t]], coefficients[species[n], t]
-            a1, a2, a3 = basis[n, first[t]], basis[n, second[t]], basis[n, third[t]]
-            d1, d2, d3 = d_basis[n, first[t]], d_basis[n, second[t]], d_basis[n, third[t]]
-            # One loop for each row that is written: rows may coincide, and short lists of arrays
-            # are what the compiler can tell apart.
-            for k in range(n_channels):
-                scaled[k] = g[k] * c[k]
-            for k in range(n_channels):
-                partial[k] = scaled[k] * a3[k]
-            for k in range(n_channels):
-                d1[k] += partial[k] * a2[k]
-            for k in range(n_channels):
-                d2[k] += partial[k] * a1[k]
-            for k in range(n_channels):
-                d3[k] += scaled[k] * a1[k] * a2[k]
-
-
-@numba.njit(**_OPTIONS)
 def polynomial_coefficient_gradient(  # type: ignore[no-untyped-def]
-    start, stop, species, order, terms, basis, cotangent, d_coefficients
+    start, stop, species, order, component, first, second, third, basis, cotangent, d_coefficients
 ):
     """Derivative with respect to the coefficients of terms start..stop."""
-    component, first, second, third = terms
     n_channels = basis.shape[2]
     for t in range(start, stop):
         for position in range(order.shape[0]):
@@ -192,48 +196,21 @@ def polynomial_coefficient_gradient(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(**_OPTIONS)
-def polynomial_second(  # type: ignore[no-untyped-def]
-    start, stop, species, terms, coefficients, basis, cotangent, direction, d_basis, d_cotangent
-):
-    """Derivatives of ``sum of direction * (derivative with respect to A)`` for atoms start..stop.
-
-    With respect to A (``d_basis``) and to the cotangent (``d_cotangent``); both are added to.
-    """
-    component, first, second, third = terms
-    n_channels = basis.shape[2]
-    mixed23, mixed13, mixed12, scaled = np.empty((4, n_channels), basis.dtype)
-    for n in range(start, stop):
-        for t in range(component.shape[0]):
-            g, c = cotangent[n, component[t]], coefficients[species[n], t]
-            q1, q2, q3 = first[t], second[t], third[t]
-            a1, a2, a3 = basis[n, q1], basis[n, q2], basis[n, q3]
-            u1, u2, u3 = direction[n, q1], direction[n, q2], direction[n, q3]
-            d1, d2, d3 = d_basis[n, q1], d_basis[n, q2], d_basis[n, q3]
-            dg = d_cotangent[n, component[t]]
-            for k in range(n_channels):
-                mixed23[k] = u2[k] * a3[k] + a2[k] * u3[k]
-            for k in range(n_channels):
-                mixed13[k] = u1[k] * a3[k] + a1[k] * u3[k]
-            for k in range(n_channels):
-                mixed12[k] = u1[k] * a2[k] + a1[k] * u2[k]
-            for k in range(n_channels):
-                dg[k] += c[k] * (a1[k] * mixed23[k] + u1[k] * a2[k] * a3[k])
-            for k in range(n_channels):
-                scaled[k] = c[k] * g[k]
-            for k in range(n_channels):
-                d1[k] += scaled[k] * mixed23[k]
-            for k in range(n_channels):
-                d2[k] += scaled[k] * mixed13[k]
-            for k in range(n_channels):
-                d3[k] += scaled[k] * mixed12[k]
-
-
-@numba.njit(**_OPTIONS)
 def polynomial_second_coefficients(  # type: ignore[no-untyped-def]
-    start, stop, species, order, terms, basis, cotangent, direction, d_coefficients
+    start,
+    stop,
+    species,
+    order,
+    component,
+    first,
+    second,
+    third,
+    basis,
+    cotangent,
+    direction,
+    d_coefficients,
 ):
     """The same derivative with respect to the coefficients of terms start..stop."""
-    component, first, second, third = terms
     n_channels = basis.shape[2]
     for t in range(start, stop):
         q1, q2, q3 = first[t], second[t], third[t]
@@ -244,3 +221,94 @@ def polynomial_second_coefficients(  # type: ignore[no-untyped-def]
             u1, u2, u3 = direction[n, q1], direction[n, q2], direction[n, q3]
             for k in range(n_channels):
                 d[k] += g[k] * (u1[k] * a2[k] * a3[k] + a1[k] * (u2[k] * a3[k] + a2[k] * u3[k]))
+
+
+@lru_cache(maxsize=32)
+def polynomial_gradients(n_channels: int) -> tuple[Any, Any]:
+    """The two loops that write to several rows of one array, compiled for a number of channels.
+
+    With the number a constant the compiler can prove that rows are the same or apart, and
+    vectorises; without it these loops take three times as long.
+    """
+
+    @numba.njit(**_OPTIONS)
+    def gradient(  # type: ignore[no-untyped-def]
+        start,
+        stop,
+        species,
+        component,
+        first,
+        second,
+        third,
+        coefficients,
+        basis,
+        cotangent,
+        d_basis,
+    ):
+        """Derivative with respect to A of atoms start..stop."""
+        scaled, partial = np.empty((2, n_channels), basis.dtype)
+        for n in range(start, stop):
+            for t in range(component.shape[0]):
+                g, c = cotangent[n, component[t]], coefficients[species[n], t]
+                a1, a2, a3 = basis[n, first[t]], basis[n, second[t]], basis[n, third[t]]
+                d1, d2, d3 = d_basis[n, first[t]], d_basis[n, second[t]], d_basis[n, third[t]]
+                # One loop for each row that is written, since rows may coincide.
+                for k in range(n_channels):
+                    scaled[k] = g[k] * c[k]
+                for k in range(n_channels):
+                    partial[k] = scaled[k] * a3[k]
+                for k in range(n_channels):
+                    d1[k] += partial[k] * a2[k]
+                for k in range(n_channels):
+                    d2[k] += partial[k] * a1[k]
+                for k in range(n_channels):
+                    d3[k] += scaled[k] * a1[k] * a2[k]
+
+    @numba.njit(**_OPTIONS)
+    def second(  # type: ignore[no-untyped-def]
+        start,
+        stop,
+        species,
+        component,
+        first,
+        second,
+        third,
+        coefficients,
+        basis,
+        cotangent,
+        direction,
+        d_basis,
+        d_cotangent,
+    ):
+        """Derivatives of ``sum of direction * (derivative with respect to A)``.
+
+        With respect to A (``d_basis``) and to the cotangent (``d_cotangent``) of atoms
+        start..stop; both are added to.
+        """
+        mixed23, mixed13, mixed12, scaled = np.empty((4, n_channels), basis.dtype)
+        for n in range(start, stop):
+            for t in range(component.shape[0]):
+                g, c = cotangent[n, component[t]], coefficients[species[n], t]
+                q1, q2, q3 = first[t], second[t], third[t]
+                a1, a2, a3 = basis[n, q1], basis[n, q2], basis[n, q3]
+                u1, u2, u3 = direction[n, q1], direction[n, q2], direction[n, q3]
+                d1, d2, d3 = d_basis[n, q1], d_basis[n, q2], d_basis[n, q3]
+                dg = d_cotangent[n, component[t]]
+                for k in range(n_channels):
+                    mixed23[k] = u2[k] * a3[k] + a2[k] * u3[k]
+                for k in range(n_channels):
+                    mixed13[k] = u1[k] * a3[k] + a1[k] * u3[k]
+                for k in range(n_channels):
+                    mixed12[k] = u1[k] * a2[k] + a1[k] * u2[k]
+                for k in range(n_channels):
+                    dg[k] += c[k] * (a1[k] * mixed23[k] + u1[k] * a2[k] * a3[k])
+                for k in range(n_channels):
+                    scaled[k] = c[k] * g[k]
+                for k in range(n_channels):
+                    d1[k] += scaled[k] * mixed23[k]
+                for k in range(n_channels):
+                    d2[k] += scaled[k] * mixed13[k]
+                for k in range(n_channels):
+                    d3[k] += scaled[k] * mixed12[k]
+
+    return gradient, second

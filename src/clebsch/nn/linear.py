@@ -37,12 +37,15 @@ class IrrepsLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Args: features [N, sum of copies x (2l + 1), K]. Returns: [N, irreps.dim, K]."""
-        outputs, start = [], 0
-        for irrep, copies, weight in zip(self.irreps, self.copies, self.weights, strict=True):
-            stop = start + irrep.dim * copies
-            block = features[:, start:stop].unflatten(1, (irrep.dim, copies)).flatten(2)
-            outputs.append(block @ (weight / math.sqrt(weight.shape[0])))
-            start = stop
+        dims = [irrep.dim for irrep in self.irreps]
+        sizes = [dim * copies for dim, copies in zip(dims, self.copies, strict=True)]
+        outputs = []
+        for block, dim, weight in zip(
+            features.split(sizes, dim=1), dims, self.weights, strict=True
+        ):
+            rows = block.reshape(-1, len(weight))  # one matrix product, not one per atom
+            mapped = rows @ (weight / math.sqrt(len(weight)))
+            outputs.append(mapped.view(-1, dim, self.channels))
         return torch.cat(outputs, dim=1)
 
 
@@ -70,15 +73,15 @@ class SpeciesLinear(nn.Module):
         order = torch.argsort(species, stable=True)
         n_species = self.weights[0].shape[0]
         counts = torch.bincount(species, minlength=n_species).tolist()
-        grouped = features.index_select(0, order).split(counts)
+        blocks = features.index_select(0, order).split([ir.dim for ir in self.irreps_in], dim=1)
         outputs = []
         for irrep in self.irreps_out:
             if irrep not in self.shared:
                 outputs.append(features.new_zeros((n_atoms, irrep.dim, channels)))
                 continue
-            weight = self.weights[self.shared.index(irrep)] / math.sqrt(channels)
-            block = self.irreps_in.slices[self.irreps_in.index(irrep)]
-            outputs.append(
-                torch.cat([part[:, block] @ weight[z] for z, part in enumerate(grouped)])
-            )
+            weights = (self.weights[self.shared.index(irrep)] / math.sqrt(channels)).unbind(0)
+            grouped = blocks[self.irreps_in.index(irrep)].reshape(-1, channels)
+            parts = grouped.split([count * irrep.dim for count in counts])
+            mapped = torch.cat([part @ weight for part, weight in zip(parts, weights, strict=True)])
+            outputs.append(mapped.view(-1, irrep.dim, channels))
         return torch.cat(outputs, dim=1).index_select(0, torch.argsort(order))
