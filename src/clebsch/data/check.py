@@ -1,0 +1,180 @@
+"""What is in a data set and what is wrong with it, before any training."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from ase.formula import Formula
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clebsch.data.check_geometry import check_boxes, check_contacts, check_duplicates
+from clebsch.data.check_labels import (
+    check_derivatives,
+    check_energy_grid,
+    check_energy_unit,
+    check_forces,
+    check_outliers,
+)
+from clebsch.data.finding import Finding
+from clebsch.data.frame import Frame
+from clebsch.data.labels import Census
+from clebsch.data.references import fit_references, isolated_atoms
+from clebsch.errors import DataError
+
+_STYLE = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What ``check_frames`` found.
+
+    Attributes:
+        n_frames: structures, isolated atoms included.
+        n_atoms: fewest and most atoms of a structure.
+        compositions: structures of each chemical formula.
+        labels: how many structures have an energy, forces, a stress.
+        census: the keys in the files, if it was given.
+        findings: the gravest first.
+    """
+
+    n_frames: int
+    n_atoms: tuple[int, int]
+    compositions: dict[str, int]
+    labels: dict[str, int]
+    census: Census | None
+    findings: tuple[Finding, ...]
+
+    def count(self, severity: str) -> int:
+        """Findings of one severity: error, warning or info."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    def print(self, console: Console) -> None:
+        """The report for people."""
+        fewest, most = self.n_atoms
+        size = f"{fewest} atoms" if fewest == most else f"{fewest} to {most} atoms"
+        console.print(f"[bold]{self.n_frames} structures[/] of {size}")
+        formulas = sorted(self.compositions.items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{formula} ({count})" for formula, count in formulas[:8])
+        more = f", and {len(formulas) - 8} more" if len(formulas) > 8 else ""
+        console.print(f"Compositions: {listed}{more}", highlight=False)
+        table = Table("label", "structures")
+        for label, count in self.labels.items():
+            table.add_row(label, f"{count} of {self.n_frames}")
+        console.print(table)
+        if self.census is not None:
+            keys = Table("key", "where", "shape", "structures", "first")
+            for entry in self.census.entries:
+                keys.add_row(
+                    escape(entry.key), entry.place, escape(entry.shape), str(entry.count),
+                    escape(entry.first),
+                )  # fmt: skip
+            console.print(keys)
+        for finding in self.findings:
+            style = _STYLE[finding.severity]
+            console.print(
+                f"[{style}]{finding.severity}[/] {finding.code}: {escape(finding.message)}",
+                highlight=False,
+            )
+        if self.count("error") + self.count("warning") == 0:
+            console.print("[green]Nothing wrong was found.[/]")
+        else:
+            console.print(f"{self.count('error')} errors, {self.count('warning')} warnings.")
+
+
+def check_frames(
+    frames: Sequence[Frame],
+    census: Census | None = None,
+    references: Mapping[str, float] | None = None,
+) -> CheckReport:
+    """Looks for what spoils a training: wrong units, broken labels, duplicates, bad geometries.
+
+    Args:
+        frames: structures with the labels that were read.
+        census: of their files, for the report.
+        references: isolated-atom energies in eV, if known; isolated atoms among ``frames`` are
+            taken where an element has none.
+
+    Raises:
+        DataError: there are no frames.
+    """
+    if not frames:
+        raise DataError("there are no frames to check")
+    findings: list[Finding] = []
+    known = dict(references or {})
+    rest = list(frames)
+    try:
+        found, rest = isolated_atoms(frames)
+        known = found | known
+    except DataError as error:
+        findings.append(Finding("error", "isolated atoms", str(error)))
+    findings += _check_label_presence(rest)
+    findings += _check_references(rest, known)
+    for check in (check_energy_unit, check_derivatives, check_forces, check_energy_grid):
+        findings += check(rest)
+    findings += check_outliers(rest)
+    findings += check_contacts(rest)
+    findings += check_duplicates(rest)
+    findings += check_boxes(rest)
+    findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.severity))
+    sizes = [len(frame) for frame in frames]
+    formulas = Counter(Formula.from_list(frame.symbols).format("hill") for frame in frames)
+    return CheckReport(
+        n_frames=len(frames),
+        n_atoms=(min(sizes), max(sizes)),
+        compositions=dict(formulas),
+        labels={
+            label: sum(getattr(frame, label) is not None for frame in frames)
+            for label in ("energy", "forces", "stress")
+        },
+        census=census,
+        findings=tuple(findings),
+    )
+
+
+def _check_label_presence(frames: list[Frame]) -> list[Finding]:
+    findings = []
+    bare = [f for f in frames if f.energy is None and f.forces is None and f.stress is None]
+    if bare:
+        findings.append(
+            Finding.about("warning", "no labels", bare, f"{len(bare)} structures have no label")
+        )
+    for label in ("energy", "forces", "stress"):
+        lacking = [f for f in frames if getattr(f, label) is None and f not in bare]
+        if 0 < len(lacking) < len(frames) - len(bare):
+            text = f"{len(lacking)} of {len(frames)} structures have no {label}"
+            findings.append(Finding.about("info", "partly missing", lacking, text))
+    weighted = [
+        f
+        for f in frames
+        if (f.weight, f.energy_weight, f.forces_weight, f.stress_weight) != (1, 1, 1, 1)
+    ]
+    if weighted:
+        weights = sorted(f.weight for f in weighted)
+        text = f"{len(weighted)} structures have weights ({weights[0]:g} to {weights[-1]:g})"
+        findings.append(Finding.about("info", "weights", weighted, text))
+    return findings
+
+
+def _check_references(frames: list[Frame], known: dict[str, float]) -> list[Finding]:
+    """Where reference energies come from, and whether compositions determine them."""
+    elements = sorted({symbol for frame in frames for symbol in set(frame.symbols)} or known)
+    missing = [symbol for symbol in elements if symbol not in known]
+    labelled = [frame for frame in frames if frame.energy is not None]
+    if not missing or not labelled:
+        have = [symbol for symbol in elements if symbol in known]
+        text = f"isolated-atom energies are there for {', '.join(have)}"
+        return [Finding("info", "references", text)] if have else []
+    fit = fit_references(labelled, {s: e for s, e in known.items() if s in elements})
+    text = f"no isolated-atom energy of {', '.join(missing)}; {fit.describe()}"
+    one_molecule = fit.rank == 1 and len({f.numbers.tobytes() for f in labelled}) == 1
+    harmless = fit.determined or one_molecule
+    return [Finding("info" if harmless else "warning", "references", text)]

@@ -1,0 +1,193 @@
+"""Checks of structures: atoms too close or lost, duplicates, dummy boxes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
+
+from clebsch.data.finding import Finding
+from clebsch.data.frame import Frame
+from clebsch.data.rawframe import where
+from clebsch.data.statistics import neighbor_pairs
+
+#: Atoms are too close below this fraction of the sum of their covalent radii.
+CLOSE = 0.65
+
+#: An atom is detached if no other is within this multiple of the sum of their covalent radii.
+DETACHED = 2.5
+
+#: Atom pairs are looked for up to this distance, Angstrom.
+REACH = 6.0
+
+#: Structures are the same if no interatomic distance differs by more than this, Angstrom,
+SAME = 1e-4
+
+#: and nearly the same within this.
+NEARLY_SAME = 1e-2
+
+#: Molecules up to this size are compared by all their distances, larger ones within REACH.
+ALL_DISTANCES = 200
+
+
+def check_contacts(frames: Sequence[Frame]) -> list[Finding]:
+    """Pairs of atoms that are too close, and atoms far from all others."""
+    close: list[tuple[float, str, Frame]] = []
+    detached: list[Frame] = []
+    for frame in frames:
+        first, second, distances = neighbor_pairs(frame, REACH)
+        radii = covalent_radii[frame.numbers]
+        ratio = distances / (radii[first] + radii[second])
+        nearest = np.full(len(frame), np.inf)
+        np.minimum.at(nearest, first, ratio)
+        if len(frame) > 1 and nearest.max() > DETACHED:
+            detached.append(frame)
+        if len(ratio) and ratio.min() < CLOSE:
+            pair = int(ratio.argmin())
+            atoms = "-".join(
+                chemical_symbols[frame.numbers[k]] for k in (first[pair], second[pair])
+            )
+            close.append((float(ratio[pair]), f"{atoms} at {distances[pair]:.3f} A", frame))
+    findings = []
+    if close:
+        _, worst, worst_frame = min(close, key=lambda entry: entry[0])
+        text = (
+            f"{len(close)} structures with atoms closer than {CLOSE} of the sum of their covalent "
+            f"radii, the worst {worst} in {where(worst_frame.source)}"
+        )
+        findings.append(Finding.about("warning", "close contacts", [f for *_, f in close], text))
+    if detached:
+        text = f"{len(detached)} structures with an atom far from all others"
+        findings.append(Finding.about("info", "detached atoms", detached, text))
+    return findings
+
+
+def check_boxes(frames: Sequence[Frame]) -> list[Finding]:
+    """Periodic boxes with much vacuum on all sides: molecules that a writer put in a box."""
+    boxed = [frame for frame in frames if is_boxed_molecule(frame)]
+    if not boxed:
+        return []
+    text = (
+        f"{len(boxed)} structures are periodic in a box far larger than themselves (vacuum of "
+        f"{min(_vacuum(f) for f in boxed):.0f} A or more on every side): if they are molecules, "
+        "read them with pbc=none; a stress of such a box means nothing"
+    )
+    return [Finding.about("warning", "dummy box", boxed, text)]
+
+
+def is_boxed_molecule(frame: Frame) -> bool:
+    """Whether a periodic structure has more vacuum than any cut-off reaches on all sides."""
+    return bool(frame.pbc.all()) and _vacuum(frame) > 2 * REACH
+
+
+def _vacuum(frame: Frame) -> float:
+    """The smallest gap between an atom layer and its image along any lattice direction, A."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(frame.cell), axis=0)
+    fractional = np.sort(np.linalg.solve(frame.cell.T, frame.positions.T).T % 1.0, axis=0)
+    gaps = np.diff(np.vstack([fractional, fractional[:1] + 1]), axis=0).max(axis=0)
+    return float((gaps * heights).min())
+
+
+# --- duplicates -----------------------------------------------------------------------------------
+
+
+def check_duplicates(frames: Sequence[Frame]) -> list[Finding]:
+    """Structures that are there twice, exactly or nearly, however turned, moved or renumbered."""
+    groups: dict[bytes, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        periodic = frame.pbc.tobytes()
+        groups[periodic + np.sort(frame.numbers).tobytes()].append(frame)
+    same: list[tuple[Frame, Frame]] = []
+    nearly: list[tuple[Frame, Frame]] = []
+    for group in groups.values():
+        for one, other, difference in _nearest_pairs(group):
+            if difference < NEARLY_SAME:
+                (same if difference < SAME else nearly).append((one, other))
+    findings = []
+    conflicting = [pair for pair in same if _energies_differ(*pair)]
+    if conflicting:
+        one, other = conflicting[0]
+        text = (
+            f"{len(conflicting)} structures are there twice with different energies, such as "
+            f"{one.energy} eV in {where(one.source)} and {other.energy} eV in {where(other.source)}"
+        )
+        sources = tuple(frame.source for pair in conflicting for frame in pair)
+        findings.append(Finding("error", "conflicting labels", text, sources))
+    for pairs, code, what in (
+        (same, "duplicates", "are there more than once"),
+        (nearly, "near duplicates", f"differ by less than {NEARLY_SAME} A from another"),
+    ):
+        if pairs:
+            sources = tuple(dict.fromkeys(frame.source for pair in pairs for frame in pair))
+            between = sum(_file(one) != _file(other) for one, other in pairs)
+            across = f" ({between} pairs across files)" if between else ""
+            examples = ", ".join(f"{a.source} = {b.source}" for a, b in pairs[:3])
+            text = f"{len(sources)} structures {what}{across}: {examples}"
+            findings.append(Finding("warning", code, text, sources))
+    return findings
+
+
+def _file(frame: Frame) -> str:
+    return frame.source.rpartition(":")[0]
+
+
+def _energies_differ(one: Frame, other: Frame) -> bool:
+    if one.energy is None or other.energy is None:
+        return False
+    return abs(one.energy - other.energy) > 1e-3 * len(one)
+
+
+def _nearest_pairs(group: list[Frame]) -> list[tuple[Frame, Frame, float]]:
+    """Each frame that has one like it earlier or later, once per pair, with their difference."""
+    if len(group) < 2:
+        return []
+    distances = [_sorted_distances(frame) for frame in group]
+    reach = np.inf if _is_small_molecule(group[0]) else REACH
+    features = np.array([_features(d, reach) for d in distances])
+    # how far features can move if every distance moves by NEARLY_SAME
+    moved = np.array([_features(d + NEARLY_SAME, reach) for d in distances])
+    scale = np.abs(moved - features).max(axis=0) + 1e-12
+    tree = cKDTree(features / scale)
+    _, nearest = tree.query(features / scale, k=2, p=np.inf, distance_upper_bound=1.0)
+    pairs = set()
+    for index, candidates in enumerate(nearest):
+        for candidate in candidates:
+            if candidate < len(group) and candidate != index:
+                pairs.add((min(index, int(candidate)), max(index, int(candidate))))
+    return [(group[i], group[j], _difference(distances[i], distances[j])) for i, j in sorted(pairs)]
+
+
+def _is_small_molecule(frame: Frame) -> bool:
+    return len(frame) <= ALL_DISTANCES and not frame.pbc.any()
+
+
+def _sorted_distances(frame: Frame) -> np.ndarray:
+    """Interatomic distances, sorted: all of a small molecule, otherwise those within REACH."""
+    if _is_small_molecule(frame):
+        return np.sort(pdist(frame.positions))
+    return np.sort(neighbor_pairs(frame, REACH)[2])
+
+
+def _features(distances: np.ndarray, reach: float) -> np.ndarray:
+    """[5] numbers that change smoothly with the distances, for a quick search of candidates."""
+    lengths = np.array([0.7, 1.3, 2.0, 3.0, 5.0])
+    # a pair that enters at the reach weighs nothing
+    tail = np.clip(1 - distances / reach, 0, None) ** 2
+    return (np.exp(-distances[:, None] / lengths) * tail[:, None]).sum(axis=0)
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest difference of sorted distances; pairs about to enter or leave do not count."""
+    if len(one) != len(other):
+        edge = REACH - NEARLY_SAME
+        inner = min(int(np.sum(one < edge)), int(np.sum(other < edge)))
+        if min(one[inner:].min(initial=REACH), other[inner:].min(initial=REACH)) < (
+            edge - NEARLY_SAME
+        ):
+            return float("inf")
+        one, other = one[:inner], other[:inner]
+    return float(np.abs(one - other).max(initial=0.0))

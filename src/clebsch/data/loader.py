@@ -1,0 +1,200 @@
+"""From frames to batches: graphs built once, labels with masks, shuffles that can be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clebsch.data.frame import Frame
+from clebsch.graph import AtomGraph, batch_graphs
+
+
+class GraphMaker(Protocol):
+    """What a potential offers the loader: it alone knows the cut-off and the species table."""
+
+    def graph(self, structures: Frame) -> AtomGraph: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of a batch; what stands where a mask is False has no meaning.
+
+    Attributes:
+        energy: [n_frames] float64, eV.
+        forces: [n_atoms, 3] float64, eV/Angstrom.
+        stress: [n_frames, 3, 3] float64, eV/Angstrom^3.
+        has_energy: [n_frames] bool.
+        has_forces: [n_frames] bool.
+        has_stress: [n_frames] bool.
+        energy_weight: [n_frames] float64, the structure's weight times that of the term.
+        forces_weight: [n_frames] float64.
+        stress_weight: [n_frames] float64.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    has_energy: Tensor
+    has_forces: Tensor
+    has_stress: Tensor
+    energy_weight: Tensor
+    forces_weight: Tensor
+    stress_weight: Tensor
+
+    def to(self, device: torch.device | str) -> Labels:
+        """The same labels on another device."""
+        return Labels(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some structures of a set: their graph, labels, and indices in the set."""
+
+    graph: AtomGraph
+    labels: Labels
+    frame_indices: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.graph.to(device), self.labels.to(device), self.frame_indices)
+
+
+def frame_labels(frame: Frame) -> Labels:
+    """The labels of one frame as tensors."""
+    n = len(frame)
+    weights = (frame.energy_weight, frame.forces_weight, frame.stress_weight)
+    energy_weight, forces_weight, stress_weight = (
+        torch.tensor([frame.weight * weight], dtype=torch.float64) for weight in weights
+    )
+    return Labels(
+        energy=torch.tensor([frame.energy or 0.0], dtype=torch.float64),
+        forces=_tensor(frame.forces, (n, 3)),
+        stress=_tensor(frame.stress, (3, 3))[None],
+        has_energy=torch.tensor([frame.energy is not None]),
+        has_forces=torch.tensor([frame.forces is not None]),
+        has_stress=torch.tensor([frame.stress is not None]),
+        energy_weight=energy_weight,
+        forces_weight=forces_weight,
+        stress_weight=stress_weight,
+    )
+
+
+def _tensor(values: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
+    if values is None:
+        return torch.zeros(shape, dtype=torch.float64)
+    return torch.tensor(np.asarray(values), dtype=torch.float64).reshape(shape)
+
+
+def collate(
+    graphs: Sequence[AtomGraph], labels: Sequence[Labels], frame_indices: Sequence[int]
+) -> Batch:
+    """Single structures as one batch, in the order given."""
+    joined = {f.name: torch.cat([getattr(x, f.name) for x in labels]) for f in fields(Labels)}
+    return Batch(batch_graphs(graphs), Labels(**joined), tuple(frame_indices))
+
+
+class LabelledGraphs:
+    """Frames with their graphs, built once and kept in main memory: 48 bytes an edge, about.
+
+    Attributes:
+        frames: the frames, for messages.
+        n_edges: edges of each frame.
+    """
+
+    def __init__(self, potential: GraphMaker, frames: Sequence[Frame]) -> None:
+        """Build all graphs.
+
+        Raises:
+            UnknownElementError: an element that the potential does not know.
+            DataError: an impossible cell or position.
+        """
+        self.frames = list(frames)
+        self._graphs = [potential.graph(frame).to("cpu") for frame in self.frames]
+        self._labels = [frame_labels(frame) for frame in self.frames]
+        self.n_edges = [graph.n_edges for graph in self._graphs]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The batch of some frames."""
+        return collate(
+            [self._graphs[i] for i in indices], [self._labels[i] for i in indices], indices
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many frames there are, and how many have each label."""
+        return {
+            "frames": len(self.frames),
+            "energies": sum(frame.energy is not None for frame in self.frames),
+            "forces": sum(frame.forces is not None for frame in self.frames),
+            "stresses": sum(frame.stress is not None for frame in self.frames),
+        }
+
+    @property
+    def n_bytes(self) -> int:
+        """Main memory that the graphs take."""
+        tensors = (getattr(graph, f.name) for graph in self._graphs for f in fields(AtomGraph))
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over structures, labels and weights: equal for equal data in equal order."""
+        digest = hashlib.sha256()
+        for graph, labels in zip(self._graphs, self._labels, strict=True):
+            structure = (graph.positions, graph.cell, graph.pbc, graph.species)
+            values = (getattr(labels, f.name) for f in fields(Labels))
+            for tensor in (*structure, *values):
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Which frames make up each batch: a pure function of the seed and the epoch.
+
+    Nothing else decides it, so a place inside an epoch is two whole numbers, and a run that is
+    resumed there sees the batches that it would have seen.
+
+    Attributes:
+        n_edges: edges of each frame.
+        batch_size: frames in a batch, or None.
+        batch_edges: the most edges in a batch, or None; a frame with more makes a batch alone.
+        seed: of the shuffles.
+    """
+
+    n_edges: Sequence[int]
+    batch_size: int | None = None
+    batch_edges: int | None = None
+    seed: int = 0
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch: every frame once, in a new order each time."""
+        digest = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return self._batches(torch.randperm(len(self.n_edges), generator=generator).tolist())
+
+    def in_order(self) -> list[list[int]]:
+        """The batches of the frames as they stand, for validation."""
+        return self._batches(list(range(len(self.n_edges))))
+
+    def _batches(self, order: list[int]) -> list[list[int]]:
+        if self.batch_size is not None:
+            size = self.batch_size
+            return [order[start : start + size] for start in range(0, len(order), size)]
+        assert self.batch_edges is not None, "a sampler needs batch_size or batch_edges"
+        batches: list[list[int]] = []
+        room = 0
+        for frame in order:
+            if not batches or self.n_edges[frame] > room:
+                batches.append([])
+                room = self.batch_edges
+            batches[-1].append(frame)
+            room -= self.n_edges[frame]
+        return batches

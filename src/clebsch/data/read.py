@@ -1,0 +1,145 @@
+"""Reading labelled structures: ``read_frames`` for the frames, ``census`` for what files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from ase.calculators.calculator import all_properties
+
+from clebsch.data.formats import iter_raw_frames
+from clebsch.data.frame import Frame
+from clebsch.data.labels import (
+    Census,
+    CensusEntry,
+    LabelKeys,
+    forces_label,
+    resolve_keys,
+    scalar_label,
+    stress_label,
+    take_census,
+    weight_label,
+)
+from clebsch.data.rawframe import RawFrame
+from clebsch.errors import DataError
+
+__all__ = ["Census", "CensusEntry", "LabelKeys", "census", "read_frames", "read_with_census"]
+
+Paths = Path | str | Sequence[Path | str]
+
+
+def read_frames(
+    paths: Paths, keys: LabelKeys | None = None, *, pbc: Literal["file", "none"] = "file"
+) -> list[Frame]:
+    """All frames of one or several files, with the labels that ``keys`` finds in them.
+
+    Extended XYZ (also .xz, .gz, .bz2), .npz, ASE databases, and what else ASE reads.
+
+    Args:
+        paths: a file or several.
+        keys: where the labels are; by their usual names if None. Keys are looked for file by file.
+        pbc: "file" as the files say; "none" reads every structure as a molecule: no cell, not
+            periodic, and no stress unless it is asked for. For dummy boxes around molecules.
+
+    Returns:
+        The frames in the order of the files. A label that a frame lacks is None.
+
+    Raises:
+        DataError: a file is missing, empty, truncated or malformed; a key that was asked for is
+            nowhere, or which of several is meant is unclear; a label has a wrong shape, is
+            asymmetric, nan or infinite, or a weight negative; a stress comes without a cell.
+    """
+    return read_with_census(paths, keys, pbc=pbc)[0]
+
+
+def read_with_census(
+    paths: Paths, keys: LabelKeys | None = None, *, pbc: Literal["file", "none"] = "file"
+) -> tuple[list[Frame], Census]:
+    """The frames as ``read_frames`` gives them and the census of their files, read once."""
+    keys = LabelKeys() if keys is None else keys
+    files = {path: list(iter_raw_frames(path)) for path in _path_list(paths)}
+    if pbc == "none":
+        unasked = {"stress": keys.stress or "none", "virial": keys.virial or "none"}
+        keys = keys.model_copy(update=unasked)
+    resolved = resolve_keys(keys, files)
+    frames = [
+        _to_frame(raw, keys, resolved[path], pbc == "none")
+        for path, raws in files.items()
+        for raw in raws
+    ]
+    everything = take_census(list(files), (raw for raws in files.values() for raw in raws))
+    return frames, everything
+
+
+def census(paths: Paths) -> Census:
+    """Which keys the files hold, where, in which shape and in how many frames.
+
+    Raises:
+        DataError: a file is missing, empty, truncated or malformed.
+    """
+    listed = _path_list(paths)
+    return take_census(listed, (raw for path in listed for raw in iter_raw_frames(path)))
+
+
+def _path_list(paths: Paths) -> list[Path]:
+    listed = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    if not listed:
+        raise DataError("no files to read were given")
+    for number, path in enumerate(listed):
+        if path in listed[:number]:
+            raise DataError(f"{path}: given twice")
+    return listed
+
+
+def _to_frame(raw: RawFrame, keys: LabelKeys, found: dict[str, str], molecule: bool) -> Frame:
+    _check_geometry(raw)
+    if molecule:
+        raw = RawFrame(
+            raw.numbers, raw.positions, np.zeros((3, 3)), np.zeros(3, dtype=bool),
+            raw.info, raw.arrays, raw.results, raw.source,
+        )  # fmt: skip
+    used = set(found.values())
+    return Frame(
+        numbers=raw.numbers,
+        positions=raw.positions,
+        cell=raw.cell,
+        pbc=raw.pbc,
+        energy=scalar_label(raw, found.get("energy"), "energy"),
+        forces=forces_label(raw, found.get("forces")),
+        stress=stress_label(raw, keys, found),
+        weight=weight_label(raw, found.get("weight"), "weight"),
+        energy_weight=weight_label(raw, found.get("energy_weight"), "energy_weight"),
+        forces_weight=weight_label(raw, found.get("forces_weight"), "forces_weight"),
+        stress_weight=weight_label(raw, found.get("stress_weight"), "stress_weight"),
+        source=raw.source,
+        # ASE refuses to write info keys that a calculator also has
+        info={k: v for k, v in raw.info.items() if k not in used and k not in all_properties},
+    )
+
+
+def _check_geometry(raw: RawFrame) -> None:
+    bad = np.argwhere(~np.isfinite(raw.positions))
+    if len(bad):
+        atom, axis = (int(index) for index in bad[0])
+        raise DataError(
+            f"{raw.where}: the position of {raw.atom(atom)} is {raw.positions[atom, axis]} "
+            f"along {'xyz'[axis]}"
+        )
+    if raw.numbers.min() < 1:
+        raise DataError(f"{raw.where}: atom {int(raw.numbers.argmin())} is not an element")
+    if not np.isfinite(raw.cell).all():
+        raise DataError(f"{raw.where}: the cell holds nan or infinity: {raw.cell.tolist()}")
+    if raw.pbc.any():
+        periodic = raw.cell[raw.pbc]
+        lengths = np.linalg.norm(periodic, axis=1)
+        volume = 0.0
+        if lengths.min() > 0:
+            unit = periodic / lengths[:, None]
+            volume = float(np.sqrt(max(np.linalg.det(unit @ unit.T), 0.0)))
+        if volume < 1e-4:
+            raise DataError(
+                f"{raw.where}: periodic (pbc {raw.pbc.tolist()}) without independent cell "
+                f"vectors: {raw.cell.tolist()}"
+            )

@@ -1,0 +1,180 @@
+"""Isolated-atom energies: taken from the data, or fitted to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from clebsch.data.frame import Frame
+from clebsch.data.rawframe import where
+from clebsch.errors import DataError
+
+#: ``config_type`` of a frame that is meant as a reference, without case and underscores.
+ISOLATED_ATOM = "isolatedatom"
+
+#: A periodic lone atom is isolated if its images are at least this far away, Angstrom.
+ISOLATED_BOX = 8.0
+
+#: Energies of the same isolated atom may differ by this much, eV.
+SAME_ENERGY = 1e-4
+
+
+def isolated_atoms(frames: Sequence[Frame]) -> tuple[dict[str, float], list[Frame]]:
+    """Sets the isolated atoms among ``frames`` apart as reference energies.
+
+    A frame is one if it has a single atom and an energy, and ``config_type`` says isolated_atom,
+    or it is not periodic, or its images are at least 8 Angstrom away.
+
+    Returns:
+        The energy of each element found, eV, and the other frames in their order.
+
+    Raises:
+        DataError: two frames give an element energies that differ by more than 0.1 meV; or a
+            frame of several atoms calls itself an isolated atom.
+    """
+    references: dict[str, float] = {}
+    sources: dict[str, str] = {}
+    rest: list[Frame] = []
+    for frame in frames:
+        if not is_isolated_atom(frame) or frame.energy is None:
+            rest.append(frame)
+            continue
+        symbol = frame.symbols[0]
+        if symbol not in references:
+            references[symbol], sources[symbol] = frame.energy, frame.source
+        elif abs(references[symbol] - frame.energy) > SAME_ENERGY:
+            raise DataError(
+                f"two different energies of the isolated atom {symbol}: {references[symbol]} eV "
+                f"in {where(sources[symbol])}, {frame.energy} eV in {where(frame.source)}"
+            )
+    return references, rest
+
+
+def is_isolated_atom(frame: Frame) -> bool:
+    """Whether a frame is a lone atom without images nearby.
+
+    Raises:
+        DataError: it has several atoms, yet its ``config_type`` says isolated_atom.
+    """
+    named = str(frame.info.get("config_type", "")).replace("_", "").lower() == ISOLATED_ATOM
+    if len(frame) != 1:
+        if named:
+            raise DataError(
+                f"{where(frame.source)}: config_type says isolated_atom, but it has "
+                f"{len(frame)} atoms"
+            )
+        return False
+    return named or nearest_image(frame) >= ISOLATED_BOX
+
+
+def nearest_image(frame: Frame) -> float:
+    """Distance from an atom to its nearest periodic image, Angstrom; infinity without any."""
+    periodic = frame.cell[frame.pbc]
+    if len(periodic) == 0:
+        return float("inf")
+    from vesin import NeighborList
+
+    # the shortest of the given vectors is an upper bound; a skewed cell has shorter combinations
+    bound = float(np.linalg.norm(periodic, axis=1).min())
+    finder = NeighborList(cutoff=bound * 1.001, full_list=True, n_threads=1)
+    (distances,) = finder.compute(np.zeros((1, 3)), frame.cell, frame.pbc, "d")
+    return float(np.min(distances, initial=bound))
+
+
+@dataclass(frozen=True)
+class ReferenceFit:
+    """Isolated-atom energies from a least-squares fit of total energies to compositions.
+
+    Attributes:
+        energies: eV, one per element.
+        rank: rank of the composition matrix over the fitted elements.
+        n_species: number of fitted elements.
+        determined: rank == n_species: the data tell the energies of the elements apart. If not,
+            those nearest to a common value are taken.
+        residual_rms: what the fit leaves of the energies, root mean square, eV per atom.
+    """
+
+    energies: dict[str, float]
+    rank: int
+    n_species: int
+    determined: bool
+    residual_rms: float
+
+    def describe(self) -> str:
+        """One sentence on how far the energies can be trusted."""
+        if self.determined:
+            verdict = "compositions determine every element"
+        else:
+            verdict = (
+                f"compositions have rank {self.rank} for {self.n_species} elements: the energies "
+                "of single elements are arbitrary, only their sums over these compositions count"
+            )
+        return f"references fitted, {verdict}; residual {1e3 * self.residual_rms:.3g} meV/atom rms"
+
+
+def fit_references(
+    frames: Sequence[Frame], known: Mapping[str, float] | None = None
+) -> ReferenceFit:
+    """Fits E = sum over elements of count x reference energy to the frames that have an energy.
+
+    Least squares in float64. Where compositions leave directions undetermined (a single molecule
+    has rank 1), the solution with the least deviation from the mean energy per atom is taken.
+
+    Args:
+        frames: those without an energy only contribute their elements.
+        known: references that are kept as they are, eV; the fit is of the other elements.
+
+    Raises:
+        DataError: no frame has an energy, or one is not finite.
+    """
+    known = dict(known or {})
+    numbers = sorted({int(z) for frame in frames for z in np.unique(frame.numbers)})
+    symbols = [chemical_symbols[z] for z in numbers]
+    labelled = [frame for frame in frames if frame.energy is not None]
+    if not labelled:
+        raise DataError("references cannot be fitted: no frame has an energy")
+    counts = np.array([[np.sum(f.numbers == z) for z in numbers] for f in labelled], dtype=float)
+    energies = np.array([frame.energy for frame in labelled], dtype=np.float64)
+    if not np.isfinite(energies).all():
+        frame = labelled[int(np.argmin(np.isfinite(energies)))]
+        raise DataError(f"{where(frame.source)}: the energy is {frame.energy}")
+    fixed = np.array([symbol in known for symbol in symbols])
+    target = energies - counts[:, fixed] @ np.array([known[s] for s in symbols if s in known])
+    free = counts[:, ~fixed]
+    # an element that is in no labelled frame gets the mean
+    mean = target.sum() / max(free.sum(), 1.0)
+    deviation, _, rank, _ = np.linalg.lstsq(free, target - mean * free.sum(axis=1), rcond=1e-10)
+    fitted = mean + deviation
+    residual = (target - free @ fitted) / counts.sum(axis=1)
+    found = dict(zip([s for s in symbols if s not in known], fitted.tolist(), strict=True))
+    return ReferenceFit(
+        energies={symbol: (known | found)[symbol] for symbol in symbols},
+        rank=int(rank),
+        n_species=int((~fixed).sum()),
+        determined=int(rank) == int((~fixed).sum()),
+        residual_rms=float(np.sqrt(np.mean(residual**2))),
+    )
+
+
+def interaction_energy(frame: Frame, references: Mapping[str, float]) -> float:
+    """Energy of a labelled frame less its references, summed in float64, eV.
+
+    Raises:
+        DataError: the frame has no energy, or an element of it has no reference.
+    """
+    if frame.energy is None:
+        raise DataError(f"{where(frame.source)}: has no energy")
+    elements, counts = np.unique(frame.numbers, return_counts=True)
+    total = 0.0
+    for z, count in zip(elements, counts, strict=True):
+        symbol = chemical_symbols[z]
+        if symbol not in references:
+            known = ", ".join(references) or "none"
+            raise DataError(
+                f"{where(frame.source)}: no reference energy for {symbol} (there are: {known})"
+            )
+        total += float(count) * references[symbol]
+    return frame.energy - total

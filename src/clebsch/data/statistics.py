@@ -1,0 +1,107 @@
+"""What a potential needs to know about its training data: neighbours, forces, energies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from vesin import NeighborList
+
+from clebsch.data.frame import Frame
+from clebsch.data.references import interaction_energy
+from clebsch.errors import DataError
+from clebsch.neighbors import complete_cell
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics over the labels that are there; missing ones count nowhere.
+
+    Attributes:
+        avg_num_neighbors: mean number of neighbours of an atom within the cut-off.
+        forces_rms: root mean square of the force components, eV/Angstrom.
+        mean_interaction_energy: mean over structures of (energy - references) per atom, eV/atom.
+        interaction_energy_std: its standard deviation, eV/atom.
+        cutoff: Angstrom.
+        n_frames: structures.
+        n_atoms: atoms in all of them.
+        n_energies: structures with an energy.
+        n_force_components: labelled force components.
+        n_stresses: structures with a stress.
+        assumed: names of the fields above that could not be measured (no such labels, no
+            neighbours, or all zero) and hold 1 instead, 0 for the two energies.
+    """
+
+    avg_num_neighbors: float
+    forces_rms: float
+    mean_interaction_energy: float
+    interaction_energy_std: float
+    cutoff: float
+    n_frames: int
+    n_atoms: int
+    n_energies: int
+    n_force_components: int
+    n_stresses: int
+    assumed: tuple[str, ...] = ()
+
+
+def compute_statistics(
+    frames: Sequence[Frame], references: Mapping[str, float], cutoff: float
+) -> Statistics:
+    """Statistics of ``frames`` for a model of this ``cutoff`` (Angstrom).
+
+    Args:
+        frames: structures with or without labels.
+        references: isolated-atom energies, eV; needed for every element of a labelled energy.
+        cutoff: Angstrom.
+
+    Raises:
+        DataError: there are no frames, or an element of a frame with an energy has no reference.
+    """
+    if not frames:
+        raise DataError("statistics of no frames were asked for")
+    n_atoms = sum(len(frame) for frame in frames)
+    interaction = np.array(
+        [interaction_energy(f, references) / len(f) for f in frames if f.energy is not None]
+    )
+    forces = [frame.forces.ravel() for frame in frames if frame.forces is not None]
+    components = np.concatenate(forces) if forces else np.zeros(0)
+    assumed: list[str] = []
+
+    def measured(name: str, value: float, fallback: float, valid: bool) -> float:
+        if valid:
+            return value
+        assumed.append(name)
+        return fallback
+
+    neighbors = sum(len(neighbor_pairs(frame, cutoff)[0]) for frame in frames) / n_atoms
+    forces_rms = float(np.sqrt(np.mean(components**2))) if len(components) else 0.0
+    labelled = len(interaction) > 0
+    mean = float(interaction.mean()) if labelled else 0.0
+    std = float(interaction.std()) if labelled else 0.0
+    return Statistics(
+        avg_num_neighbors=measured("avg_num_neighbors", neighbors, 1.0, neighbors > 0),
+        forces_rms=measured("forces_rms", forces_rms, 1.0, forces_rms > 0),
+        mean_interaction_energy=measured("mean_interaction_energy", mean, 0.0, labelled),
+        interaction_energy_std=measured("interaction_energy_std", std, 0.0, labelled),
+        cutoff=cutoff,
+        n_frames=len(frames),
+        n_atoms=n_atoms,
+        n_energies=len(interaction),
+        n_force_components=len(components),
+        n_stresses=sum(frame.stress is not None for frame in frames),
+        assumed=tuple(assumed),
+    )
+
+
+def neighbor_pairs(frame: Frame, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of atoms closer than ``cutoff`` Angstrom, both directions, images included.
+
+    Returns:
+        [n_pairs] first atoms, second atoms, and distances in Angstrom, in no particular order.
+    """
+    finder = NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    box = complete_cell(frame.cell, frame.pbc)
+    first, second, distances = finder.compute(frame.positions, box, frame.pbc, "ijd")
+    return first.astype(np.int64), second.astype(np.int64), distances

@@ -1,0 +1,288 @@
+"""The check of a data set: silent on good data, and finding each fault that is put in."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_builders import copper, copper_file, frame, springs
+from rich.console import Console
+
+from clebsch.data.check import CheckReport, check_frames
+from clebsch.data.frame import Frame
+from clebsch.data.read import LabelKeys, read_frames, read_with_census
+from clebsch.data.synthetic import sample_emt_cuau, write_xyz
+from clebsch.errors import DataError
+
+GOOD = [springs(seed) for seed in range(40)]
+
+
+def changed(frames: list[Frame], **changes: object) -> list[Frame]:
+    """``frames`` with fields replaced; a callable gets the frame."""
+    return [
+        dataclasses.replace(f, **{k: v(f) if callable(v) else v for k, v in changes.items()})
+        for f in frames
+    ]
+
+
+def messages(report: CheckReport, code: str) -> list[tuple[str, str]]:
+    return [(f.severity, f.message) for f in report.findings if f.code == code]
+
+
+def printed(report: CheckReport) -> str:
+    stream = io.StringIO()
+    report.print(Console(file=stream, width=400))
+    return stream.getvalue()
+
+
+def test_good_data_are_called_good() -> None:
+    report = check_frames(GOOD)
+    assert report.count("error") == report.count("warning") == 0
+    assert "Nothing wrong was found" in printed(report)
+    assert report.labels == {"energy": 40, "forces": 40, "stress": 0}
+    assert report.compositions == {"CH4O": 40}
+
+
+def test_the_report_is_json_and_print(tmp_path: Path) -> None:
+    frames, census = read_with_census(copper_file(tmp_path / "c.xyz"))
+    report = check_frames(frames, census)
+    parsed = json.loads(report.to_json())
+    assert parsed["n_frames"] == 3
+    assert {entry["key"] for entry in parsed["census"]["entries"]} == {"energy", "forces", "stress"}
+    text = printed(report)
+    assert "3 structures" in text
+    assert "stress" in text
+    assert "[n, 3]" in text
+
+
+def test_no_frames_are_refused() -> None:
+    with pytest.raises(DataError, match="no frames"):
+        check_frames([])
+
+
+@pytest.mark.parametrize(
+    ("energy_factor", "forces_factor", "hint"),
+    [
+        (1.0, -1.0, "gradients"),
+        (23.0605, 1.0, "kcal/mol and forces in eV/A"),
+        (1 / 27.2114, 1.0, "Hartree and forces in eV/A"),
+        (1.0, 1 / 51.4221, "forces in Hartree/Bohr"),
+        (1 / 27.2114, 1 / 51.4221, "per Bohr"),
+    ],
+)
+def test_labels_in_different_units_are_errors(
+    energy_factor: float, forces_factor: float, hint: str
+) -> None:
+    frames = changed(
+        GOOD,
+        energy=lambda f: f.energy * energy_factor,
+        forces=lambda f: f.forces * forces_factor,
+    )
+    found = messages(check_frames(frames), "derivatives")
+    assert [severity for severity, _ in found] == ["error"]
+    assert hint in found[0][1]
+
+
+def test_labels_of_other_structures_are_noticed() -> None:
+    shuffled = [
+        dataclasses.replace(f, forces=other.forces)
+        for f, other in zip(GOOD, [*GOOD[1:], GOOD[0]], strict=True)
+    ]
+    assert messages(check_frames(shuffled), "derivatives")[0][0] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("factor", "severity", "hint"),
+    [
+        (1.0, "info", "the stress says"),
+        (-1.0, "error", "stress_convention=negative"),
+        (160.2177, "error", "GPa"),
+        (-1602.177, "error", "pressure in kbar"),
+    ],
+)
+def test_the_sign_and_unit_of_the_stress_are_checked(
+    tmp_path: Path, factor: float, severity: str, hint: str
+) -> None:
+    rng = np.random.default_rng(0)
+    write_xyz(tmp_path / "c.xyz", [copper(i, rng.uniform(-0.03, 0.03)) for i in range(60)])
+    frames = changed(read_frames(tmp_path / "c.xyz"), stress=lambda f: f.stress * factor)
+    for built in frames:  # the same crystals, with atoms in other cells
+        built.positions[:] += rng.integers(-1, 2, (4, 3)) @ built.cell
+    found = [m for m in messages(check_frames(frames), "derivatives") if "stress says" in m[1]]
+    assert found[0][0] == severity
+    assert hint in found[0][1]
+
+
+def test_strongly_rattled_alloys_are_not_taken_for_wrong_units(tmp_path: Path) -> None:
+    write_xyz(tmp_path / "cuau.xyz", sample_emt_cuau(200, 0, seed=2))
+    found = messages(check_frames(read_frames(tmp_path / "cuau.xyz")), "derivatives")
+    assert [severity for severity, _ in found] == ["info", "info"]
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(1 / 27.2114, "Hartree"), (23.0605, "kcal/mol")])
+def test_all_electron_energies_give_their_unit_away(factor: float, unit: str) -> None:
+    energy = (-75.067 - 2 * 0.5 - 0.35) * 27.2114
+    frames = [frame("OH2", energy=energy * factor + 1e-3 * k) for k in range(5)]
+    found = messages(check_frames(frames), "energy unit")
+    assert found[0][0] == "error"
+    assert unit in found[0][1]
+
+
+def test_forces_of_an_unusual_size_are_noticed() -> None:
+    for factor, hint in ((100.0, "kcal/mol/A"), (1e-3, "Hartree/Bohr")):
+        frames = changed(
+            GOOD, forces=lambda f, x=factor: f.forces * x, energy=lambda f, x=factor: f.energy * x
+        )
+        assert hint in messages(check_frames(frames), "forces")[0][1]
+    zero = changed(GOOD, forces=lambda f: 0 * f.forces)
+    assert messages(check_frames(zero), "forces") == [("error", "all forces are zero")]
+
+
+def test_net_forces_and_torques_are_named() -> None:
+    pushed = changed(GOOD[:1], forces=lambda f: f.forces + 0.1)
+    (found,) = messages(check_frames([*pushed, *GOOD[1:]]), "net force")
+    assert found[0] == "warning"
+    assert "1 of 40" in found[1]
+    assert "springs.xyz:0" in found[1]
+    twisted = changed(
+        GOOD[1:2],
+        forces=lambda f: (
+            f.forces + 0.3 * np.cross([0, 0, 1.0], f.positions - f.positions.mean(axis=0))
+        ),
+    )
+    (found,) = messages(check_frames([*twisted, *GOOD[2:]]), "net torque")
+    assert "1 of 39" in found[1]
+
+
+def test_duplicates_are_found_however_they_are_turned() -> None:
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    order = np.random.default_rng(2).permutation(len(GOOD[3]))
+    copy = dataclasses.replace(
+        GOOD[3],
+        positions=(GOOD[3].positions @ rotation + 4.0)[order],
+        forces=(GOOD[3].forces @ rotation)[order],
+        numbers=GOOD[3].numbers[order],
+        source="other.xyz:7",
+    )
+    (found,) = messages(check_frames([*GOOD, copy]), "duplicates")
+    assert "2 structures are there more than once (1 pairs across files)" in found[1]
+    assert "springs.xyz:3 = other.xyz:7" in found[1]
+    wrong = dataclasses.replace(copy, energy=copy.energy + 1.0)
+    (found,) = messages(check_frames([*GOOD, wrong]), "conflicting labels")
+    assert found[0] == "error"
+    near = dataclasses.replace(copy, positions=copy.positions + 0.002 * np.sin(np.arange(3)))
+    near.positions[0] += 0.003
+    assert messages(check_frames([*GOOD, near]), "near duplicates")
+
+
+def test_periodic_duplicates_are_found_in_another_cell() -> None:
+    frames = [
+        frame("Cu4", a.positions, cell=a.cell.array, source=f"c.xyz:{i}")
+        for i, a in enumerate(copper(seed) for seed in range(12))
+    ]
+    one = frames[5]
+    skewed = one.cell.copy()
+    skewed[1] += skewed[0]
+    moved = one.positions + [0.3, 0.2, 0.1] + one.cell[2]
+    copy = dataclasses.replace(one, cell=skewed, positions=moved, source="d.xyz:0")
+    (found,) = messages(check_frames([*frames, copy]), "duplicates")
+    assert "c.xyz:5 = d.xyz:0" in found[1]
+    assert messages(check_frames(frames), "duplicates") == []
+
+
+def test_close_contacts_and_detached_atoms_are_named() -> None:
+    close = frame("H2", [[0, 0, 0], [0.3, 0, 0]], source="a.xyz:1")
+    lost = frame("OH2", [[0, 0, 0], [0.96, 0, 0], [0, 9.0, 0]], source="a.xyz:2")
+    report = check_frames([close, lost])
+    (found,) = messages(report, "close contacts")
+    assert "H-H at 0.300 A in a.xyz: frame 1" in found[1]
+    (found,) = messages(report, "detached atoms")
+    assert "1 structures" in found[1]
+    assert "a.xyz:2" in found[1]
+
+
+def test_energy_outliers_are_named() -> None:
+    odd = dataclasses.replace(GOOD[7], energy=GOOD[7].energy + 50.0)
+    report = check_frames([*GOOD[:7], odd, *GOOD[8:]])
+    (found,) = messages(report, "energy outliers")
+    assert "springs.xyz:7" in found[1]
+
+
+def test_dummy_boxes_are_named() -> None:
+    box = changed(GOOD, cell=50 * np.eye(3), pbc=np.ones(3, dtype=bool))
+    report = check_frames(box)
+    (found,) = messages(report, "dummy box")
+    assert "pbc=none" in found[1]
+    assert messages(report, "derivatives")[0][0] == "info"
+    crystal = [frame("Cu4", a.positions, cell=a.cell.array) for a in [copper()]]
+    assert messages(check_frames(crystal), "dummy box") == []
+
+
+def test_rounded_energies_are_noticed() -> None:
+    single = changed(GOOD, energy=lambda f: float(np.float32(f.energy * 40)))
+    assert "float32" in messages(check_frames(single), "energy grid")[0][1]
+    short = changed(GOOD, energy=lambda f: round(f.energy, 2))
+    assert "grid of 10 meV" in messages(check_frames(short), "energy grid")[0][1]
+
+
+def test_missing_labels_and_weights_are_counted() -> None:
+    bare = changed(GOOD[:2], energy=None, forces=None)
+    partly = changed(GOOD[2:5], forces=None)
+    heavy = changed(GOOD[5:6], weight=3.0)
+    report = check_frames([*bare, *partly, *heavy, *GOOD[6:]])
+    assert "2 structures have no label" in messages(report, "no labels")[0][1]
+    assert "3 of 40 structures have no forces" in messages(report, "partly missing")[0][1]
+    assert "1 structures have weights (3 to 3)" in messages(report, "weights")[0][1]
+
+
+def test_undetermined_references_are_a_warning_only_where_it_matters() -> None:
+    assert messages(check_frames(GOOD), "references")[0][0] == "info"
+    mixed = [*GOOD, *(springs(seed, molecule_name="CH3CH2OH") for seed in range(20))]
+    found = messages(check_frames(mixed), "references")
+    assert found[0][0] == "warning"
+    assert "rank 2 for 3 elements" in found[0][1]
+    known = {"H": -13.6, "C": -1027.0, "O": -2042.0}
+    assert messages(check_frames(mixed, references=known), "references")[0][0] == "info"
+
+
+def test_conflicting_isolated_atoms_are_reported_not_raised() -> None:
+    atoms = [frame("H", energy=e, source=f"a.xyz:{i}") for i, e in enumerate((-13.6, -12.0))]
+    assert messages(check_frames([*atoms, *GOOD]), "isolated atoms")[0][0] == "error"
+
+
+def test_real_data_are_found_right(shared_data: Path) -> None:
+    folder = shared_data / "acac"
+    report = check_frames(
+        read_frames([folder / "train_300K.xyz.xz", folder / "isolated_atoms.xyz.xz"])
+    )
+    assert report.count("error") == report.count("warning") == 0
+    assert "isolated-atom energies are there for C, H, O" in messages(report, "references")[0][1]
+    boxed = check_frames(read_frames(shared_data / "rmd17" / "ethanol" / "train_01.xyz.xz"))
+    assert [f.code for f in boxed.findings if f.severity != "info"] == ["dummy box"]
+    wrong = read_frames(folder / "test_MD_600K.xyz.xz", LabelKeys())
+    wrong = changed(wrong, forces=lambda f: -f.forces)
+    assert "gradients" in messages(check_frames(wrong), "derivatives")[0][1]
+
+
+def test_shared_frames_of_real_files_are_found(shared_data: Path) -> None:
+    folder = shared_data / "ethanol"
+    frames = read_frames([folder / "train.xyz.xz", folder / "train_eth_meth.xyz.xz"])
+    (found,) = messages(check_frames(frames), "duplicates")
+    assert "2000 structures are there more than once (1000 pairs across files)" in found[1]
+
+
+def test_thousands_of_frames_take_seconds() -> None:
+    frames = [springs(seed) for seed in range(100)]
+    many = [
+        dataclasses.replace(f, positions=f.positions * (1 + 1e-3 * k), source=f"m.xyz:{k}")
+        for k in range(50)
+        for f in frames
+    ]
+    start = time.perf_counter()
+    check_frames(many)
+    assert time.perf_counter() - start < 15
