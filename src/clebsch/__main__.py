@@ -1,0 +1,5 @@
+"""``python -m clebsch`` is ``clebsch``."""
+
+from clebsch.cli import main
+
+main()

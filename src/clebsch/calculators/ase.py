@@ -1,0 +1,126 @@
+"""The ASE calculator of a potential."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from clebsch.calculators.verlet import VerletList
+from clebsch.conventions import VOIGT
+from clebsch.graph import AtomGraph
+from clebsch.potential import Potential
+
+_VOIGT_INDEX = tuple(np.array(VOIGT).T)
+_OUTPUT_OF_PROPERTY = {"forces": "forces", "stress": "stress", "energies": "site_energies"}
+
+
+class ClebschCalculator(Calculator):
+    """Energies (eV), forces (eV/Angstrom), stress (eV/Angstrom^3, Voigt) and per-atom energies.
+
+    Only what is asked for is computed, the energy always. What was asked for at the previous
+    geometry is computed along with the first request at the next one: a barostat or a relaxation
+    of the cell asks for forces, then for the stress, and would otherwise pay twice.
+
+    Attributes:
+        potential: what computes.
+        n_calls: number of evaluations of the potential so far.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [
+        "energy",
+        "free_energy",
+        "forces",
+        "stress",
+        "energies",
+    ]
+
+    def __init__(self, potential: Potential, skin: float = 0.5) -> None:
+        """Make a calculator.
+
+        Args:
+            potential: what computes.
+            skin: Angstrom by which the neighbour list reaches beyond the cut-off.
+
+        Raises:
+            ClebschError: a negative skin.
+        """
+        super().__init__()
+        self.atoms: Atoms | None
+        self.results: dict[str, Any]
+        self.potential = potential
+        self.n_calls = 0
+        self._neighbors = VerletList(potential, skin)
+        self._graph: AtomGraph | None = None
+        self._asked: set[str] = set()
+
+    @property
+    def n_builds(self) -> int:
+        """Number of neighbour searches so far."""
+        return self._neighbors.n_builds
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What differs from the last geometry; of what ASE compares, only what can matter here."""
+        seen = self.atoms
+        if seen is None:
+            return list(all_changes)
+        differs = {
+            "positions": not np.array_equal(seen.positions, atoms.positions),
+            "numbers": not np.array_equal(seen.numbers, atoms.numbers),
+            "cell": not np.array_equal(seen.cell.array, atoms.cell.array),
+            "pbc": not np.array_equal(seen.pbc, atoms.pbc),
+        }
+        return [name for name, different in differs.items() if different]
+
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """One property, computed unless it is known; ASE's ``get_...`` methods call this."""
+        value = super().get_property(name, atoms, allow_calculation)
+        if allow_calculation:  # else it is a writer that takes what there is
+            self._asked.add(name)
+        return value
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute ``properties`` into ``results``; ASE calls this.
+
+        Raises:
+            UnknownElementError: an element that the potential does not know.
+            DataError: an impossible cell, or a position that is not a finite number.
+            ClebschError: the stress of a structure without a cell of full rank.
+        """
+        wanted = set(properties)
+        if system_changes or self._graph is None:
+            atoms = self.atoms if atoms is None else atoms
+            assert atoms is not None
+            self.results = {}
+            self._graph = self._neighbors.graph(atoms)
+            # Not Calculator.calculate: it looks for a folder on disk at every step.
+            self.atoms = atoms.copy()
+            expected = self._asked
+            if "stress" in expected and not atoms.cell.volume > 0:
+                expected = expected - {"stress"}
+            self._asked = set()
+            wanted = wanted | expected
+        outputs = [
+            output
+            for name, output in _OUTPUT_OF_PROPERTY.items()
+            if name in wanted and name not in self.results
+        ]
+        self.n_calls += 1
+        prediction = self.potential(self._graph, ("energy", *outputs))
+        self.results["energy"] = self.results["free_energy"] = float(prediction.energy)
+        if prediction.forces is not None:
+            self.results["forces"] = prediction.forces.cpu().numpy()
+        if prediction.stress is not None:
+            self.results["stress"] = prediction.stress[0].cpu().numpy()[_VOIGT_INDEX]
+        if prediction.site_energies is not None:
+            self.results["energies"] = prediction.site_energies.cpu().numpy()

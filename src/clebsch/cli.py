@@ -1,0 +1,398 @@
+"""The command line: parse, call one function, say where the results are.
+
+Exit status: 0 done; 1 done, but the answer is bad (a relaxation that did not converge, data with
+errors); 2 an error in what was given; 130 interrupted, with everything saved.
+
+Imports that cost time are inside the commands, so that ``clebsch --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from clebsch.cli_options import (
+    AsJSON,
+    Data,
+    Device,
+    DType,
+    EnergyKey,
+    ForcesKey,
+    Index,
+    Model,
+    Overwrite,
+    Pbc,
+    StressConvention,
+    StressKey,
+    Structure,
+    VirialKey,
+    label_keys,
+    load_model,
+    periodicity,
+    usable_device,
+)
+from clebsch.errors import ClebschError, ConfigError
+
+app = typer.Typer(
+    help="Machine-learned interatomic potentials: train them, judge them, run them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BAD_ANSWER, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        import clebsch
+
+        print(clebsch.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("clebsch-demo"),
+) -> None:
+    """Make data, train, judge, run MD: the whole road, offline, in minutes on a laptop."""
+    from clebsch.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def check(
+    data: Data,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    virial_key: VirialKey = None,
+    stress_convention: StressConvention = "ase",
+    pbc: Pbc = "file",
+    as_json: AsJSON = False,
+) -> None:
+    """Say what is in a data set and what is wrong with it, before any training."""
+    from clebsch.data.check import check_frames
+    from clebsch.data.read import read_with_census
+
+    keys = label_keys(energy_key, forces_key, stress_key, virial_key, stress_convention)
+    report = check_frames(*read_with_census(data, keys, pbc=periodicity(pbc)))
+    if as_json:
+        print(report.to_json())
+    else:
+        report.print(Console())
+    if report.count("error"):
+        raise typer.Exit(BAD_ANSWER)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A YAML file, and settings that replace its own: model=mace_small "
+            "data.train=frames.xyz training.max_minutes=20 run=my-run",
+            metavar="[CONFIG] [KEY=VALUE]...",
+        ),
+    ] = None,
+) -> None:
+    """Train a potential. Ctrl-C saves; `clebsch resume` goes on."""
+    from clebsch.training.configfile import load_config
+    from clebsch.training.loop import train as run_training
+
+    files = [argument for argument in config or [] if "=" not in argument]
+    if len(files) > 1:
+        raise ConfigError(f"one configuration file at most, not {' and '.join(files)}")
+    overrides = [argument for argument in config or [] if "=" in argument]
+    settings = load_config(files[0] if files else None, overrides)
+    result = run_training(settings, console=Console())
+    _end_of_training(result.run, result.reason == "interrupted", result.model is not None)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    max_epochs: Annotated[
+        int | None, typer.Option(help="New limit in epochs, those done included.")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="New limit in minutes, those spent included.")
+    ] = None,
+) -> None:
+    """Go on with a training run that was interrupted, exactly where it was."""
+    from clebsch.training.loop import resume as resume_training
+
+    result = resume_training(run, Console(), max_epochs=max_epochs, max_minutes=max_minutes)
+    _end_of_training(result.run, result.reason == "interrupted", result.model is not None)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Data,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write predictions to this extended XYZ file.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write parity plots and histograms to this HTML file.")
+    ] = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    virial_key: VirialKey = None,
+    stress_convention: StressConvention = "ase",
+    pbc: Pbc = "file",
+    as_json: AsJSON = False,
+    device: Device = "cpu",
+) -> None:
+    """Judge a model on labelled structures: errors of energy, forces and stress."""
+    from clebsch.evaluation.run import run_evaluate
+
+    judged = run_evaluate(
+        model,
+        data,
+        keys=label_keys(energy_key, forces_key, stress_key, virial_key, stress_convention),
+        pbc=periodicity(pbc),
+        out=predictions,
+        as_json=as_json,
+        device=usable_device(device),
+    )
+    if report is not None:
+        from clebsch.evaluation.report import potential_facts, write_report
+
+        facts = {"Model": str(model), **potential_facts(load_model(model, device))}
+        write_report(report, title="Evaluation", facts=facts, evaluations=judged)
+        if not as_json:
+            _say(f"Report: {report}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    data: Annotated[
+        list[Path] | None, typer.Argument(help="Test files to show beside the run's own data.")
+    ] = None,
+) -> None:
+    """Write RUN/report.html: learning curves, parity plots, errors, worst structures."""
+    from clebsch.evaluation.run_report import report_run
+
+    _say(f"Report: {report_run(run, data or ())}")
+
+
+@app.command()
+def md(
+    model: Model,
+    structure: Structure,
+    ensemble: Annotated[
+        str, typer.Option(help="nve, nvt (Langevin) or npt (Langevin, cell keeps its shape).")
+    ] = "nvt",
+    time: Annotated[
+        float | None, typer.Option(help="Total time, ps; 10 if neither this nor --steps is given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Total number of steps, instead.")] = None,
+    timestep: Annotated[
+        float, typer.Option(help="Time step, fs: 0.5 with hydrogen, 1 to 2 without.")
+    ] = 0.5,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature, K; for nve, of the initial velocities.")
+    ] = 300.0,
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="nve with the structure's own velocities.")
+    ] = False,
+    pressure: Annotated[float, typer.Option(help="Pressure for npt, GPa.")] = 0.0,
+    friction: Annotated[float, typer.Option(help="Friction of the thermostat, 1/ps.")] = 10.0,
+    barostat_period: Annotated[
+        float, typer.Option(help="Time scale of the volume in npt, fs.")
+    ] = 1000.0,
+    seed: Annotated[int, typer.Option(help="Of initial velocities and random forces.")] = 0,
+    output: Annotated[
+        Path, typer.Option(help="Trajectory: .traj (ASE) or .extxyz; the log goes beside it.")
+    ] = Path("md.traj"),
+    interval: Annotated[int, typer.Option(help="Steps between frames and log lines.")] = 10,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Go on with the run that --output belongs to.")
+    ] = False,
+    overwrite: Overwrite = False,
+    index: Index = -1,
+    device: Device = "cpu",
+    dtype: DType = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Run molecular dynamics. Ctrl-C saves; the same command with --restart goes on."""
+    from clebsch.evaluation.run import progress_bar
+    from clebsch.simulation.md import run_md
+    from clebsch.simulation.structure import read_structure
+
+    if keep_velocities and ensemble != "nve":
+        raise ConfigError("--keep-velocities is for nve: a thermostat makes its own velocities")
+    if time is None and steps is None:
+        time = 10.0
+    atoms = read_structure(structure, index)
+    potential = load_model(model, device, dtype)
+    with progress_bar(f"MD ({ensemble})") as advance:
+        result = run_md(
+            potential,
+            atoms,
+            ensemble=ensemble,
+            steps=steps,
+            time_ps=time,
+            timestep_fs=timestep,
+            temperature=None if keep_velocities else temperature,
+            pressure=pressure,
+            friction=friction,
+            barostat_period_fs=barostat_period,
+            seed=seed,
+            output=output,
+            interval=interval,
+            restart=restart,
+            overwrite=overwrite,
+            progress=lambda done, total, _: advance(done, total),
+        )
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        _say(result.describe())
+    if result.interrupted:
+        _say("Interrupted; saved. The same command with --restart goes on.", error=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def relax(
+    model: Model,
+    structure: Structure,
+    cell: Annotated[bool, typer.Option("--cell", help="Relax the lattice vectors too.")] = False,
+    fmax: Annotated[
+        float, typer.Option(help="Converged when no force exceeds this, eV/Angstrom.")
+    ] = 0.01,
+    steps: Annotated[int, typer.Option(help="At most so many steps.")] = 500,
+    pressure: Annotated[float, typer.Option(help="Pressure on a relaxed cell, GPa.")] = 0.0,
+    optimizer: Annotated[
+        str,
+        typer.Option(help="bfgs (to 1000 atoms), fire (any size), lbfgs (near a minimum only)."),
+    ] = "bfgs",
+    output: Annotated[
+        Path, typer.Option(help="Final structure; the suffix tells the format.")
+    ] = Path("relaxed.extxyz"),
+    trajectory: Annotated[Path | None, typer.Option(help="All steps, as a .traj file.")] = None,
+    overwrite: Overwrite = False,
+    index: Index = -1,
+    device: Device = "cpu",
+    dtype: DType = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Relax a structure to the nearest minimum of the energy. Exit status 1: not converged."""
+    from clebsch.simulation.relax import run_relax
+    from clebsch.simulation.structure import read_structure
+
+    result = run_relax(
+        load_model(model, device, dtype),
+        read_structure(structure, index),
+        fmax=fmax,
+        steps=steps,
+        cell=cell,
+        pressure=pressure,
+        optimizer=optimizer,
+        output=output,
+        trajectory=trajectory,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        _say(result.describe())
+    if not result.converged:
+        raise typer.Exit(BAD_ANSWER)
+
+
+@app.command()
+def scan(
+    model: Model,
+    frames: Annotated[Path, typer.Argument(help="Structures along a path, in order.")],
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(help="Write the curve to .csv, .json, .png or .svg; may be repeated."),
+    ] = None,
+    relative_to: Annotated[
+        str, typer.Option(help="Zero of both curves: minimum (of the reference) or first.")
+    ] = "minimum",
+    energy_key: EnergyKey = None,
+    pbc: Pbc = "file",
+    as_json: AsJSON = False,
+    device: Device = "cpu",
+    dtype: DType = None,
+) -> None:
+    """Compute the energy along a file of frames, against its own energies if it has them."""
+    from clebsch.data.read import read_frames
+    from clebsch.simulation.scan import run_scan
+
+    keys = label_keys(energy_key, "none", "none", "none", "ase")
+    result = run_scan(
+        load_model(model, device, dtype),
+        read_frames(frames, keys, pbc=periodicity(pbc)),
+        relative_to=relative_to,
+    )
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        _say(result.describe())
+    for path in output or ():
+        _say(f"Written: {result.write(path)}", error=as_json)
+
+
+@app.command()
+def presets() -> None:
+    """List the models that a configuration can name."""
+    from rich.table import Table
+
+    from clebsch.models.presets import PRESETS
+
+    table = Table("model=", "channels", "L", "order", "layers", "cutoff (Å)", "source")
+    for name, preset in PRESETS.items():
+        c = preset.config
+        numbers = (c.channels, c.message_l, c.correlation, c.layers, c.cutoff)
+        assumed = f" (assumed: {', '.join(preset.assumed)})" if preset.assumed else ""
+        table.add_row(name, *map(str, numbers), escape(preset.source + assumed))
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; always ends in ``SystemExit``.
+
+    Args:
+        arguments: instead of those of the process.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except (ClebschError, OSError) as error:
+        message = f"[bold red]error:[/] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+        raise SystemExit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        _say("Interrupted.", error=True)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _say(text: str, error: bool = False) -> None:
+    Console(stderr=error).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _end_of_training(run: Path, interrupted: bool, has_model: bool) -> None:
+    """Write the report of a finished run; an interrupted one is finished first."""
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if has_model:
+        from clebsch.evaluation.run_report import report_run
+
+        _say(f"Report: {report_run(run)}")

@@ -1,0 +1,125 @@
+"""Options and arguments that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from clebsch.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from clebsch.data.labels import LabelKeys
+    from clebsch.potential import Potential
+
+Periodicity = Literal["file", "none"]
+
+Model = Annotated[Path, typer.Argument(help="Model file, such as run/model.safetensors.")]
+Structure = Annotated[Path, typer.Argument(help="File with a structure, of any format ASE reads.")]
+Data = Annotated[
+    list[Path],
+    typer.Argument(help="Files with labelled structures: extended XYZ, .npz, .db, .traj, ..."),
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+DType = Annotated[
+    str | None,
+    typer.Option(help="Precision of the network: float32 or float64. As saved if not given."),
+]
+Index = Annotated[
+    int, typer.Option(help="Which structure of the file, from 0; -1 is the last one.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
+AsJSON = Annotated[
+    bool, typer.Option("--json", help="Print JSON (eV, Angstrom) instead of a table.")
+]
+EnergyKey = Annotated[
+    str | None, typer.Option(help="Key of the total energy (eV). Usual names are found.")
+]
+ForcesKey = Annotated[
+    str | None, typer.Option(help="Key of the forces (eV/Angstrom). Usual names are found.")
+]
+StressKey = Annotated[
+    str | None, typer.Option(help="Key of the stress (eV/Angstrom^3). Usual names are found.")
+]
+VirialKey = Annotated[
+    str | None, typer.Option(help="Key of the virial (eV). Usual names are found.")
+]
+StressConvention = Annotated[
+    str, typer.Option(help="Sign of the stress: ase (tension positive) or negative (VASP).")
+]
+Pbc = Annotated[
+    str, typer.Option(help="Periodicity: file (as it says) or none (boxes around molecules).")
+]
+
+
+def load_model(model: Path, device: str, dtype: str | None = None) -> Potential:
+    """The potential of a model file.
+
+    Raises:
+        ClebschError: the file, the precision or the device is of no use.
+    """
+    import torch
+
+    import clebsch
+
+    precisions = {"float32": torch.float32, "float64": torch.float64}
+    if dtype is not None and dtype not in precisions:
+        raise ConfigError(f"unknown precision {dtype!r}. {did_you_mean(dtype, precisions)}")
+    precision = None if dtype is None else precisions[dtype]
+    return clebsch.load(model, dtype=precision, device=usable_device(device))
+
+
+def usable_device(name: str) -> str:
+    """The name of a device on which a tensor can be made.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the device {name!r} cannot be used: {reason}") from None
+    return name
+
+
+def label_keys(
+    energy: str | None,
+    forces: str | None,
+    stress: str | None,
+    virial: str | None,
+    stress_convention: str,
+) -> LabelKeys:
+    """Where the labels are, from the options.
+
+    Raises:
+        ConfigError: an unknown convention.
+    """
+    from clebsch.data.read import LabelKeys
+
+    conventions = ("ase", "negative")
+    if stress_convention not in conventions:
+        hint = did_you_mean(stress_convention, conventions)
+        raise ConfigError(f"unknown --stress-convention {stress_convention!r}. {hint}")
+    return LabelKeys(
+        energy=energy,
+        forces=forces,
+        stress=stress,
+        virial=virial,
+        stress_convention=stress_convention,
+    )
+
+
+def periodicity(choice: str) -> Periodicity:
+    """How to take the periodicity of data files.
+
+    Raises:
+        ConfigError: neither "file" nor "none".
+    """
+    choices: dict[str, Periodicity] = {"file": "file", "none": "none"}
+    if choice not in choices:
+        raise ConfigError(f"unknown --pbc {choice!r}. {did_you_mean(choice, choices)}")
+    return choices[choice]

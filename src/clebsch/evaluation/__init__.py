@@ -1,0 +1,1 @@
+"""Judging potentials: metrics, worst structures, predictions, plots, the report."""

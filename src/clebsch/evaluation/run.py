@@ -1,0 +1,121 @@
+"""What ``clebsch evaluate`` and ``clebsch report`` do, as functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import clebsch
+from clebsch.data.frame import Frame
+from clebsch.data.read import LabelKeys, read_frames
+from clebsch.evaluation.evaluate import Evaluation, evaluate
+from clebsch.evaluation.predict import MAX_EDGES
+from clebsch.evaluation.predictions import check_suffix, write_predictions
+from clebsch.evaluation.tables import print_table
+from clebsch.potential import Potential
+
+
+def run_evaluate(
+    model: Path,
+    data: Sequence[Path],
+    *,
+    keys: LabelKeys | None = None,
+    pbc: Literal["file", "none"] = "file",
+    out: Path | None = None,
+    as_json: bool = False,
+    max_edges: int = MAX_EDGES,
+    device: str = "cpu",
+    console: Console | None = None,
+) -> dict[str, tuple[list[Frame], Evaluation]]:
+    """Judge a model file on data files, each of which is a set of its own.
+
+    Args:
+        model: the model file.
+        data: anything that ``read_frames`` reads.
+        keys: names of the labels; found by the census if None.
+        pbc: "none" treats every structure as a molecule, whatever box the file gives it.
+        out: write the predictions of all sets to this extended XYZ file.
+        as_json: print one JSON object instead of tables, in eV and Angstrom.
+        max_edges: edges in a batch.
+        device: where to compute.
+        console: where to print; standard output if None. Progress goes to standard error.
+
+    Returns:
+        ``{name of the set: (frames, evaluation)}``, as ``write_report`` takes it.
+
+    Raises:
+        ClebschError: the model or a data file cannot be read, an element is unknown to the model,
+            or ``out`` is not the name of an extended XYZ file.
+    """
+    console = console or Console()
+    if out is not None:
+        check_suffix(out)
+    potential = clebsch.load(model, device=device)
+    sets = evaluate_files(potential, data, keys=keys, pbc=pbc, max_edges=max_edges)
+    if as_json:
+        judged = {name: evaluation.to_json() for name, (_, evaluation) in sets.items()}
+        summary = {"model": str(model), "predictions": out and str(out), "sets": judged}
+        console.print(json.dumps(summary, indent=2), markup=False, highlight=False, soft_wrap=True)
+    else:
+        for name, (_, evaluation) in sets.items():
+            print_table(console, name, evaluation)
+    if out is not None:
+        write_predictions(out, sets.values())
+        if not as_json:
+            console.print(f"Predictions: {out}", markup=False, soft_wrap=True)
+    return sets
+
+
+def evaluate_files(
+    potential: Potential,
+    data: Sequence[Path],
+    *,
+    keys: LabelKeys | None = None,
+    pbc: Literal["file", "none"] = "file",
+    max_edges: int = MAX_EDGES,
+) -> dict[str, tuple[list[Frame], Evaluation]]:
+    """Read and judge each file, with a progress bar on standard error."""
+    sets = {}
+    for name, path in _set_names(data).items():
+        frames = read_frames(path, keys, pbc=pbc)
+        with progress_bar(f"Evaluating {name}") as progress:
+            judged = evaluate(potential, frames, max_edges=max_edges, progress=progress)
+        sets[name] = (frames, judged)
+    return sets
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error with the time left, driven by ``progress(done, total)``."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _set_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """File names where they tell the files apart, whole paths where they do not."""
+    files = [Path(path) for path in dict.fromkeys(paths)]
+    names = [file.name for file in files]
+    return {str(file) if names.count(file.name) > 1 else file.name: file for file in files}

@@ -1,0 +1,167 @@
+"""report.html of a training run: what ``clebsch report`` and the end of ``clebsch train`` write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import clebsch
+from clebsch.data.frame import Frame
+from clebsch.data.read import LabelKeys, read_frames
+from clebsch.data.references import isolated_atoms
+from clebsch.data.split import split_frames
+from clebsch.errors import DataError
+from clebsch.evaluation.evaluate import Evaluation, evaluate
+from clebsch.evaluation.page import Section
+from clebsch.evaluation.predict import MAX_EDGES
+from clebsch.evaluation.report import potential_facts, write_report
+from clebsch.evaluation.run import evaluate_files, progress_bar
+from clebsch.potential import Potential
+from clebsch.training.config import Config
+from clebsch.training.configfile import load_config
+
+#: Of larger training sets, so many structures are judged, evenly spaced.
+MAX_TRAINING_FRAMES = 1000
+
+
+def report_run(
+    run: Path,
+    data: Sequence[Path] = (),
+    *,
+    keys: LabelKeys | None = None,
+    pbc: Literal["file", "none"] | None = None,
+    sets: Mapping[str, Sequence[Frame]] | None = None,
+    extra: Sequence[Section] = (),
+    max_edges: int = MAX_EDGES,
+) -> Path:
+    """Write RUN/report.html from config.yaml, metrics.jsonl and model.safetensors.
+
+    Args:
+        run: the folder of a training run.
+        data: test files, judged and shown beside training and validation structures.
+        keys: names of the labels of ``data``; those of the run's configuration if None.
+        pbc: how to read ``data``; as the run's configuration says if None.
+        sets: frames to judge first, by name; if None, the run's validation and training
+            structures are read again, or left out if their files are gone.
+        extra: further sections.
+        max_edges: edges in a batch.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ClebschError: a file of the run or of ``data`` cannot be read.
+    """
+    run = Path(run)
+    config = load_config(run / "config.yaml")
+    history = read_history(run / "metrics.jsonl")
+    potential = clebsch.load(run / "model.safetensors", device=config.device)
+    if sets is None:
+        sets = run_sets(config)
+    evaluations: dict[str, tuple[Sequence[Frame], Evaluation]] = {}
+    for name, frames in sets.items():
+        with progress_bar(f"Evaluating {name}") as progress:
+            judged = evaluate(potential, frames, max_edges=max_edges, progress=progress)
+        evaluations[name] = (frames, judged)
+    evaluations |= evaluate_files(
+        potential,
+        data,
+        keys=keys or config.data.keys,
+        pbc=pbc or config.data.pbc,
+        max_edges=max_edges,
+    )
+    return write_report(
+        run / "report.html",
+        title=f"Training run {run.absolute().name}",
+        facts=run_facts(config, history, potential, sets),
+        history=history,
+        evaluations=evaluations,
+        extra=extra,
+    )
+
+
+def run_sets(config: Config) -> dict[str, list[Frame]]:
+    """Validation and training structures of a run, read again; none where files are gone.
+
+    A training set of more than ``MAX_TRAINING_FRAMES`` is thinned out, and its name says so.
+    """
+    data = config.data
+    paths = [*_listed(data.train), *_listed(data.valid)]
+    if not all(path.exists() for path in paths):
+        return {}
+    _, train = isolated_atoms(read_frames(data.train, data.keys, pbc=data.pbc))
+    if data.valid is not None:
+        _, valid = isolated_atoms(read_frames(data.valid, data.keys, pbc=data.pbc))
+    else:
+        train, valid = split_frames(
+            train, fraction=data.valid_fraction, count=data.valid_count, seed=config.seed
+        )
+    step = -(-len(train) // MAX_TRAINING_FRAMES)
+    chosen = train[::step]
+    name = "Training" if step == 1 else f"Training ({len(chosen)} of {len(train)})"
+    return {"Validation": valid, name: chosen}
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that a crash cut short is left out.
+
+    Raises:
+        DataError: another line is not a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and "epoch" in record:
+            records.append(record)
+        elif number < len(lines):
+            raise DataError(f"{path}: line {number} is not a record of an epoch")
+    return records
+
+
+def run_facts(
+    config: Config,
+    history: Sequence[Mapping[str, Any]],
+    potential: Potential,
+    sets: Mapping[str, Sequence[Frame]],
+) -> dict[str, str]:
+    """What the head of the report says of a run."""
+    model = config.model
+    facts = {
+        "Model": f"{model.name.upper()}, {model.layers} layers, {model.channels} channels, "
+        f"L = {model.message_l}, order {model.correlation}",
+        "Training data": ", ".join(str(path) for path in _listed(config.data.train)),
+        "Recipe": f"{config.recipe}, seed {config.seed}",
+        **potential_facts(potential),
+    }
+    if history:
+        last = history[-1]
+        best = [record["epoch"] for record in history if record.get("best")]
+        facts["Epochs"] = f"{last['epoch']}" + (f", best: {best[-1]}" if best else "")
+        if "seconds" in last:
+            facts["Training time"] = _duration(float(last["seconds"]))
+    if not sets:
+        facts["Note"] = "the training data are not where they were, so they are not judged here"
+    return facts
+
+
+def _listed(paths: Path | Sequence[Path] | None) -> list[Path]:
+    if paths is None:
+        return []
+    return [paths] if isinstance(paths, Path) else list(paths)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

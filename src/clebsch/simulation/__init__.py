@@ -1,0 +1,1 @@
+"""Running a potential: molecular dynamics, relaxation, scans and elastic properties."""

@@ -1,0 +1,191 @@
+"""How a crystal resists: its energy-volume curve and the elastic constants of a cubic one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import BaseCalculator
+from ase.eos import EquationOfState
+from ase.optimize import BFGS
+
+from clebsch.calculators import as_calculator
+from clebsch.errors import ClebschError
+from clebsch.potential import Potential
+from clebsch.simulation.structure import bare_copy
+
+_RELAXED_FORCE = 1e-4  # eV/A
+_RELAXATION_STEPS = 500
+_STRAINS = tuple(np.linspace(-0.03, 0.03, 13))
+
+
+@dataclass(frozen=True, eq=False)
+class EnergyVolumeCurve:
+    """Energies of a scaled crystal, with a Birch-Murnaghan equation of state fitted to them.
+
+    Attributes:
+        volumes: [n] Angstrom^3, of the whole cell.
+        energies: [n] eV, of the whole cell.
+        volume: at the minimum, Angstrom^3.
+        energy: at the minimum, eV.
+        bulk_modulus: GPa.
+        bulk_modulus_derivative: with respect to pressure, no unit.
+        fit_error: root mean square deviation of the fit, eV.
+    """
+
+    volumes: np.ndarray
+    energies: np.ndarray
+    volume: float
+    energy: float
+    bulk_modulus: float
+    bulk_modulus_derivative: float
+    fit_error: float
+
+
+@dataclass(frozen=True)
+class CubicElasticConstants:
+    """Elastic constants of a cubic crystal in GPa, at the cell that was given.
+
+    Attributes:
+        c11, c12, c44: means over the three axes.
+        spread: the largest deviation of one axis from these means; zero for a cubic crystal.
+        pressure: of the undeformed cell; the constants mean what they say where it is near zero.
+    """
+
+    c11: float
+    c12: float
+    c44: float
+    spread: float
+    pressure: float
+
+    @property
+    def bulk_modulus(self) -> float:
+        """(C11 + 2 C12) / 3, GPa."""
+        return (self.c11 + 2 * self.c12) / 3
+
+
+def energy_volume_curve(
+    atoms: Atoms,
+    source: Potential | BaseCalculator,
+    strains: Sequence[float] | np.ndarray = _STRAINS,
+) -> EnergyVolumeCurve:
+    """Scale a crystal isotropically and fit an equation of state.
+
+    Args:
+        atoms: periodic in three directions, near its equilibrium; not moved.
+        source: a potential, or any ASE calculator.
+        strains: relative changes of all lengths; at least five, on both sides of the minimum.
+
+    Raises:
+        ClebschError: not a crystal, too few strains, or no minimum between them.
+    """
+    _check_crystal(atoms)
+    if len(strains) < 5:
+        raise ClebschError(f"an equation of state needs at least 5 strains, not {len(strains)}")
+    crystal = bare_copy(atoms)
+    crystal.calc = as_calculator(source)
+    cell = crystal.cell.array.copy()
+    volumes, energies = [], []
+    for strain in strains:
+        crystal.set_cell(cell * (1 + strain), scale_atoms=True)
+        volumes.append(float(crystal.cell.volume))
+        energies.append(float(crystal.get_potential_energy()))
+    lowest = int(np.argmin(energies))
+    if not min(volumes) < volumes[lowest] < max(volumes):
+        raise ClebschError(
+            f"the energy has no minimum between the volumes {min(volumes):.2f} and "
+            f"{max(volumes):.2f} Angstrom^3: relax the cell first, or use larger strains"
+        )
+    equation = EquationOfState(volumes, energies, eos="birchmurnaghan")
+    volume, energy, modulus = equation.fit()
+    residuals = np.array(energies) - equation.func(np.array(volumes), *equation.eos_parameters)
+    return EnergyVolumeCurve(
+        volumes=np.array(volumes),
+        energies=np.array(energies),
+        volume=float(volume),
+        energy=float(energy),
+        bulk_modulus=float(modulus / units.GPa),
+        bulk_modulus_derivative=float(equation.eos_parameters[2]),
+        fit_error=float(np.sqrt(np.mean(residuals**2))),
+    )
+
+
+def cubic_elastic_constants(
+    atoms: Atoms,
+    source: Potential | BaseCalculator,
+    *,
+    strain: float = 0.005,
+    relax: bool = False,
+) -> CubicElasticConstants:
+    """C11, C12 and C44 from the stress of strained cells, by central differences.
+
+    Args:
+        atoms: a cubic crystal with its cubic axes along x, y and z; relax its cell first (with
+            the same potential). Not moved.
+        source: a potential, or any ASE calculator.
+        strain: size of the strain.
+        relax: relax the positions in each strained cell; needed where atoms are not at centres of
+            inversion.
+
+    Raises:
+        ClebschError: not a crystal, a strain that is not small and positive, or positions that
+            did not relax.
+    """
+    _check_crystal(atoms)
+    if not 0 < strain < 0.1:
+        raise ClebschError(f"a strain of {strain} is not small and positive")
+    crystal = bare_copy(atoms)
+    crystal.calc = as_calculator(source)
+    pressure = -float(crystal.get_stress()[:3].mean()) / units.GPa
+    c11, c12, c44 = [], [], []
+    for axis in range(3):
+        response = _stress_difference(crystal, _normal_strain(axis, strain), relax) / (2 * strain)
+        c11.append(response[axis])
+        c12 += [response[other] for other in range(3) if other != axis]
+        sheared = _stress_difference(crystal, _shear_strain(axis, strain), relax) / (2 * strain)
+        c44.append(sheared[3 + axis])
+    constants = [np.array(values) for values in (c11, c12, c44)]
+    return CubicElasticConstants(
+        c11=float(constants[0].mean()),
+        c12=float(constants[1].mean()),
+        c44=float(constants[2].mean()),
+        spread=max(float(np.abs(values - values.mean()).max()) for values in constants),
+        pressure=pressure,
+    )
+
+
+def _normal_strain(axis: int, size: float) -> np.ndarray:
+    strain = np.zeros((3, 3))
+    strain[axis, axis] = size
+    return strain
+
+
+def _shear_strain(axis: int, size: float) -> np.ndarray:
+    """[3, 3] in the plane perpendicular to ``axis``: Voigt component 3 + axis is ``size``."""
+    strain = np.zeros((3, 3))
+    one, other = (i for i in range(3) if i != axis)
+    strain[one, other] = strain[other, one] = size / 2
+    return strain
+
+
+def _stress_difference(crystal: Atoms, strain: np.ndarray, relax: bool) -> np.ndarray:
+    """[6] Voigt, GPa: stress at +strain less stress at -strain; the crystal is left as it was."""
+    cell, positions = crystal.cell.array.copy(), crystal.positions.copy()
+    difference = np.zeros(6)
+    for sign in (1, -1):
+        crystal.set_cell(cell, scale_atoms=False)
+        crystal.positions = positions
+        crystal.set_cell(cell @ (np.eye(3) + sign * strain), scale_atoms=True)
+        if relax and not BFGS(crystal, logfile=None).run(_RELAXED_FORCE, _RELAXATION_STEPS):
+            raise ClebschError("the positions did not relax in a strained cell")
+        difference += sign * crystal.get_stress() / units.GPa
+    crystal.set_cell(cell, scale_atoms=False)
+    crystal.positions = positions
+    return difference
+
+
+def _check_crystal(atoms: Atoms) -> None:
+    if not (atoms.pbc.all() and atoms.cell.volume > 0):
+        raise ClebschError("a crystal is periodic in all three directions; this structure is not")

@@ -1,0 +1,336 @@
+"""Molecular dynamics: constant energy, Langevin at constant temperature, or pressure as well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
+from ase.md.md import MolecularDynamics
+
+from clebsch.calculators import as_calculator
+from clebsch.errors import ClebschError
+from clebsch.potential import Potential
+from clebsch.simulation.guard import BlowUpGuard, stop_on_signals
+from clebsch.simulation.integrators import (
+    MDSettings,
+    integrator_state,
+    make_integrator,
+    restore_integrator,
+)
+from clebsch.simulation.recorder import Recorder, RunFiles, RunState, read_log
+from clebsch.simulation.structure import bare_copy
+from clebsch.simulation.velocities import (
+    conserved_degrees_of_freedom,
+    draw_momenta,
+    temperature_of,
+)
+
+#: Called with steps done, steps in all, and the temperature in K.
+ProgressCallback = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class MDResult:
+    """What a run was, from its log; everything but the speed counts all restarts of it.
+
+    Means and standard deviations are over the second half of the log, where a run that did not
+    start in equilibrium is nearer to it.
+
+    Attributes:
+        ensemble: "nve", "nvt" or "npt".
+        n_atoms: number of atoms.
+        steps: steps done in all.
+        time_ps: simulated time.
+        interrupted: stopped by Ctrl-C or SIGTERM before the end.
+        steps_per_second: of this session, everything included; 0 if it had no step to do.
+        temperature_mean, temperature_std: K.
+        energy_drift_meV: slope of the total energy, meV/atom/ps, by least squares over the whole
+            log; None unless nve and at least ten lines.
+        energy_rms_meV: root mean square of the total energy around that line, meV/atom.
+        volume_mean, volume_std: Angstrom^3; None unless npt.
+        pressure_mean, pressure_std: GPa, kinetic part included; None unless npt.
+        trajectory, log, state: the files.
+        atoms: the final structure with velocities, and with its calculator.
+    """
+
+    ensemble: str
+    n_atoms: int
+    steps: int
+    time_ps: float
+    interrupted: bool
+    steps_per_second: float
+    temperature_mean: float
+    temperature_std: float
+    energy_drift_meV: float | None
+    energy_rms_meV: float | None
+    volume_mean: float | None
+    volume_std: float | None
+    pressure_mean: float | None
+    pressure_std: float | None
+    trajectory: Path
+    log: Path
+    state: Path
+    atoms: Atoms
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the structure, fit for ``json.dumps``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "atoms"}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    def describe(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"{self.steps} steps, {self.time_ps:g} ps of {self.ensemble.upper()} with "
+            f"{self.n_atoms} atoms, {self.steps_per_second:.1f} steps/s",
+            f"Temperature   {self.temperature_mean:.1f} +- {self.temperature_std:.1f} K",
+        ]
+        if self.energy_drift_meV is not None:
+            lines.append(
+                f"Energy drift  {self.energy_drift_meV:.4f} meV/atom/ps "
+                f"(rms around it {self.energy_rms_meV:.4f} meV/atom)"
+            )
+        if self.volume_mean is not None:
+            lines.append(
+                f"Volume        {self.volume_mean:.2f} +- {self.volume_std:.2f} Angstrom^3"
+            )
+            lines.append(f"Pressure      {self.pressure_mean:.3f} +- {self.pressure_std:.3f} GPa")
+        lines += [f"Trajectory    {self.trajectory}", f"Log           {self.log}"]
+        return "\n".join(lines)
+
+
+def run_md(
+    source: Potential | BaseCalculator,
+    atoms: Atoms,
+    *,
+    ensemble: str = "nve",
+    steps: int | None = None,
+    time_ps: float | None = None,
+    timestep_fs: float = 0.5,
+    temperature: float | None = None,
+    pressure: float = 0.0,
+    friction: float = 10.0,
+    barostat_period_fs: float = 1000.0,
+    seed: int = 0,
+    output: Path | str = "md.traj",
+    log: Path | str | None = None,
+    interval: int = 10,
+    restart: bool = False,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> MDResult:
+    """Run molecular dynamics; ``atoms`` itself is not moved.
+
+    A state file beside the trajectory makes it possible to go on after an interruption, bit for
+    bit on a CPU: call again with the same arguments and ``restart=True``. Ctrl-C and SIGTERM end
+    the run after the current step with everything saved.
+
+    Args:
+        source: a potential, or any ASE calculator.
+        atoms: the initial structure; its constraints hold.
+        ensemble: "nve" (velocity Verlet), "nvt" (Langevin) or "npt" (Langevin, isotropic).
+        steps: total number of steps, those before a restart included; or else
+        time_ps: total time in ps.
+        timestep_fs: fs; 0.5 with hydrogen, 1 to 2 without.
+        temperature: K; initial velocities are drawn at it. For nve it may be None: the structure's
+            own velocities are kept.
+        pressure: GPa, for npt.
+        friction: of the thermostat, 1/ps.
+        barostat_period_fs: time scale of the volume, fs.
+        seed: of initial velocities and random forces.
+        output: trajectory: ``.traj`` (ASE's, exact) or ``.extxyz``; frames carry momenta, energy
+            and forces, and their step and time.
+        log: one line a frame, ``numpy.loadtxt`` reads it; ``output`` with ``.log`` if None.
+        interval: steps between frames.
+        restart: go on with the run that ``output`` belongs to.
+        overwrite: begin anew although the files exist.
+        progress: called at every frame.
+
+    Raises:
+        ClebschError: settings that make no sense; files that exist; a run that blew up (what was
+            written until then stays).
+    """
+    settings = MDSettings(
+        ensemble, timestep_fs, temperature, pressure, friction, barostat_period_fs, seed
+    )
+    total_steps = _total_steps(steps, time_ps, timestep_fs)
+    if interval < 1:
+        raise ClebschError(f"interval = {interval}: frames are at least one step apart")
+    files = RunFiles.beside(output, log)
+    if restart:
+        resumed = RunState.read(files.state)
+        _check_same_settings(settings, resumed, files.state)
+    else:
+        resumed = None
+        if files.existing() and not overwrite:
+            raise ClebschError(
+                f"{files.existing()[0]} exists already: restart that run, choose another output, "
+                "or allow overwriting"
+            )
+    run = _Run(source, atoms, settings, resumed)
+    with Recorder(files, settings.ensemble == "npt", resumed) as recorder:
+        interrupted, speed = run.advance(total_steps, interval, recorder, progress)
+    return _summarise(run, files, interrupted, speed)
+
+
+class _Run:
+    """A structure, its integrator and the random numbers that move it."""
+
+    def __init__(
+        self,
+        source: Potential | BaseCalculator,
+        atoms: Atoms,
+        settings: MDSettings,
+        resumed: RunState | None,
+    ) -> None:
+        self.settings = settings
+        self.atoms = bare_copy(atoms)
+        self.atoms.calc = as_calculator(source)
+        self.rng = np.random.default_rng(settings.seed)
+        if resumed is not None:
+            resumed.put_into(self.atoms)
+        elif settings.temperature is not None:
+            draw_momenta(self.atoms, settings.temperature, self.rng)
+        elif not self.atoms.get_momenta().any():
+            raise ClebschError("nve needs a temperature (K), or a structure that has velocities")
+        self.dynamics: MolecularDynamics = make_integrator(self.atoms, settings, self.rng)
+        if resumed is not None:
+            restore_integrator(self.dynamics, self.rng, resumed.integrator)
+            self.dynamics.nsteps = resumed.step
+            self.degrees_of_freedom = resumed.degrees_of_freedom
+        elif settings.ensemble == "nve":
+            self.degrees_of_freedom = conserved_degrees_of_freedom(self.atoms)
+        else:  # Langevin's random forces move the centre of mass as well
+            self.degrees_of_freedom = int(self.atoms.get_number_of_degrees_of_freedom())
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.dynamics.nsteps)
+
+    @property
+    def time_ps(self) -> float:
+        """Time simulated."""
+        return self.step * self.settings.timestep_fs / 1000
+
+    def state(self) -> RunState:
+        """What a restart needs."""
+        return RunState.of(
+            self.atoms,
+            self.step,
+            asdict(self.settings),
+            self.degrees_of_freedom,
+            integrator_state(self.dynamics, self.rng),
+        )
+
+    def advance(
+        self,
+        total_steps: int,
+        interval: int,
+        recorder: Recorder,
+        progress: ProgressCallback | None,
+    ) -> tuple[bool, float]:
+        """Do the remaining steps; whether it was interrupted, and steps per second."""
+        guard = BlowUpGuard(self.atoms, self.degrees_of_freedom, self.settings.temperature)
+        first, start = self.step, time.perf_counter()
+        if self.step == 0:
+            self._refuse(guard.trouble_at_record(self.atoms))
+            self._record(recorder)
+            recorder.save(self.state())
+        with stop_on_signals() as request:
+            while self.step < total_steps and not request.received:
+                self._one_step(guard)
+                if self.step % interval == 0:
+                    self._refuse(guard.trouble_at_record(self.atoms))
+                    self._record(recorder)
+                    if progress is not None:
+                        temperature = temperature_of(self.atoms, self.degrees_of_freedom)
+                        progress(self.step, total_steps, temperature)
+                    if recorder.is_state_due():
+                        recorder.save(self.state())
+            recorder.save(self.state())
+        elapsed = time.perf_counter() - start
+        return self.step < total_steps, (self.step - first) / elapsed
+
+    def _one_step(self, guard: BlowUpGuard) -> None:
+        try:
+            self.dynamics.step()
+        except ClebschError as error:  # such as a position that is not a number
+            self.dynamics.nsteps += 1
+            self._refuse(str(error))
+        self.dynamics.nsteps += 1
+        self._refuse(guard.trouble(self.atoms))
+
+    def _record(self, recorder: Recorder) -> None:
+        recorder.record(self.atoms, self.step, self.time_ps, self.degrees_of_freedom)
+
+    def _refuse(self, trouble: str | None) -> None:
+        if trouble is not None:
+            raise ClebschError(
+                f"the run blew up at step {self.step} ({self.time_ps:.4f} ps): {trouble}. What was "
+                "written until then is kept. A shorter time step or a better potential may help."
+            )
+
+
+def _total_steps(steps: int | None, time_ps: float | None, timestep_fs: float) -> int:
+    if (steps is None) == (time_ps is None):
+        raise ClebschError("give either the number of steps or the time in ps")
+    total = steps if steps is not None else round(1000 * float(time_ps or 0) / timestep_fs)
+    if total < 0:
+        raise ClebschError("a run cannot have a negative length")
+    return total
+
+
+def _check_same_settings(settings: MDSettings, resumed: RunState, path: Path) -> None:
+    for name, asked in asdict(settings).items():
+        before = resumed.settings.get(name)
+        if before != asked:
+            raise ClebschError(
+                f"{path}: the run was begun with {name} = {before}, a restart cannot change it "
+                f"to {asked}"
+            )
+
+
+def _summarise(run: _Run, files: RunFiles, interrupted: bool, speed: float) -> MDResult:
+    log = read_log(files.log)
+    second_half = slice(len(log["step"]) // 2, None)
+
+    def mean_and_std(column: str) -> tuple[float | None, float | None]:
+        if column not in log:
+            return None, None
+        values = log[column][second_half]
+        return float(values.mean()), float(values.std())
+
+    drift = rms = None
+    if run.settings.ensemble == "nve" and len(log["step"]) >= 10:
+        energies = 1000 * (log["total_eV"] - log["total_eV"][0]) / len(run.atoms)
+        slope, intercept = np.polyfit(log["time_ps"], energies, 1)
+        residuals = energies - (slope * log["time_ps"] + intercept)
+        drift, rms = float(slope), float(np.sqrt(np.mean(residuals**2)))
+    temperature = log["temperature_K"][second_half]
+    volume, pressure = mean_and_std("volume_A3"), mean_and_std("pressure_GPa")
+    return MDResult(
+        ensemble=run.settings.ensemble,
+        n_atoms=len(run.atoms),
+        steps=run.step,
+        time_ps=run.time_ps,
+        interrupted=interrupted,
+        steps_per_second=speed,
+        temperature_mean=float(temperature.mean()),
+        temperature_std=float(temperature.std()),
+        energy_drift_meV=drift,
+        energy_rms_meV=rms,
+        volume_mean=volume[0],
+        volume_std=volume[1],
+        pressure_mean=pressure[0],
+        pressure_std=pressure[1],
+        trajectory=files.trajectory,
+        log=files.log,
+        state=files.state,
+        atoms=run.atoms,
+    )

@@ -1,0 +1,250 @@
+"""Trajectory, log and state of a run on disk, such that a killed run can go on where it was.
+
+The state file is written after trajectory and log have been synced, and says how long both were.
+What a killed run wrote later is cut off by the restart, which then writes the same again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.io.extxyz import write_extxyz
+from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
+
+from clebsch.errors import ClebschError, DataError
+from clebsch.files import atomic_write
+from clebsch.simulation.velocities import temperature_of
+
+COLUMNS = ("step", "time_ps", "total_eV", "potential_eV", "kinetic_eV", "temperature_K")
+CELL_COLUMNS = ("volume_A3", "pressure_GPa")
+SUFFIXES = (".traj", ".extxyz", ".xyz")
+
+_STATE_FORMAT = "clebsch-md-state"
+_STATE_VERSION = 1
+_SECONDS_BETWEEN_STATES = 10.0
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run writes."""
+
+    trajectory: Path
+    log: Path
+    state: Path
+
+    @classmethod
+    def beside(cls, trajectory: Path | str, log: Path | str | None = None) -> RunFiles:
+        """The files of a run: log and state are named after the trajectory.
+
+        Raises:
+            ClebschError: the trajectory's suffix is not one of a format we write.
+        """
+        trajectory = Path(trajectory)
+        if trajectory.suffix not in SUFFIXES:
+            raise ClebschError(
+                f"{trajectory}: a trajectory's name ends in {', '.join(SUFFIXES)}, its format"
+            )
+        if not trajectory.parent.is_dir():
+            raise ClebschError(f"{trajectory}: the folder {trajectory.parent} does not exist")
+        log = trajectory.with_suffix(".log") if log is None else Path(log)
+        return cls(trajectory, log, trajectory.with_suffix(".state.json"))
+
+    def existing(self) -> list[Path]:
+        """Those that are there already."""
+        return [path for path in (self.trajectory, self.log, self.state) if path.exists()]
+
+
+@dataclass
+class RunState:
+    """All that a run needs to go on, bit for bit, besides the potential and constraints.
+
+    Attributes:
+        settings: the run's ``MDSettings`` as a mapping.
+        step: number of steps done.
+        numbers: [n] atomic numbers.
+        positions, momenta: [n, 3], Angstrom and ASE's unit.
+        cell: [3, 3] Angstrom.
+        degrees_of_freedom: that share the kinetic energy.
+        integrator: see ``integrators.integrator_state``.
+        sizes: of trajectory and log: bytes of a text file, frames of a ``.traj``.
+    """
+
+    settings: dict[str, Any]
+    step: int
+    numbers: list[int]
+    positions: list[list[float]]
+    momenta: list[list[float]]
+    cell: list[list[float]]
+    degrees_of_freedom: int
+    integrator: dict[str, Any]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        atoms: Atoms,
+        step: int,
+        settings: dict[str, Any],
+        degrees_of_freedom: int,
+        integrator: dict[str, Any],
+    ) -> RunState:
+        """The state of ``atoms`` after a whole step. JSON keeps every bit of a float64."""
+        return cls(
+            settings=settings,
+            step=step,
+            numbers=atoms.numbers.tolist(),
+            positions=atoms.positions.tolist(),
+            momenta=atoms.get_momenta().tolist(),
+            cell=atoms.cell.array.tolist(),
+            degrees_of_freedom=degrees_of_freedom,
+            integrator=integrator,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> RunState:
+        """Read a state file.
+
+        Raises:
+            DataError: it is missing, damaged or of a newer version.
+        """
+        if not path.is_file():
+            raise DataError(f"{path}: there is no state of a run to restart from")
+        try:
+            content = json.loads(path.read_text())
+            if content.pop("format") != _STATE_FORMAT:
+                raise ValueError("another format")
+            version = content.pop("version")
+            state = cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: is not the state of a run: {error!r}") from None
+        if version > _STATE_VERSION:
+            raise DataError(f"{path}: version {version} is newer than this Clebsch")
+        return state
+
+    def write(self, path: Path) -> None:
+        """Write a state file, atomically."""
+        content = {"format": _STATE_FORMAT, "version": _STATE_VERSION, **asdict(self)}
+        atomic_write(path, json.dumps(content))
+
+    def put_into(self, atoms: Atoms) -> None:
+        """Move ``atoms`` to this state.
+
+        Raises:
+            DataError: they are other atoms.
+        """
+        if atoms.numbers.tolist() != self.numbers:
+            raise DataError("the structure has other atoms than the run that shall be restarted")
+        atoms.set_cell(self.cell)
+        atoms.set_positions(self.positions, apply_constraint=False)
+        atoms.set_momenta(self.momenta, apply_constraint=False)
+
+
+class Recorder:
+    """Writes the frames of a run; a context manager.
+
+    Args:
+        files: where to.
+        with_cell: log volume and pressure too.
+        resumed: the state to go on from; None begins new files.
+    """
+
+    def __init__(self, files: RunFiles, with_cell: bool, resumed: RunState | None) -> None:
+        self._files = files
+        self._columns = COLUMNS + (CELL_COLUMNS if with_cell else ())
+        if resumed is not None:
+            _cut(files.trajectory, resumed.sizes["trajectory"])
+            _cut(files.log, resumed.sizes["log"])
+        else:
+            files.state.unlink(missing_ok=True)  # it belongs to the run that is overwritten
+        mode = "w" if resumed is None else "a"
+        self._frames: TrajectoryWriter | None = None
+        self._file: IO[Any]
+        if files.trajectory.suffix == ".traj":
+            self._frames = TrajectoryWriter(files.trajectory, mode)
+            self._file = self._frames.backend.fd
+        else:
+            self._file = files.trajectory.open(mode)
+        self._log = files.log.open(mode)
+        if resumed is None:
+            self._log.write("#" + " ".join(f"{name:>17}" for name in self._columns)[1:] + "\n")
+        self._last_state = time.monotonic()
+
+    def record(self, atoms: Atoms, step: int, time_ps: float, degrees_of_freedom: int) -> None:
+        """Add a frame to the trajectory and a line to the log."""
+        atoms.get_forces()  # known already but before the first step; every frame has them
+        potential = atoms.get_potential_energy()
+        kinetic = atoms.get_kinetic_energy()
+        temperature = temperature_of(atoms, degrees_of_freedom)
+        values = [time_ps, potential + kinetic, potential, kinetic, temperature]
+        if CELL_COLUMNS[0] in self._columns:
+            stress = atoms.get_stress(voigt=False, include_ideal_gas=True)
+            values += [atoms.cell.volume, -np.trace(stress) / 3 / units.GPa]
+        self._log.write(f"{step:17d} " + " ".join(f"{value:17.9f}" for value in values) + "\n")
+        self._log.flush()
+        atoms.info.update(step=step, time_fs=1000 * time_ps)
+        if self._frames is not None:
+            self._frames.write(atoms)
+        else:
+            write_extxyz(self._file, atoms)
+            self._file.flush()
+
+    def is_state_due(self) -> bool:
+        """Whether the last state file was written long enough ago."""
+        return time.monotonic() - self._last_state > _SECONDS_BETWEEN_STATES
+
+    def save(self, state: RunState) -> None:
+        """Sync trajectory and log, then write the state file."""
+        for handle in (self._file, self._log):
+            handle.flush()
+            os.fsync(handle.fileno())
+        frames = self._file.tell() if self._frames is None else len(self._frames.backend)
+        state.sizes = {"trajectory": frames, "log": self._log.tell()}
+        state.write(self._files.state)
+        self._last_state = time.monotonic()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        (self._file if self._frames is None else self._frames).close()
+        self._log.close()
+
+
+def read_log(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a run's log by name, each [n_rows] float64."""
+    with path.open() as file:
+        names = file.readline().lstrip("#").split()
+    rows = np.loadtxt(path, ndmin=2)
+    return dict(zip(names, rows.T, strict=True))
+
+
+def _cut(path: Path, size: int) -> None:
+    """Shorten a file to what it was when the state was written.
+
+    Raises:
+        DataError: the file is missing or shorter than that.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: is gone; a restart appends to it")
+    if path.suffix != ".traj":
+        if path.stat().st_size < size:
+            raise DataError(f"{path}: is shorter than when the run's state was written")
+        os.truncate(path, size)
+        return
+    with TrajectoryReader(path) as frames:
+        if len(frames) < size:
+            raise DataError(f"{path}: has {len(frames)} frames, the run's state counts {size}")
+        if len(frames) == size:
+            return
+        shortened = path.with_name(f".{path.name}.shortened.traj")
+        with TrajectoryWriter(shortened) as writer:
+            for index in range(size):
+                writer.write(frames[index])
+    os.replace(shortened, path)

@@ -1,0 +1,209 @@
+"""Relaxation of positions, and of the cell, to the nearest minimum of the energy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import BaseCalculator
+from ase.filters import FrechetCellFilter
+from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
+from ase.io.trajectory import TrajectoryWriter
+from ase.optimize import BFGS, FIRE, LBFGS
+
+from clebsch.calculators import as_calculator
+from clebsch.errors import ClebschError, did_you_mean
+from clebsch.potential import Potential
+from clebsch.simulation.structure import bare_copy
+
+OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE, "lbfgs": LBFGS}
+
+#: Called with steps done, the largest force in eV/Angstrom, and the energy in eV.
+ProgressCallback = Callable[[int, float, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxResult:
+    """Where a relaxation ended, converged or not.
+
+    Attributes:
+        converged: the largest force (with the cell: and the cell's gradient) is below ``fmax``.
+        steps: optimiser steps done.
+        energy_initial, energy_final: eV.
+        max_force: largest force on an atom at the end, eV/Angstrom.
+        max_stress: largest deviation of a stress component from the target pressure, GPa; None
+            unless the cell was relaxed.
+        volume_initial, volume_final: Angstrom^3; None unless the cell was relaxed.
+        output, trajectory: the files; None if not asked for.
+        atoms: the final structure with its calculator.
+    """
+
+    converged: bool
+    steps: int
+    energy_initial: float
+    energy_final: float
+    max_force: float
+    max_stress: float | None
+    volume_initial: float | None
+    volume_final: float | None
+    output: Path | None
+    trajectory: Path | None
+    atoms: Atoms
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the structure, fit for ``json.dumps``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "atoms"}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    def describe(self) -> str:
+        """A few lines for people."""
+        end = "Converged" if self.converged else "NOT converged"
+        lines = [
+            f"{end} after {self.steps} steps",
+            f"Energy      {self.energy_initial:.6f} -> {self.energy_final:.6f} eV",
+            f"Max. force  {self.max_force:.5f} eV/Angstrom",
+        ]
+        if self.energy_final > self.energy_initial + 1e-6 and self.max_stress is None:
+            lines.append("The energy has RISEN: the search left its valley; try another optimizer")
+        if self.max_stress is not None:
+            lines.append(f"Max. stress {self.max_stress:.5f} GPa away from the pressure asked for")
+            lines.append(
+                f"Volume      {self.volume_initial:.3f} -> {self.volume_final:.3f} Angstrom^3"
+            )
+        if self.output is not None:
+            lines.append(f"Structure   {self.output}")
+        if self.trajectory is not None:
+            lines.append(f"Trajectory  {self.trajectory}")
+        return "\n".join(lines)
+
+
+def run_relax(
+    source: Potential | BaseCalculator,
+    atoms: Atoms,
+    *,
+    fmax: float = 0.01,
+    steps: int = 500,
+    cell: bool = False,
+    pressure: float = 0.0,
+    optimizer: str = "bfgs",
+    output: Path | str | None = None,
+    trajectory: Path | str | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> RelaxResult:
+    """Relax a structure; ``atoms`` itself is not moved.
+
+    Args:
+        source: a potential, or any ASE calculator.
+        atoms: the initial structure; its constraints hold.
+        fmax: converged when no force exceeds it, eV/Angstrom.
+        steps: at most so many steps of the optimiser.
+        cell: relax the lattice vectors too.
+        pressure: GPa, on the relaxed cell.
+        optimizer: "bfgs" (few steps, downhill; up to a thousand atoms), "fire" (any size, slower)
+            or "lbfgs" (any size, but only near a minimum: elsewhere it may climb).
+        output: file for the final structure, its format by the suffix.
+        trajectory: ``.traj`` file for the structure after every step.
+        overwrite: replace files that exist.
+        progress: called after every step.
+
+    Raises:
+        ClebschError: settings that make no sense; files that exist; a cell to relax that is not
+            periodic in all three directions; an energy or force that is not a finite number.
+    """
+    _check(atoms, fmax, cell, pressure, optimizer)
+    output = _checked_output(output, None, overwrite)
+    trajectory = _checked_output(trajectory, ".traj", overwrite)
+    moved = bare_copy(atoms)
+    moved.calc = as_calculator(source)
+    volume = float(moved.cell.volume) if cell else None
+    target = moved
+    if cell:
+        target = FrechetCellFilter(moved, scalar_pressure=pressure * units.GPa)
+    energy = _finite_energy(moved, 0)
+    frames = TrajectoryWriter(trajectory) if trajectory is not None else None
+    search = OPTIMIZERS[optimizer](target, logfile=None)
+
+    def after_step() -> None:
+        _finite_energy(moved, search.nsteps)
+        if frames is not None:
+            frames.write(moved)
+        if progress is not None:
+            progress(search.nsteps, _max_force(moved), moved.get_potential_energy())
+
+    search.attach(after_step)
+    try:
+        converged = bool(search.run(fmax=fmax, steps=steps))
+    finally:
+        if frames is not None:
+            frames.close()
+    if output is not None:
+        ase.io.write(output, moved)
+    return RelaxResult(
+        converged=converged,
+        steps=int(search.nsteps),
+        energy_initial=energy,
+        energy_final=float(moved.get_potential_energy()),
+        max_force=_max_force(moved),
+        max_stress=_max_stress(moved, pressure) if cell else None,
+        volume_initial=volume,
+        volume_final=float(moved.cell.volume) if cell else None,
+        output=output,
+        trajectory=trajectory,
+        atoms=moved,
+    )
+
+
+def _check(atoms: Atoms, fmax: float, cell: bool, pressure: float, optimizer: str) -> None:
+    if optimizer not in OPTIMIZERS:
+        hint = did_you_mean(optimizer, OPTIMIZERS)
+        raise ClebschError(f"unknown optimiser {optimizer!r}. {hint}")
+    if not fmax > 0:
+        raise ClebschError(f"fmax = {fmax} is not a positive force")
+    if cell and not (atoms.pbc.all() and atoms.cell.volume > 0):
+        raise ClebschError(
+            "relaxing the cell needs a structure that is periodic in all three directions"
+        )
+    if pressure and not cell:
+        raise ClebschError("a pressure acts on a cell that is relaxed: ask for that as well")
+
+
+def _checked_output(path: Path | str | None, suffix: str | None, overwrite: bool) -> Path | None:
+    """The path, once it is clear that ASE can write there: before the work, not after it."""
+    if path is None:
+        return None
+    path = Path(path)
+    if suffix is not None and path.suffix != suffix:
+        raise ClebschError(f"{path}: this file is called *{suffix}")
+    if not path.parent.is_dir():
+        raise ClebschError(f"{path}: the folder {path.parent} does not exist")
+    if path.exists() and not overwrite:
+        raise ClebschError(f"{path} exists already: choose another name, or allow overwriting")
+    try:
+        writable = get_ioformat(filetype(str(path), read=False)).can_write
+    except UnknownFileTypeError:
+        writable = False
+    if not writable:
+        raise ClebschError(f"{path}: ASE writes no format with the suffix {path.suffix!r}")
+    return path
+
+
+def _finite_energy(atoms: Atoms, step: int) -> float:
+    energy = float(atoms.get_potential_energy())
+    if not (np.isfinite(energy) and np.isfinite(atoms.get_forces()).all()):
+        raise ClebschError(f"step {step} of the relaxation: energy or forces are no finite numbers")
+    return energy
+
+
+def _max_force(atoms: Atoms) -> float:
+    return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
+
+
+def _max_stress(atoms: Atoms, pressure: float) -> float:
+    excess = atoms.get_stress(voigt=False) / units.GPa + pressure * np.eye(3)
+    return float(np.abs(excess).max())

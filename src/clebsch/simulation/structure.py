@@ -1,0 +1,52 @@
+"""Reading the structure that a simulation starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+from ase import Atoms
+
+from clebsch.errors import DataError
+
+
+def read_structure(path: Path | str, index: int = -1) -> Atoms:
+    """One structure out of a file of any format that ASE reads.
+
+    Args:
+        path: the file.
+        index: which of its structures, from 0; negative numbers count from the end.
+
+    Raises:
+        DataError: the file is missing or unreadable, or has no such structure.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    try:
+        atoms = ase.io.read(path, index=index)
+    except (IndexError, StopIteration):
+        raise DataError(f"{path}: has no structure number {index}") from None
+    except Exception as error:  # whatever ASE's many readers raise on files they cannot read
+        raise DataError(f"{path}: ASE cannot read it: {type(error).__name__}: {error}") from None
+    if len(atoms) == 0:
+        raise DataError(f"{path}: structure number {index} has no atoms")
+    return atoms
+
+
+def bare_copy(atoms: Atoms) -> Atoms:
+    """The structure without labels and other columns of its file, which would go stale as it moves.
+
+    Kept: elements, positions, momenta, masses, tags, cell, periodicity and constraints.
+    """
+    copy = Atoms(
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=atoms.cell,
+        pbc=atoms.pbc,
+        constraint=[constraint.copy() for constraint in atoms.constraints],
+    )
+    for name in ("momenta", "masses", "tags"):
+        if atoms.has(name):
+            copy.set_array(name, atoms.get_array(name))
+    return copy

@@ -1,0 +1,233 @@
+"""Molecular dynamics: energy is conserved, ensembles are what they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from morse import Analytic, Morse, cluster, thermal_energy
+
+from clebsch.errors import ClebschError
+from clebsch.simulation.md import run_md
+from clebsch.simulation.recorder import read_log
+
+
+def test_nve_conserves_the_energy(tmp_path: Path) -> None:
+    result = run_md(
+        Morse(),
+        cluster(),
+        time_ps=1.0,
+        timestep_fs=2,
+        temperature=300,
+        output=tmp_path / "nve.traj",
+    )
+    assert result.steps == 500
+    assert result.time_ps == 1.0
+    assert abs(result.energy_drift_meV) < 0.5
+    assert result.energy_rms_meV < 0.5
+    assert 50 < result.temperature_mean < 500
+    log = read_log(result.log)
+    assert np.ptp(log["potential_eV"]) > 0.01
+    np.testing.assert_allclose(log["total_eV"], log["potential_eV"] + log["kinetic_eV"], atol=2e-9)
+
+
+def test_the_drift_is_the_fitted_slope(tmp_path: Path) -> None:
+    class Pumped(Analytic):
+        """Forces with a curl, which do work on whatever circles."""
+
+        def calculate(self, *arguments: object) -> None:
+            super().calculate(*arguments)
+            x, y, _ = self.atoms.positions.T
+            self.results["forces"][:, :2] += 0.02 * np.array([-y, x]).T
+
+    atoms = Atoms("Ar4", np.random.default_rng(0).standard_normal((4, 3)))
+    atoms.set_momenta(5 * np.cross([0, 0, 1], atoms.positions))
+    result = run_md(Pumped(spring=0.5), atoms, steps=400, timestep_fs=2, output=tmp_path / "a.traj")
+    log = read_log(result.log)
+    slope = np.polyfit(log["time_ps"], 1000 * log["total_eV"] / 4, 1)[0]
+    assert slope > 50
+    assert result.energy_drift_meV == pytest.approx(slope, rel=1e-6)
+
+
+def test_langevin_samples_the_canonical_ensemble(tmp_path: Path) -> None:
+    """Temperature and mean square displacement of springs, at a third of the stability limit."""
+    sites = np.zeros((30, 3))
+    result = run_md(
+        Analytic(spring=2.0, sites=sites),
+        Atoms("C30", sites),
+        ensemble="nvt",
+        temperature=400,
+        steps=4000,
+        timestep_fs=10,
+        friction=10,
+        interval=5,
+        output=tmp_path / "nvt.traj",
+    )
+    log = read_log(result.log)
+    half = len(log["step"]) // 2
+    potential = log["potential_eV"][half:].mean() / (30 * 3)
+    assert potential == pytest.approx(thermal_energy(400) / 2, rel=0.05)
+    assert result.temperature_mean == pytest.approx(400, rel=0.06)
+    expected_std = 400 * np.sqrt(2 / 90)
+    assert result.temperature_std == pytest.approx(expected_std, rel=0.25)
+
+
+def test_npt_samples_the_volumes_of_an_ideal_gas(tmp_path: Path) -> None:
+    """P(V) ~ V^N exp(-PV/kT): mean (N+1) kT/P, relative standard deviation 1/sqrt(N+1)."""
+    n, temperature, volume = 10, 300.0, 30.0
+    pressure = (n + 1) * thermal_energy(temperature) / volume / units.GPa
+    rng = np.random.default_rng(3)
+    length = volume ** (1 / 3)
+    gas = Atoms(f"Ar{n}", length * rng.random((n, 3)), cell=[length] * 3, pbc=True)
+    result = run_md(
+        Analytic(),
+        gas,
+        ensemble="npt",
+        temperature=temperature,
+        pressure=pressure,
+        barostat_period_fs=60,
+        steps=10000,
+        timestep_fs=4,
+        interval=8,
+        output=tmp_path / "npt.traj",
+    )
+    volumes = read_log(result.log)["volume_A3"][200:]
+    assert volumes.mean() == pytest.approx(volume, rel=0.08)
+    assert volumes.std() / volumes.mean() == pytest.approx(1 / np.sqrt(n + 1), rel=0.2)
+    assert result.temperature_mean == pytest.approx(temperature, rel=0.05)
+
+
+def test_npt_keeps_a_copper_crystal_at_its_temperature_and_pressure(tmp_path: Path) -> None:
+    crystal = bulk("Cu", cubic=True, a=3.59) * 2
+    crystal.set_cell(crystal.cell.array * 1.01, scale_atoms=True)
+    result = run_md(
+        EMT(),
+        crystal,
+        ensemble="npt",
+        temperature=300,
+        pressure=2.0,
+        steps=400,
+        timestep_fs=5,
+        output=tmp_path / "npt.traj",
+    )
+    assert result.temperature_mean == pytest.approx(300, rel=0.15)
+    assert result.pressure_mean == pytest.approx(2.0, abs=0.8)
+    cold = 32 * 3.59**3 / 4
+    assert 0.97 * cold < result.volume_mean < 1.02 * cold
+    shape = result.atoms.cell.cellpar()
+    np.testing.assert_allclose(shape, [shape[0]] * 3 + [90] * 3, rtol=1e-9)
+    distances = result.atoms.get_all_distances(mic=True)
+    assert distances[~np.eye(32, dtype=bool)].min() > 2.0
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz"])
+def test_trajectory_and_log_are_read_by_ase_and_numpy(tmp_path: Path, suffix: str) -> None:
+    atoms = cluster()
+    atoms.arrays["REF_forces"] = np.ones((7, 3))
+    atoms.info["REF_energy"] = -1.0
+    start = atoms.get_positions()
+    result = run_md(
+        Morse(), atoms, steps=25, temperature=300, interval=5, output=tmp_path / f"md{suffix}"
+    )
+    frames = ase.io.read(result.trajectory, index=":")
+    log = np.loadtxt(result.log)
+    assert [frame.info["step"] for frame in frames] == [0, 5, 10, 15, 20, 25]
+    np.testing.assert_array_equal(log[:, 0], [0, 5, 10, 15, 20, 25])
+    np.testing.assert_allclose(log[:, 3], [f.get_potential_energy() for f in frames], atol=1e-8)
+    np.testing.assert_allclose(log[:, 4], [f.get_kinetic_energy() for f in frames], atol=1e-6)
+    forces = Morse()(Morse().graph(frames[3]), ("forces",)).forces
+    np.testing.assert_allclose(frames[3].get_forces(), forces, atol=1e-6)
+    assert "REF_forces" not in frames[0].arrays  # a label of the start is none of the frames
+    assert "REF_energy" not in frames[0].info
+    np.testing.assert_array_equal(atoms.positions, start)  # and the input is left alone
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
+    def final(seed: int, name: str) -> np.ndarray:
+        result = run_md(
+            Morse(),
+            cluster(),
+            ensemble="nvt",
+            temperature=300,
+            steps=10,
+            seed=seed,
+            output=tmp_path / name,
+        )
+        return result.atoms.positions
+
+    first = final(1, "a.traj")
+    np.testing.assert_array_equal(first, final(1, "b.traj"))
+    assert np.abs(first - final(2, "c.traj")).max() > 1e-4
+
+
+def test_nve_without_a_temperature_keeps_the_velocities(tmp_path: Path) -> None:
+    atoms = cluster()
+    with pytest.raises(ClebschError, match="needs a temperature"):
+        run_md(Morse(), atoms, steps=1, output=tmp_path / "none.traj")
+    momenta = np.random.default_rng(0).standard_normal((7, 3))
+    atoms.set_momenta(momenta)
+    result = run_md(Morse(), atoms, steps=1, interval=1, output=tmp_path / "kept.traj")
+    np.testing.assert_array_equal(ase.io.read(result.trajectory, 0).get_momenta(), momenta)
+
+
+def test_fixed_atoms_do_not_move(tmp_path: Path) -> None:
+    atoms = cluster()
+    atoms.set_constraint(FixAtoms([0, 3]))
+    for ensemble in ("nve", "nvt"):
+        result = run_md(
+            Morse(),
+            atoms,
+            ensemble=ensemble,
+            temperature=300,
+            steps=20,
+            output=tmp_path / f"{ensemble}.traj",
+        )
+        moved = np.abs(result.atoms.positions - atoms.positions).max(axis=1)
+        assert (moved[[0, 3]] == 0).all()
+        assert (moved[[1, 2, 4, 5, 6]] > 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ensemble": "ntv", "temperature": 300}, "'nvt'"),
+        ({"ensemble": "nvt"}, "temperature"),
+        ({"ensemble": "npt", "temperature": 300}, "periodic in all three"),
+        ({"temperature": -5.0}, "temperature = -5"),
+        ({"temperature": 300, "timestep_fs": 0.0}, "timestep_fs = 0"),
+        ({"temperature": 300, "interval": 0}, "interval = 0"),
+        ({"temperature": 300, "time_ps": 1.0}, "either"),
+        ({"temperature": 300, "steps": None}, "either"),
+        ({"temperature": 300, "seed": -1}, "seed"),
+        ({"temperature": 300, "output": "md.xtc"}, "md.xtc"),
+        ({"temperature": 300, "output": "nowhere/md.traj"}, "nowhere"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    arguments = {"steps": 10, "output": "md.traj", **settings}
+    arguments["output"] = tmp_path / str(arguments["output"])
+    with pytest.raises(ClebschError, match=message):
+        run_md(Morse(), cluster(), **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_npt_refuses_fixed_atoms(tmp_path: Path) -> None:
+    crystal = bulk("Cu", cubic=True)
+    crystal.set_constraint(FixAtoms([0]))
+    with pytest.raises(ClebschError, match="constraints"):
+        run_md(
+            EMT(),
+            crystal,
+            ensemble="npt",
+            temperature=300,
+            steps=1,
+            output=tmp_path / "npt.traj",
+        )

@@ -1,0 +1,214 @@
+"""A run that is stopped, killed or blows up: nothing is lost, and it goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from morse import Analytic, Morse, cluster
+
+from clebsch.errors import ClebschError, DataError
+from clebsch.simulation.md import MDResult, run_md
+
+CASES = [
+    ("nve", ".traj"),
+    ("nve", ".extxyz"),
+    ("nvt", ".traj"),
+    ("npt", ".extxyz"),
+]
+
+
+def run(folder: Path, ensemble: str, suffix: str, steps: int, **options: Any) -> MDResult:
+    crystal = bulk("Cu", cubic=True) * (2, 1, 1)
+    atoms, source = (crystal, EMT()) if ensemble == "npt" else (cluster(), Morse())
+    folder.mkdir(exist_ok=True)
+    return run_md(
+        source,
+        atoms,
+        ensemble=ensemble,
+        temperature=300,
+        steps=steps,
+        interval=4,
+        output=folder / f"md{suffix}",
+        **options,
+    )
+
+
+def assert_same_run(one: MDResult, other: MDResult) -> None:
+    np.testing.assert_array_equal(one.atoms.positions, other.atoms.positions)
+    np.testing.assert_array_equal(one.atoms.get_momenta(), other.atoms.get_momenta())
+    np.testing.assert_array_equal(one.atoms.cell.array, other.atoms.cell.array)
+    assert one.log.read_text() == other.log.read_text()
+    frames = [ase.io.read(result.trajectory, index=":") for result in (one, other)]
+    assert [f.info["step"] for f in frames[0]] == [f.info["step"] for f in frames[1]]
+    for left, right in zip(*frames, strict=True):
+        np.testing.assert_array_equal(left.positions, right.positions)
+        np.testing.assert_array_equal(left.get_momenta(), right.get_momenta())
+        np.testing.assert_array_equal(left.get_forces(), right.get_forces())
+
+
+@pytest.mark.parametrize(("ensemble", "suffix"), CASES)
+def test_a_restarted_run_equals_one_that_never_stopped(
+    tmp_path: Path, ensemble: str, suffix: str
+) -> None:
+    whole = run(tmp_path / "whole", ensemble, suffix, 30)
+    run(tmp_path / "parts", ensemble, suffix, 11)
+    run(tmp_path / "parts", ensemble, suffix, 17, restart=True)
+    assert_same_run(whole, run(tmp_path / "parts", ensemble, suffix, 30, restart=True))
+
+
+def test_a_restart_with_nothing_left_to_do_reports_the_run(tmp_path: Path) -> None:
+    first = run(tmp_path, "nve", ".traj", 12)
+    again = run(tmp_path, "nve", ".traj", 12, restart=True)
+    assert_same_run(first, again)
+    assert again.energy_drift_meV == first.energy_drift_meV
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_a_whole_step(tmp_path: Path, number: int) -> None:
+    def stop(step: int, total: int, temperature: float) -> None:
+        if step == 8:
+            os.kill(os.getpid(), number)
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stopped = run(tmp_path / "parts", "nvt", ".traj", 20, progress=stop)
+    assert stopped.interrupted
+    assert stopped.steps == 8
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    finished = run(tmp_path / "parts", "nvt", ".traj", 20, restart=True)
+    assert not finished.interrupted
+    assert_same_run(run(tmp_path / "whole", "nvt", ".traj", 20), finished)
+
+
+@pytest.mark.parametrize(("ensemble", "suffix"), [("nvt", ".traj"), ("npt", ".extxyz")])
+def test_kill_9_costs_only_what_came_after_the_last_state(
+    tmp_path: Path, ensemble: str, suffix: str
+) -> None:
+    script = f"""
+        import sys, time
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import clebsch.simulation.recorder as recorder
+        from test_md_restart import run
+        recorder._SECONDS_BETWEEN_STATES = 0.05
+        run(Path({str(tmp_path / "parts")!r}), {ensemble!r}, {suffix!r}, 10**6,
+            progress=lambda *_: time.sleep(0.02))
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    try:
+        log = tmp_path / "parts" / "md.log"
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.read_text().count("\n") > 12):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    step = json.loads((tmp_path / "parts" / "md.state.json").read_text())["step"]
+    assert step > 0
+    with log.open("a") as file:
+        file.write("         999999   0.4")  # as if it had been killed while writing
+    if suffix == ".extxyz":
+        with (tmp_path / "parts" / "md.extxyz").open("a") as file:
+            file.write("8\nLattice=")
+    finished = run(tmp_path / "parts", ensemble, suffix, step + 40, restart=True)
+    assert_same_run(run(tmp_path / "whole", ensemble, suffix, step + 40), finished)
+
+
+def test_runs_are_not_overwritten_by_accident(tmp_path: Path) -> None:
+    first = run(tmp_path, "nve", ".traj", 12)
+    before = first.trajectory.read_bytes()
+    with pytest.raises(ClebschError, match=r"md\.traj exists"):
+        run(tmp_path, "nve", ".traj", 12)
+    assert first.trajectory.read_bytes() == before
+    assert run(tmp_path, "nve", ".traj", 4, overwrite=True).steps == 4
+    assert len(ase.io.read(first.trajectory, index=":")) == 2
+
+
+def test_a_restart_must_be_of_the_same_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no state"):
+        run(tmp_path, "nve", ".traj", 12, restart=True)
+    result = run(tmp_path, "nve", ".traj", 12)
+    with pytest.raises(ClebschError, match=r"timestep_fs = 0\.5.* 1\.0"):
+        run(tmp_path, "nve", ".traj", 20, restart=True, timestep_fs=1.0)
+    with pytest.raises(DataError, match="other atoms"):
+        run_md(
+            Morse(),
+            cluster()[:5],
+            steps=20,
+            temperature=300,
+            output=result.trajectory,
+            restart=True,
+        )
+    result.trajectory.unlink()
+    with pytest.raises(DataError, match="gone"):
+        run(tmp_path, "nve", ".traj", 20, restart=True)
+    result.state.write_text(result.state.read_text()[:100])
+    with pytest.raises(DataError, match=r"md\.state\.json"):
+        run(tmp_path, "nve", ".traj", 20, restart=True)
+
+
+def test_a_run_that_heats_up_stops_and_says_where(tmp_path: Path) -> None:
+    with pytest.raises(ClebschError, match=r"blew up at step \d+ .*temperature") as caught:
+        run_md(
+            Morse(),
+            cluster(),
+            temperature=300,
+            timestep_fs=60,
+            steps=500,
+            interval=1,
+            output=tmp_path / "md.traj",
+        )
+    step = int(str(caught.value).split("step ")[1].split()[0])
+    frames = ase.io.read(tmp_path / "md.traj", index=":")
+    assert len(frames) == step  # all whole steps before it, and the start
+    assert all(np.isfinite(frame.positions).all() for frame in frames)
+
+
+def test_forces_that_are_not_numbers_stop_the_run(tmp_path: Path) -> None:
+    class Breaks(Analytic):
+        def calculate(self, *arguments: object) -> None:
+            super().calculate(*arguments)
+            if self.atoms.positions[0, 0] > 1.0:
+                self.results["forces"] = self.results["forces"] * np.nan
+
+    atoms = Atoms("Ar2", [[0, 0, 0], [0, 0, 3]])
+    atoms.set_momenta([[4, 0, 0], [4, 0, 0]])
+    with pytest.raises(ClebschError, match=r"step \d+ .*not finite"):
+        run_md(Breaks(), atoms, steps=500, timestep_fs=2, output=tmp_path / "md.traj")
+
+
+def test_an_atom_that_flies_away_stops_the_run(tmp_path: Path) -> None:
+    atoms = Atoms("Ar3", [[0, 0, 0], [0, 0, 3], [0, 0, 6]])
+    atoms.set_momenta([[0, 0, 0], [0, 0, 0], [0, 0, 8]])
+    with pytest.raises(ClebschError, match=r"atom 2 \(Ar\) has left"):
+        run_md(Analytic(), atoms, steps=2000, timestep_fs=5, output=tmp_path / "md.traj")
+
+
+def test_a_cell_that_explodes_stops_the_run(tmp_path: Path) -> None:
+    gas = Atoms("Ar4", np.eye(4, 3), cell=[2, 2, 2], pbc=True)
+    with pytest.raises(ClebschError, match="volume"):
+        run_md(
+            Analytic(),
+            gas,
+            ensemble="npt",
+            temperature=3000,
+            barostat_period_fs=50,
+            steps=3000,
+            timestep_fs=2,
+            output=tmp_path / "md.traj",
+        )

@@ -1,0 +1,131 @@
+"""Relaxation: the minimum is found, and what was not reached is not claimed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from morse import LENGTH, Analytic, Morse, cluster
+
+from clebsch.errors import ClebschError
+from clebsch.simulation.relax import run_relax
+
+COPPER = 3.5898  # EMT's lattice constant, A
+
+
+@pytest.mark.parametrize("optimizer", ["bfgs", "fire"])
+def test_a_dimer_relaxes_to_its_bond_length(optimizer: str, tmp_path: Path) -> None:
+    dimer = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.9]])
+    result = run_relax(
+        Morse(),
+        dimer,
+        fmax=1e-5,
+        optimizer=optimizer,
+        output=tmp_path / "relaxed.extxyz",
+        trajectory=tmp_path / "steps.traj",
+    )
+    assert result.converged
+    assert result.max_force < 1e-5
+    # The envelope pulls the minimum a little inwards of Morse's own.
+    assert LENGTH - 0.15 < result.atoms.get_distance(0, 1) < LENGTH
+    assert result.energy_final < result.energy_initial
+    assert dimer.get_distance(0, 1) == 2.9
+    steps = ase.io.read(result.trajectory, index=":")
+    assert len(steps) == result.steps + 1
+    assert steps[0].get_potential_energy() == pytest.approx(result.energy_initial)
+    final = ase.io.read(result.output)
+    assert final.get_potential_energy() == pytest.approx(result.energy_final, abs=1e-8)
+
+
+def test_a_search_that_climbs_says_so() -> None:
+    """LBFGS takes the maximum between bond and dissociation for its goal; BFGS does not."""
+    dimer = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.9]])
+    climbed = run_relax(Morse(), dimer, optimizer="lbfgs")
+    assert climbed.energy_final > climbed.energy_initial
+    assert "RISEN" in climbed.describe()
+    assert "RISEN" not in run_relax(Morse(), dimer).describe()
+
+
+def test_copper_relaxes_to_its_lattice_constant() -> None:
+    crystal = bulk("Cu", cubic=True)
+    crystal.set_cell(crystal.cell.array @ np.diag([1.03, 0.99, 1.0]), scale_atoms=True)
+    crystal.rattle(0.03, seed=1)
+    result = run_relax(EMT(), crystal, cell=True, fmax=1e-4)
+    assert result.converged
+    np.testing.assert_allclose(result.atoms.cell.cellpar(), [COPPER] * 3 + [90] * 3, rtol=2e-4)
+    assert result.max_stress < 0.01
+    assert result.volume_final == pytest.approx(COPPER**3, rel=1e-3)
+
+
+def test_a_pressure_compresses_the_cell() -> None:
+    result = run_relax(EMT(), bulk("Cu", cubic=True), cell=True, pressure=5.0, fmax=1e-4)
+    pressure = -result.atoms.get_stress()[:3].mean() / units.GPa
+    assert pressure == pytest.approx(5.0, abs=0.01)
+    assert result.max_stress < 0.01
+    # The bulk modulus of EMT's copper is 134 GPa.
+    assert result.volume_final == pytest.approx(COPPER**3 * (1 - 5 / 134), rel=5e-3)
+
+
+def test_too_few_steps_are_not_called_converged() -> None:
+    result = run_relax(Morse(), cluster(), fmax=1e-6, steps=2)
+    assert not result.converged
+    assert result.steps == 2
+    assert result.max_force > 1e-6
+    assert "NOT converged" in result.describe()
+
+
+def test_a_relaxed_cell_is_only_converged_with_its_stress() -> None:
+    stretched = bulk("Cu", cubic=True, a=3.8)  # no force on any atom
+    result = run_relax(EMT(), stretched, cell=True, fmax=0.01, steps=1)
+    assert not result.converged
+    assert result.max_stress > 1
+
+
+def test_fixed_atoms_stay() -> None:
+    atoms = cluster()
+    atoms.set_constraint(FixAtoms([0]))
+    result = run_relax(Morse(), atoms, fmax=0.01)
+    np.testing.assert_array_equal(result.atoms.positions[0], atoms.positions[0])
+    assert np.abs(result.atoms.positions - atoms.positions).max() > 1e-3
+
+
+def test_an_energy_that_is_not_a_number_stops_it() -> None:
+    class Breaks(Analytic):
+        def calculate(self, *arguments: object) -> None:
+            super().calculate(*arguments)
+            if np.abs(self.atoms.positions).max() < 0.9:
+                self.results["energy"] = np.nan
+
+    with pytest.raises(ClebschError, match=r"step [1-9]"):
+        run_relax(Breaks(spring=1.0), Atoms("Ar2", [[0, 0, 1], [1, 0, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": True}, "periodic in all three"),
+        ({"optimizer": "lbgs"}, "'lbfgs'"),
+        ({"fmax": 0.0}, "fmax"),
+        ({"pressure": 1.0}, "pressure"),
+        ({"output": "out.nonsense"}, "nonsense"),
+        ({"output": "nowhere/out.xyz"}, "nowhere"),
+        ({"output": "there.xyz"}, "exists"),
+        ({"trajectory": "steps.xyz"}, "traj"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    (tmp_path / "there.xyz").write_text("precious")
+    for name in ("output", "trajectory"):
+        if name in options:
+            options = {name: tmp_path / str(options[name])}
+    with pytest.raises(ClebschError, match=message):
+        run_relax(Morse(), cluster(), **options)
+    assert (tmp_path / "there.xyz").read_text() == "precious"

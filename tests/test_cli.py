@@ -1,0 +1,265 @@
+"""The command line: every command does its work, and every mistake gets one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+
+import clebsch
+from clebsch.cli import main
+
+COMMANDS = (
+    "demo",
+    "check",
+    "train",
+    "resume",
+    "evaluate",
+    "report",
+    "md",
+    "relax",
+    "scan",
+    "presets",
+)
+SETTINGS = {"preset": "mace_tiny", "channels": 2, "l_max": 1, "correlation": 2, "cutoff": 3.0}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command; its exit status, standard output and standard error."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and structures; a random network is as good as a trained one here."""
+    folder = tmp_path_factory.mktemp("cli")
+    potential = clebsch.build(SETTINGS, ["H", "O", "Cu"], dtype=torch.float64)
+    potential.save(folder / "model.safetensors")
+    rng = np.random.default_rng(0)
+    frames = []
+    for stretch in np.linspace(-0.1, 0.3, 12):
+        water = Atoms("OHH", [[0, 0, 0], [0.96 + stretch, 0, 0], [-0.24, 0.93, 0]])
+        forces = rng.standard_normal((3, 3))
+        water.calc = SinglePointCalculator(
+            water, energy=20 * (stretch - 0.02) ** 2, forces=forces - forces.mean(0)
+        )
+        frames.append(water)
+    ase.io.write(folder / "water.xyz", frames, format="extxyz")
+    ase.io.write(folder / "copper.xyz", bulk("Cu", cubic=True))
+    ase.io.write(folder / "gold.xyz", bulk("Au", cubic=True))
+    return folder
+
+
+def test_help_names_all_commands_and_needs_no_torch(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(command in out for command in COMMANDS)
+    check = "import sys, clebsch.cli; sys.exit('torch' in sys.modules or 'ase' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "Usage" in out
+
+
+def test_the_module_is_the_command_and_knows_its_version() -> None:
+    called = subprocess.run(
+        [sys.executable, "-m", "clebsch", "--version"], capture_output=True, text=True
+    )
+    assert called.stdout.strip() == clebsch.__version__
+    assert called.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("md", "absent.safetensors", "{}/water.xyz"), "absent.safetensors"),
+        (("md", "{}/model.safetensors", "{}/absent.xyz"), "absent.xyz"),
+        (("md", "{}/model.safetensors", "{}/water.xyz", "--index", 99), "structure number 99"),
+        (("md", "{}/model.safetensors", "{}/water.xyz", "--ensemble", "ntv"), "'nvt'"),
+        (("md", "{}/model.safetensors", "{}/water.xyz", "--dtype", "float16"), "float16"),
+        (("md", "{}/model.safetensors", "{}/water.xyz", "--device", "gpu"), "'gpu'"),
+        (("md", "{}/model.safetensors", "{}/water.xyz", "--keep-velocities"), "nve"),
+        (("md", "{}/water.xyz", "{}/water.xyz"), "water.xyz"),
+        (("relax", "{}/model.safetensors", "{}/gold.xyz", "--output", "{}/g.xyz"), "Au"),
+        (("relax", "{}/model.safetensors", "{}/water.xyz", "--cell"), "periodic"),
+        (("scan", "{}/model.safetensors", "{}/water.xyz", "--energy-key", "enrgy"), "enrgy"),
+        (("check", "{}/water.xyz", "--forces-key", "REF_forces"), "REF_forces"),
+        (("check", "{}/water.xyz", "--pbc", "nome"), "'none'"),
+        (("check", "{}/water.xyz", "--stress-convention", "vasp"), "negative"),
+        (("evaluate", "{}/model.safetensors", "{}/absent.xyz"), "absent.xyz"),
+        (("train", "a.yaml", "b.yaml"), "a.yaml and b.yaml"),
+        (("train", "data.train={}/water.xyz", "model.chanels=3"), "channels"),
+        (("resume", "{}"), "no"),
+        (("report", "{}"), "config.yaml"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_mistakes_get_one_line_and_status_2(
+    run: Run,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*(str(argument).format(folder) for argument in arguments))
+    assert status == 2
+    assert err.strip().startswith("error: ")
+    assert message in err
+    assert "Traceback" not in out + err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_options_and_commands_are_refused(run: Run, folder: Path) -> None:
+    status, _, err = run(
+        "md", folder / "model.safetensors", folder / "water.xyz", "--tempreature", 3
+    )
+    assert status == 2
+    assert "--tempreature" in err
+    assert run("evalute")[0] == 2
+
+
+def test_md_runs_and_restarts(run: Run, folder: Path, tmp_path: Path) -> None:
+    command = (
+        "md",
+        folder / "model.safetensors",
+        folder / "water.xyz",
+        "--output",
+        tmp_path / "water.extxyz",
+        "--timestep",
+        0.05,  # a random network is a rough landscape
+    )
+    status, out, _ = run(*command, "--steps", 20)
+    assert status == 0
+    assert str(tmp_path / "water.extxyz") in out
+    assert "Temperature" in out
+    assert len(ase.io.read(tmp_path / "water.extxyz", index=":")) == 3
+    assert run(*command, "--steps", 40)[0] == 2  # there is a run already
+    status, out, _ = run(*command, "--steps", 40, "--restart", "--json")
+    assert status == 0
+    assert json.loads(out)["steps"] == 40
+    assert len(ase.io.read(tmp_path / "water.extxyz", index=":")) == 5
+    status, out, err = run(*command, "--steps", 10, "--overwrite", "--ensemble", "nve", "--json")
+    assert status == 0, err
+    assert json.loads(out)["ensemble"] == "nve"
+
+
+def test_an_interrupted_md_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
+    arguments = [folder / "model.safetensors", folder / "copper.xyz", "--time", 1000]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clebsch", "md", *map(str, arguments)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (tmp_path / "md.state.json").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--restart" in err
+    assert "Traceback" not in err
+
+
+def test_relax_reports_convergence_in_its_status(run: Run, folder: Path, tmp_path: Path) -> None:
+    command = ("relax", folder / "model.safetensors", folder / "copper.xyz", "--overwrite")
+    output = tmp_path / "relaxed.cif"
+    status, out, _ = run(*command, "--output", output, "--fmax", 10)
+    assert status == 0
+    assert "Converged" in out
+    assert len(ase.io.read(output)) == 4
+    options = ("--cell", "--fmax", 1e-9, "--steps", 1, "--json", "--output", output)
+    status, out, _ = run(*command, *options)
+    assert status == 1
+    assert json.loads(out)["converged"] is False
+
+
+def test_scan_prints_and_writes_the_curve(run: Run, folder: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / f"scan.{suffix}" for suffix in ("csv", "json", "svg")]
+    options = [part for path in outputs for part in ("--output", path)]
+    command = ("scan", folder / "model.safetensors", folder / "water.xyz")
+    status, out, _ = run(*command, *options)
+    assert status == 0
+    assert "RMSE" in out
+    assert all(path.exists() and str(path) in out for path in outputs)
+    status, out, _ = run(*command, "--json", "--energy-key", "none")
+    assert status == 0
+    assert json.loads(out)["reference"] is None
+
+
+def test_check_and_its_status(run: Run, folder: Path, tmp_path: Path) -> None:
+    status, out, _ = run("check", folder / "water.xyz")
+    assert status == 0
+    assert "12 structures" in out
+    status, out, _ = run("check", folder / "water.xyz", "--json")
+    report = json.loads(out)
+    assert report["n_frames"] == 12
+
+
+def test_evaluate_writes_json_predictions_and_report(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    predictions, report = tmp_path / "predicted.xyz", tmp_path / "report.html"
+    options = ("--json", "--predictions", predictions, "--report", report)
+    status, out, _ = run("evaluate", folder / "model.safetensors", folder / "water.xyz", *options)
+    assert status == 0
+    metrics = json.loads(out)["sets"]["water.xyz"]["metrics"]
+    assert metrics["forces_rmse"] > 0
+    assert len(ase.io.read(predictions, index=":")) == 12
+    assert "<html" in report.read_text()
+
+
+def test_training_from_the_command_line(run: Run, folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        f"data: {{train: {folder / 'water.xyz'}, valid_count: 3}}\n"
+        f"model: {json.dumps(SETTINGS)}\n"
+        "training: {max_epochs: 1, batch_size: 4}\n"
+    )
+    status, out, err = run("train", config, f"run={tmp_path / 'run'}", "training.max_epochs=2")
+    assert status == 0, err
+    assert (tmp_path / "run" / "report.html").exists()
+    assert str(tmp_path / "run" / "report.html") in out
+    assert clebsch.load(tmp_path / "run" / "model.safetensors").species == ("H", "O")
+    status, out, err = run("resume", tmp_path / "run", "--max-epochs", 3)
+    assert status == 0, err
+    (tmp_path / "run" / "report.html").unlink()
+    status, out, err = run("report", tmp_path / "run", folder / "water.xyz")
+    assert status == 0, err
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_presets_are_listed(run: Run) -> None:
+    status, out, _ = run("presets")
+    assert status == 0
+    assert all(name in out for name in clebsch.PRESETS)
