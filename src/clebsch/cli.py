@@ -9,6 +9,7 @@ Imports that cost time are inside the commands, so that ``clebsch --help`` is qu
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -185,7 +186,7 @@ def report(
     ] = None,
 ) -> None:
     """Write RUN/report.html: learning curves, parity plots, errors, worst structures."""
-    from clebsch.evaluation.run_report import report_run
+    from clebsch.training.report import report_run
 
     _say(f"Report: {report_run(run, data or ())}")
 
@@ -373,6 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: instead of those of the process.
     """
+    # OpenMP threads that wait by spinning take the processor from whatever else runs on it, and
+    # from each other: with one other process on two cores a training step takes 20 times as long.
+    # Read when torch is loaded, so it is set before; what the user set stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=None if arguments is None else list(arguments))
     except (ClebschError, OSError) as error:
@@ -393,6 +398,6 @@ def _end_of_training(run: Path, interrupted: bool, has_model: bool) -> None:
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if has_model:
-        from clebsch.evaluation.run_report import report_run
+        from clebsch.training.report import report_run
 
         _say(f"Report: {report_run(run)}")

@@ -15,8 +15,8 @@ import clebsch
 from clebsch.errors import DataError, UnknownElementError
 from clebsch.evaluation.evaluate import evaluate
 from clebsch.evaluation.run import run_evaluate
-from clebsch.evaluation.run_report import MAX_TRAINING_FRAMES, read_history, report_run, run_sets
 from clebsch.training.configfile import load_config, write_config
+from clebsch.training.report import MAX_TRAINING_FRAMES, read_history, report_run, run_sets
 
 from .toy import crystal, labelled, molecule
 
@@ -151,7 +151,7 @@ def test_sets_of_a_run_are_split_as_in_training(run):
 
 def test_a_large_training_set_is_thinned_out_and_says_so(run, monkeypatch):
     assert MAX_TRAINING_FRAMES >= 100
-    monkeypatch.setattr("clebsch.evaluation.run_report.MAX_TRAINING_FRAMES", 3)
+    monkeypatch.setattr("clebsch.training.report.MAX_TRAINING_FRAMES", 3)
     sets = run_sets(load_config(run / "config.yaml"))
     assert len(sets["Training (3 of 7)"]) == 3
 

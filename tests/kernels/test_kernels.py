@@ -11,11 +11,11 @@ from torch import Tensor
 
 from clebsch.algebra import Irreps, spherical_irreps
 from clebsch.graph import AtomGraph
-from clebsch.kernels import numba_backend, reference
+from clebsch.kernels import cpu, reference
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 from clebsch.neighbors import neighbor_graph
 
-BACKENDS = pytest.mark.parametrize("backend", [reference, numba_backend], ids=lambda b: b.name)
+BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=lambda b: b.name)
 CHANNELS = 3
 
 
@@ -214,7 +214,7 @@ def test_numba_equals_the_reference_at_full_size(dtype: torch.dtype, threads: in
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        results = everything(numba_backend)
+        results = everything(cpu)
     finally:
         torch.set_num_threads(before)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-13

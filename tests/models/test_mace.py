@@ -218,11 +218,11 @@ def test_references_must_cover_all_elements() -> None:
 def test_a_forged_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that is wrong by a little is found when it is chosen, and not used."""
     from clebsch.errors import BackendError
-    from clebsch.kernels import numba_backend
+    from clebsch.kernels import cpu
 
     tested = potential(backend="reference")
-    true = numba_backend.contract
-    monkeypatch.setattr(numba_backend, "contract", lambda *args: 1.001 * true(*args))
+    true = cpu.contract
+    monkeypatch.setattr(cpu, "contract", lambda *args: 1.001 * true(*args))
     with pytest.raises(BackendError, match="disagrees with the reference"):
         tested.use_backend("numba")
     assert tested.backend == "reference"

@@ -55,9 +55,7 @@ class Frame:
 
     def to_atoms(self) -> Atoms:
         """The same structure for ASE, with its labels in a ``SinglePointCalculator``."""
-        atoms = Atoms(
-            numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc
-        )
+        atoms = Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
         atoms.info.update(self.info)
         labels: dict[str, Any] = {}
         if self.energy is not None:

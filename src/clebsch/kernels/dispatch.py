@@ -14,7 +14,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
 
 #: Backends by name, fastest first, with the module that holds each.
-BACKENDS = {"numba": "clebsch.kernels.numba_backend", "reference": "clebsch.kernels.reference"}
+BACKENDS = {"numba": "clebsch.kernels.cpu", "reference": "clebsch.kernels.reference"}
 
 
 class Kernels(Protocol):

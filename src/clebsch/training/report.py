@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 import clebsch
 from clebsch.data.frame import Frame
-from clebsch.data.read import LabelKeys, read_frames
-from clebsch.data.references import isolated_atoms
-from clebsch.data.split import split_frames
+from clebsch.data.read import LabelKeys
 from clebsch.errors import DataError
 from clebsch.evaluation.evaluate import Evaluation, evaluate
 from clebsch.evaluation.page import Section
@@ -21,6 +19,7 @@ from clebsch.evaluation.run import evaluate_files, progress_bar
 from clebsch.potential import Potential
 from clebsch.training.config import Config
 from clebsch.training.configfile import load_config
+from clebsch.training.prepare import read_data
 
 #: Of larger training sets, so many structures are judged, evenly spaced.
 MAX_TRAINING_FRAMES = 1000
@@ -91,13 +90,7 @@ def run_sets(config: Config) -> dict[str, list[Frame]]:
     paths = [*_listed(data.train), *_listed(data.valid)]
     if not all(path.exists() for path in paths):
         return {}
-    _, train = isolated_atoms(read_frames(data.train, data.keys, pbc=data.pbc))
-    if data.valid is not None:
-        _, valid = isolated_atoms(read_frames(data.valid, data.keys, pbc=data.pbc))
-    else:
-        train, valid = split_frames(
-            train, fraction=data.valid_fraction, count=data.valid_count, seed=config.seed
-        )
+    train, valid, _ = read_data(data, config.seed)
     step = -(-len(train) // MAX_TRAINING_FRAMES)
     chosen = train[::step]
     name = "Training" if step == 1 else f"Training ({len(chosen)} of {len(train)})"

@@ -5,7 +5,7 @@ innermost everywhere and vectorises. Each takes the range of rows (or channels) 
 only there, and releases the interpreter lock, so that several threads can share one call; results
 do not depend on how the work is divided.
 
-Tables of a convolution, made by ``clebsch.kernels.numba_backend``: *entries* are the pairs (path
+Tables of a convolution, made by ``clebsch.kernels.cpu``: *entries* are the pairs (path
 and node component, output component) that some coefficient connects. For each edge the harmonics
 are contracted with the coefficients first, which leaves one number g for each entry, the same for
 all channels; then ``out[c] += g * (weight[path] * node[m])``.

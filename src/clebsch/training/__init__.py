@@ -1,0 +1,1 @@
+"""Training: configuration, loss, optimiser, loop, exact state."""

@@ -1,0 +1,189 @@
+"""What a training run is told, as a strict schema: unknown keys and wrong types are errors.
+
+A configuration is a YAML file, a recipe's defaults under it and ``key=value`` settings over it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, Field, model_validator
+
+from clebsch.data.read import LabelKeys
+from clebsch.models.config import ModelConfig, Section
+
+
+def _absolute(path: Path) -> Path:
+    """Paths are relative to the working folder; kept absolute, they still hold on resume."""
+    return path.expanduser().absolute()
+
+
+def _device(name: str) -> str:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise ValueError("should be a device of torch such as cpu, cuda or cuda:1") from None
+    return name
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Paths = AbsolutePath | tuple[AbsolutePath, ...]
+Device = Annotated[str, AfterValidator(_device)]
+
+#: Ways to say which structures validate, and the part of the training file that a configuration
+#: file gets where it does not say.
+VALIDATION_SETS = ("valid", "valid_fraction", "valid_count")
+DEFAULT_VALID_FRACTION = 0.1
+
+#: What a model can be chosen by: the validation loss, or an error on the validation structures.
+Metric = Literal[
+    "loss",
+    "energy_mae",
+    "energy_rmse",
+    "energy_per_atom_mae",
+    "energy_per_atom_rmse",
+    "forces_mae",
+    "forces_rmse",
+    "stress_mae",
+    "stress_rmse",
+]
+
+
+class DataConfig(Section):
+    """Where structures and labels come from."""
+
+    train: Paths = Field(description="file or files with labelled structures")
+    valid: Paths | None = Field(None, description="file or files to validate on")
+    valid_fraction: float | None = Field(None, gt=0, lt=1, description="of the training file")
+    valid_count: int | None = Field(None, ge=1, description="structures of the training file")
+    keys: LabelKeys = LabelKeys()
+    isolated_atoms: AbsolutePath | None = Field(None, description="file with single atoms")
+    references: Literal["auto", "isolated", "fit"] | dict[str, float] = Field(
+        "auto",
+        description="energies of lone atoms: isolated atoms of the data, a least-squares fit, "
+        "auto (the first if they are complete, else the second), or eV by element",
+    )
+    pbc: Literal["file", "none"] = Field(
+        "file", description="none: boxes are dummies, treat every structure as a molecule"
+    )
+
+    @model_validator(mode="after")
+    def _one_validation_set(self) -> DataConfig:
+        given = [name for name in VALIDATION_SETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"give one of {', '.join(VALIDATION_SETS)}, not {found}")
+        return self
+
+
+class LossConfig(Section):
+    """Weights and forms of the loss; see ``clebsch.training.loss``."""
+
+    energy: float = Field(1.0, ge=0, description="weight of the energy term, 1/eV^2")
+    forces: float = Field(1000.0, ge=0, description="weight of the forces term, Angstrom^2/eV^2")
+    stress: float = Field(10.0, ge=0, description="weight of the stress term, 1/eV^2")
+    energy_form: Literal["per_sqrt_atoms", "per_atom", "total"] = Field(
+        "per_sqrt_atoms",
+        description="energy error squared over N, over N^2, or as it is (the paper's equation 15)",
+    )
+    huber_delta: float | None = Field(
+        None, gt=0, description="residuals above it count linearly; null: always squared"
+    )
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> LossConfig:
+        if self.energy == self.forces == self.stress == 0:
+            raise ValueError("all weights are zero, so there is nothing to train on")
+        return self
+
+
+class TrainingConfig(Section):
+    """Optimiser, schedule, limits. There is always a limit: epochs, minutes, or both."""
+
+    optimizer: Literal["amsgrad", "adam", "adamw"] = Field(
+        "amsgrad", description="adamw decouples the weight decay from the gradient"
+    )
+    lr: float = Field(0.01, gt=0, description="highest learning rate")
+    weight_decay: float = Field(
+        5e-7, ge=0, description="on the weights of equations 10 and 11 alone"
+    )
+    schedule: Literal["plateau", "cosine", "linear", "constant"] = Field(
+        description="cosine and linear fall over the whole budget of epochs or minutes"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises to lr")
+    final_lr: float = Field(0.0, ge=0, le=1, description="end of cosine and linear, times lr")
+    plateau_patience: int = Field(50, ge=0, description="evaluations without a lower loss")
+    plateau_factor: float = Field(0.8, gt=0, lt=1, description="what lr is then multiplied by")
+    batch_size: int | None = Field(None, ge=1, description="structures in a step")
+    batch_edges: int | None = Field(None, ge=1, description="or: at most so many edges in a step")
+    max_epochs: int | None = Field(None, ge=1)
+    max_minutes: float | None = Field(
+        None, gt=0, description="wall time, reading the data and earlier parts of the run included"
+    )
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the averaged weights, the result")
+    clip_grad_norm: float | None = Field(None, gt=0)
+    metric: Metric = Field("loss", description="the validation metric that chooses the model")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better model"
+    )
+    eval_every: int = Field(1, ge=1, description="epochs between evaluations")
+    checkpoint_minutes: float = Field(2.0, ge=0, description="minutes between saved states")
+    checkpoint_steps: int | None = Field(None, ge=1, description="also: steps between them")
+    loss: LossConfig = LossConfig()
+
+    @model_validator(mode="after")
+    def _limits(self) -> TrainingConfig:
+        if self.max_epochs is None and self.max_minutes is None:
+            raise ValueError("give max_epochs or max_minutes, or training would never end")
+        if (self.batch_size is None) == (self.batch_edges is None):
+            raise ValueError("give one of batch_size and batch_edges")
+        return self
+
+
+class Config(Section):
+    """Everything about a training run."""
+
+    data: DataConfig
+    model: ModelConfig
+    recipe: Literal["paper", "fast"] = "fast"
+    training: TrainingConfig
+    seed: int = Field(0, ge=0, description="of weights, split and shuffles")
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Device = "cpu"
+    run: AbsolutePath = Field(
+        default_factory=lambda: _absolute(Path("run")), description="folder of results"
+    )
+    tensorboard: bool = False
+
+
+#: Defaults of ``training`` by recipe. "paper" is appendix A.5.1 of the MACE paper with the loss
+#: that its authors used (shared design, models.md 5.1); its number of epochs is assumed.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "optimizer": "amsgrad",
+        "lr": 0.01,
+        "weight_decay": 5e-7,
+        "schedule": "plateau",
+        "batch_size": 5,
+        "max_epochs": 2000,
+        "ema_decay": 0.99,
+    },
+    "fast": {
+        "optimizer": "amsgrad",
+        "lr": 0.01,
+        "weight_decay": 5e-7,
+        "schedule": "linear",
+        "warmup_steps": 50,
+        "batch_size": 5,
+        "max_epochs": 200,
+        "ema_decay": 0.995,
+    },
+}
+
+#: A recipe's setting that an explicit one of the same group replaces.
+ALTERNATIVES = (("max_epochs", "max_minutes"), ("batch_size", "batch_edges"))
+
+DEFAULT_MODEL = "mace_small"
+DEFAULT_RECIPE = "fast"

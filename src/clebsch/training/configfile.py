@@ -1,0 +1,233 @@
+"""Reading and writing configurations: YAML, ``key=value`` settings, errors that name the key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from clebsch.errors import ConfigError, did_you_mean
+from clebsch.files import atomic_write
+from clebsch.models.presets import preset_config
+from clebsch.training.config import (
+    ALTERNATIVES,
+    DEFAULT_MODEL,
+    DEFAULT_RECIPE,
+    DEFAULT_VALID_FRACTION,
+    RECIPES,
+    VALIDATION_SETS,
+    Config,
+)
+
+Tree = dict[str, Any]
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a file (or of nothing) with settings of the command line over it.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key=value`` with dotted keys and values in YAML: ``model.channels=64``,
+            ``data.train=[a.xyz, b.xyz]``. Whole sections are set before single keys.
+
+    Raises:
+        ConfigError: unreadable YAML; an unknown key; a value of the wrong kind; a missing key.
+    """
+    tree = {} if path is None else _read(Path(path))
+    settings = sorted((_parse(text) for text in overrides), key=lambda s: s[0].count("."))
+    for key, value in settings:
+        _assign(tree, key, value)
+    places = {key: "the command line" for key, _ in settings}
+    where = str(path) if path is not None else "the configuration"
+
+    def place(key: str) -> str:
+        return next((p for k, p in places.items() if f"{key}.".startswith(f"{k}.")), where)
+
+    tree = _resolve(tree, place)
+    try:
+        return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, place)) from None
+
+
+def config_dict(config: Config) -> Tree:
+    """The resolved configuration as JSON values."""
+    return config.model_dump(mode="json")
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration, which ``load_config`` reads back unchanged."""
+    atomic_write(path, yaml.safe_dump(config_dict(config), sort_keys=False))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers and truth values of version 1.2, and no key twice.
+
+    Version 1.1 takes 1e-3 for a string and "No" (nobelium) for false.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(None, None, f"{key!r} twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False|TRUE|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _read(path: Path) -> Tree:
+    try:
+        tree = _yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ConfigError(f"{path}: cannot read the configuration ({reason})") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys to values")
+    return tree
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise ConfigError(
+            f"{text!r} is not a setting of the form key=value, such as model.channels=64"
+        )
+    try:
+        return key, _yaml(value)
+    except ConfigError as error:
+        raise ConfigError(f"{text!r}: {error}") from None
+
+
+def _assign(tree: Tree, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        inner = tree.get(section)
+        if section == "model" and isinstance(inner, str):
+            inner = {"preset": inner}
+        tree[section] = inner = dict(inner) if isinstance(inner, dict) else {}
+        tree = inner
+    tree[name] = value
+
+
+def _resolve(tree: Tree, place: Any) -> Tree:
+    """The tree with preset, recipe and validation set filled in."""
+    resolved = {key: {} if value is None else value for key, value in tree.items()}
+    model = resolved.get("model", DEFAULT_MODEL)
+    if isinstance(model, str):
+        model = {"preset": model}
+    if isinstance(model, dict) and "preset" in model:
+        changes = {key: value for key, value in model.items() if key != "preset"}
+        try:
+            base = preset_config(str(model["preset"])).model_dump(mode="json")
+        except ConfigError as error:
+            raise ConfigError(f"{place('model')}: model: {error}") from None
+        model = _merged(base, changes)
+    resolved["model"] = model
+    recipe = resolved.setdefault("recipe", DEFAULT_RECIPE)
+    training = resolved.get("training", {})
+    if isinstance(recipe, str) and recipe in RECIPES and isinstance(training, dict):
+        base = dict(RECIPES[recipe])
+        for group in ALTERNATIVES:
+            if any(training.get(name) is not None for name in group):
+                base = {key: value for key, value in base.items() if key not in group}
+        training = _merged(base, training)
+    resolved["training"] = training
+    data = resolved.get("data")
+    if isinstance(data, dict) and all(data.get(name) is None for name in VALIDATION_SETS):
+        resolved["data"] = data | {"valid_fraction": DEFAULT_VALID_FRACTION}
+    return resolved
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
+
+
+def _explain(error: ValidationError, place: Any) -> str:
+    """The first problem: where, which key, what was expected, what the key may have meant."""
+    problems = error.errors()
+    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+    problem = (unknown or problems)[0]
+    key, section = _locate(problem["loc"])
+    if unknown:
+        name = str(problem["loc"][-1])
+        full = f"{key}.{name}" if key else name
+        elsewhere = [k for k in _all_keys(Config) if k.split(".")[-1] == name]
+        hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, section)
+        return f"{place(full)}: unknown key {full!r}. {hint}"
+    if problem["type"] == "missing":
+        return f"{place(key)}: {key} is missing"
+    same = [p for p in problems if _locate(p["loc"])[0] == key]
+    expected = " or ".join(dict.fromkeys(_message(p) for p in same))
+    got = problem["input"]
+    shown = "" if isinstance(got, dict) else f" (got {got!r})"
+    return f"{place(key)}: {key}: {expected}{shown}"
+
+
+def _message(problem: Any) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    return text[:1].lower() + text[1:] if text.startswith("Input") else text
+
+
+def _locate(loc: Sequence[int | str]) -> tuple[str, list[str]]:
+    """The dotted key that pydantic's path leads to, and the names valid in its section.
+
+    Behind a key the path may go on with what pydantic calls the members of a union.
+    """
+    parts: list[str] = []
+    section: Any = Config
+    for part in loc:
+        if not _is_section(section) or part not in section.model_fields:
+            break
+        parts.append(str(part))
+        section = section.model_fields[part].annotation
+    names = list(section.model_fields) if _is_section(section) else []
+    return ".".join(parts), names
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if _is_section(field.annotation):
+            yield from _all_keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

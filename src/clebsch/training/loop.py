@@ -1,0 +1,312 @@
+"""Training from a configuration to a model file, and going on where a run was cut off."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from clebsch.errors import ClebschError, ConfigError
+from clebsch.training.config import Config, TrainingConfig
+from clebsch.training.configfile import config_dict, load_config, write_config
+from clebsch.training.log import RunLog
+from clebsch.training.prepare import prepare
+from clebsch.training.state import Finished, TrainingState, read_newest_state
+from clebsch.training.trainer import Trainer
+
+Reason = Finished | Literal["interrupted"]
+
+#: What a folder holds if it holds a run.
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "model.safetensors", "state")
+
+#: Settings that may change when a run is resumed.
+_FREE = {
+    f"training.{name}"
+    for name in (
+        "max_epochs",
+        "max_minutes",
+        "patience",
+        "checkpoint_minutes",
+        "checkpoint_steps",
+    )
+}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        reason: "epochs", "minutes" or "patience" ended it, or it was "interrupted".
+        epoch: epochs completed.
+        step: batches done.
+        seconds: wall time, earlier parts included.
+        best: the line of metrics.jsonl that belongs to the model; None without an evaluation.
+        model: the model file; None without an evaluation.
+    """
+
+    run: Path
+    reason: Reason
+    epoch: int
+    step: int
+    seconds: float
+    best: dict[str, Any] | None
+    model: Path | None
+
+
+class Interruption:
+    """Whether somebody asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+
+def train(
+    config: Config, run: Path | str | None = None, console: Console | None = None
+) -> TrainingResult:
+    """Train a potential; all results are in the folder ``run``.
+
+    config.yaml (as resolved), metrics.jsonl (a line an evaluation), model.safetensors (the best
+    averaged weights so far), state/ (from which ``resume`` goes on exactly) and log.txt. Ctrl-C
+    and SIGTERM save the state and end the run.
+
+    Args:
+        config: see ``clebsch.training.config``.
+        run: the folder; ``config.run`` if None.
+        console: where to report; nowhere if None.
+
+    Raises:
+        ConfigError: the folder holds a run already, or the configuration does not fit the data.
+        DataError: the data are not what they should be.
+        ClebschError: training went wrong, or the disk is full.
+    """
+    started = time.monotonic()
+    run = config.run if run is None else Path(run).absolute()
+    config = config.model_copy(update={"run": run})
+    if any((run / name).exists() for name in _RUN_FILES):
+        raise ConfigError(
+            f"{run} holds a run already: continue it with clebsch resume {run}, or choose "
+            "another folder with run=FOLDER"
+        )
+    with _disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+        log = RunLog(run, console)
+        trainer = Trainer(config, prepare(config, log.say), run, log, started)
+        trainer.checkpoint()
+        write_config(config, run / "config.yaml")
+        return _train(trainer, log)
+
+
+def resume(
+    run: Path | str,
+    console: Console | None = None,
+    *,
+    max_epochs: int | None = None,
+    max_minutes: float | None = None,
+) -> TrainingResult:
+    """Go on with a run that was cut off, as if it had not been.
+
+    On the CPU and without a limit in minutes the weights are then bit for bit those of a run that
+    was never interrupted.
+
+    Args:
+        run: its folder.
+        console: where to report; nowhere if None.
+        max_epochs: new limits in place of the old ones, counted from the run's first beginning. A
+            schedule over the whole budget is then stretched.
+        max_minutes: likewise.
+
+    Raises:
+        ConfigError: config.yaml is missing, or was changed in a way that would change the run.
+        ModelFileError: no state can be trusted, or the data have changed.
+    """
+    started = time.monotonic()
+    run = Path(run).absolute()
+    config = load_config(run / "config.yaml").model_copy(update={"run": run})
+    new_limits = max_epochs is not None or max_minutes is not None
+    if new_limits:
+        limits = {"max_epochs": max_epochs, "max_minutes": max_minutes}
+        config = config.model_copy(update={"training": _with_limits(config.training, limits)})
+    with _disk_errors(run):
+        log = RunLog(run, console)
+        state, tensors, losses = read_newest_state(run)
+        for loss in losses:
+            log.say(loss)
+        _check_unchanged(config, state)
+        if state.finished is not None and not new_limits:
+            log.say(f"{run} is finished ({state.finished}); give new limits to train longer.")
+            return _result(run, state, state.finished)
+        trainer = Trainer(config, prepare(config, log.say), run, log, started)
+        trainer.restore(state, tensors)
+        if state.finished is not None:
+            state.finished, state.waited = None, 0
+        write_config(config, run / "config.yaml")
+        log.say(f"Resuming at step {state.step}, epoch {state.epoch + 1}.")
+        return _train(trainer, log)
+
+
+def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
+    """Run the loop and leave everything on disk, whatever ends it."""
+    try:
+        if trainer.config.tensorboard:
+            log.open_tensorboard(trainer.state.step)
+        with log.progress(), _interruption() as interruption:
+            reason = _loop(trainer, interruption)
+        state = trainer.state
+        if reason != "interrupted":
+            if state.last_evaluation != state.step:
+                trainer.evaluate()
+            state.finished = reason
+        trainer.checkpoint()
+    except ClebschError:
+        trainer.write_model()
+        raise
+    finally:
+        log.close()
+    result = _result(trainer.run, state, reason)
+    _say_end(result, trainer, log)
+    return result
+
+
+def _loop(trainer: Trainer, interruption: Interruption) -> Reason:
+    """Train until a limit is reached; the state then is between two batches."""
+    settings, state = trainer.settings, trainer.state
+    begun, first = time.monotonic(), None
+    while True:
+        if settings.max_epochs is not None and state.epoch >= settings.max_epochs:
+            return "epochs"
+        if settings.patience is not None and state.waited >= settings.patience:
+            return "patience"
+        batches = trainer.sampler.epoch(state.epoch)
+        while state.position < len(batches):
+            if interruption.requested:
+                return "interrupted"
+            if settings.max_minutes is not None and trainer.seconds >= 60 * settings.max_minutes:
+                return "minutes"
+            progress = trainer.progress(len(batches))
+            first = progress if first is None else first
+            trainer.log.advance(
+                f"epoch {state.epoch + 1}", progress, _time_left(begun, first, progress)
+            )
+            trainer.step(batches[state.position], progress)
+            state.position += 1
+            state.step += 1
+            trainer.checkpoint_if_due()
+        state.epoch += 1
+        state.position = 0
+        if state.epoch % settings.eval_every == 0:
+            trainer.evaluate()
+
+
+def _time_left(begun: float, first: float, progress: float) -> float | None:
+    """Seconds to the end of the budget, at the pace since the loop began."""
+    done = progress - first
+    return None if done <= 0 else (time.monotonic() - begun) * (1 - progress) / done
+
+
+@contextmanager
+def _interruption() -> Iterator[Interruption]:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once.
+
+    Outside the main thread, where signals cannot be caught, there is never a request.
+    """
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    def request(*_: Any) -> None:
+        interruption.requested = True
+        restore()
+
+    for number in former:
+        signal.signal(number, request)
+    try:
+        yield interruption
+    finally:
+        restore()
+
+
+@contextmanager
+def _disk_errors(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ClebschError(
+            f"{error.filename or run}: {error.strerror or error}. States saved before are "
+            f"unchanged; when this is mended, go on with clebsch resume {run}"
+        ) from error
+
+
+def _with_limits(settings: TrainingConfig, limits: dict[str, Any]) -> TrainingConfig:
+    try:
+        return TrainingConfig.model_validate(settings.model_dump() | limits)
+    except ValidationError as error:
+        raise ConfigError(f"new limits: {error.errors()[0]['msg']}") from None
+
+
+def _check_unchanged(config: Config, state: TrainingState) -> None:
+    """Refuse settings with which the run would not be the same.
+
+    Raises:
+        ConfigError: names the first such setting.
+    """
+    now = config_dict(config)
+    for section in ("model", "training", "seed", "dtype"):
+        for key, new, old in _differences(section, now[section], state.config[section]):
+            if key in _FREE:
+                continue
+            raise ConfigError(
+                f"{config.run / 'config.yaml'}: {key} is {new!r}, but the run began with {old!r}; "
+                "put it back, or start a new run"
+            )
+
+
+def _differences(key: str, new: Any, old: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        for name in {**new, **old}:
+            yield from _differences(f"{key}.{name}", new.get(name), old.get(name))
+    elif new != old:
+        yield key, new, old
+
+
+def _result(run: Path, state: TrainingState, reason: Reason) -> TrainingResult:
+    return TrainingResult(
+        run=run,
+        reason=reason,
+        epoch=state.epoch,
+        step=state.step,
+        seconds=state.seconds,
+        best=state.best,
+        model=None if state.best is None else run / "model.safetensors",
+    )
+
+
+def _say_end(result: TrainingResult, trainer: Trainer, log: RunLog) -> None:
+    if result.reason == "interrupted":
+        log.say(f"Interrupted; saved. Go on with: clebsch resume {result.run}")
+    else:
+        ends = {
+            "epochs": "all epochs are done",
+            "minutes": "the time is up",
+            "patience": "no better model for a while (training.patience)",
+        }
+        log.say(f"Finished: {ends[result.reason]}.")
+    if result.best is not None:
+        metric = trainer.settings.metric
+        value = f"{result.best['valid'][metric]:.5g}" + ("" if metric == "loss" else " (eV, Å)")
+        log.say(f"Best model: epoch {result.best['epoch']}, {metric} {value}; {result.model}")

@@ -1,0 +1,198 @@
+"""From a configuration to data and an untrained potential: read, references, split, statistics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+
+import clebsch
+from clebsch.data.frame import Frame
+from clebsch.data.loader import LabelledGraphs
+from clebsch.data.read import read_frames
+from clebsch.data.references import fit_references, isolated_atoms
+from clebsch.data.split import split_frames
+from clebsch.data.statistics import compute_statistics
+from clebsch.errors import ConfigError, DataError
+from clebsch.potential import Potential
+from clebsch.training.config import Config, DataConfig
+from clebsch.training.loss import trainable_counts
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What training starts from.
+
+    Attributes:
+        potential: with random weights, on the configured device.
+        train: structures to train on.
+        valid: structures to validate on.
+        references: eV by element.
+        origin: of the references: "isolated", "fit", "given" or "none".
+    """
+
+    potential: Potential
+    train: LabelledGraphs
+    valid: LabelledGraphs
+    references: dict[str, float]
+    origin: str
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all data, in their order."""
+        both = self.train.fingerprint() + self.valid.fingerprint()
+        return hashlib.sha256(both.encode()).hexdigest()
+
+
+def prepare(config: Config, say: Say) -> Prepared:
+    """Read the data and build the potential. The same configuration and files give the same.
+
+    Raises:
+        DataError: files, labels or references are not what they should be.
+        ConfigError: the chosen validation metric has no labels.
+    """
+    train_frames, valid_frames, known = read_data(config.data, config.seed)
+    numbers = sorted({int(z) for frame in train_frames for z in frame.numbers})
+    species = [chemical_symbols[z] for z in numbers]
+    references, origin = choose_references(config.data, train_frames, known, species, say)
+    statistics = compute_statistics(train_frames, references, config.model.cutoff)
+    potential = clebsch.build(
+        config.model,
+        species,
+        references=references,
+        statistics=statistics,
+        dtype=getattr(torch, config.dtype),
+        seed=config.seed,
+    )
+    try:
+        potential = potential.to(config.device).use_backend()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {config.device} cannot be used ({error})") from None
+    prepared = Prepared(
+        potential,
+        LabelledGraphs(potential, train_frames),
+        LabelledGraphs(potential, valid_frames),
+        references,
+        origin,
+    )
+    _check_labels(config, prepared)
+    _describe(prepared, say)
+    return prepared
+
+
+def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], dict[str, float]]:
+    """Training frames, validation frames, and the energies of isolated atoms found anywhere."""
+    known, frames = isolated_atoms(read_frames(config.train, config.keys, pbc=config.pbc))
+    if config.isolated_atoms is not None:
+        atoms = read_frames(config.isolated_atoms, config.keys, pbc=config.pbc)
+        found, rest = isolated_atoms(atoms)
+        if rest:
+            raise DataError(f"{rest[0].source}: not an isolated atom with an energy")
+        known |= found
+    if not frames:
+        raise DataError(f"{_names(config.train)}: no structures to train on but isolated atoms")
+    if config.valid is not None:
+        valid = isolated_atoms(read_frames(config.valid, config.keys, pbc=config.pbc))[1]
+        if not valid:
+            raise DataError(f"{_names(config.valid)}: no structures to validate on")
+        return frames, valid, known
+    train, valid = split_frames(
+        frames, fraction=config.valid_fraction, count=config.valid_count, seed=seed
+    )
+    return train, valid, known
+
+
+def choose_references(
+    config: DataConfig,
+    frames: Sequence[Frame],
+    known: dict[str, float],
+    species: Sequence[str],
+    say: Say,
+) -> tuple[dict[str, float], str]:
+    """Reference energies in eV by element, and where they are from.
+
+    Raises:
+        DataError: isolated atoms were asked for and some are missing.
+        ConfigError: given references miss an element.
+    """
+    if isinstance(config.references, dict):
+        missing = [symbol for symbol in species if symbol not in config.references]
+        if missing:
+            raise ConfigError(f"data.references has no energy for {', '.join(missing)}")
+        return {symbol: config.references[symbol] for symbol in species}, "given"
+    missing = [symbol for symbol in species if symbol not in known]
+    if config.references == "isolated" or (config.references == "auto" and not missing):
+        if missing:
+            raise DataError(
+                f"data.references is isolated, but there is no isolated atom of "
+                f"{', '.join(missing)} with an energy in the data"
+            )
+        return {symbol: known[symbol] for symbol in species}, "isolated"
+    if all(frame.energy is None for frame in frames):
+        say("No energies to train on: references are zero, and so is the meaning of energies.")
+        return dict.fromkeys(species, 0.0), "none"
+    fit = fit_references(frames, known if config.references == "auto" else None)
+    text = fit.describe()
+    say(text[:1].upper() + text[1:])
+    return {symbol: fit.energies[symbol] for symbol in species}, "fit"
+
+
+def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
+    """Files with their checksums, counts and references, for the model file."""
+    return {
+        "train": {"files": _checksums(config.train), **prepared.train.counts},
+        "valid": {
+            "files": _checksums(config.train if config.valid is None else config.valid),
+            **prepared.valid.counts,
+        },
+        "references": prepared.references,
+        "references_from": prepared.origin,
+    }
+
+
+def _check_labels(config: Config, prepared: Prepared) -> None:
+    if not trainable_counts(prepared.train.counts, config.training.loss):
+        raise DataError(
+            f"{_names(config.data.train)}: no structure has a label that the loss has a weight for"
+        )
+    metric = config.training.metric
+    needed = {"energy": "energies", "forces": "forces", "stress": "stresses"}
+    label = needed.get(metric.split("_")[0])
+    counts = prepared.valid.counts
+    if label is not None and not counts[label]:
+        raise ConfigError(f"training.metric is {metric}, but no validation structure has {label}")
+    if label is None and not trainable_counts(counts, config.training.loss):
+        raise DataError("no validation structure has a label that the loss has a weight for")
+
+
+def _describe(prepared: Prepared, say: Say) -> None:
+    for name, graphs in (("Training", prepared.train), ("Validation", prepared.valid)):
+        counts = graphs.counts
+        say(
+            f"{name}: {counts['frames']} structures with {counts['energies']} energies, "
+            f"{counts['forces']} sets of forces, {counts['stresses']} stresses; "
+            f"{sum(graphs.n_edges)} edges, {graphs.n_bytes / 1e6:.1f} MB of graphs"
+        )
+    shown = ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in prepared.references.items())
+    say(f"References ({prepared.origin}): {shown} eV")
+    n_parameters = sum(p.numel() for p in prepared.potential.parameters())
+    potential = prepared.potential
+    say(
+        f"Potential: {potential.config.name}, {n_parameters} parameters, "
+        f"{potential.backend} backend"
+    )
+
+
+def _checksums(paths: Path | Sequence[Path]) -> dict[str, str]:
+    listed = [paths] if isinstance(paths, Path) else paths
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in listed}
+
+
+def _names(paths: Path | Sequence[Path]) -> str:
+    return str(paths) if isinstance(paths, Path) else ", ".join(str(path) for path in paths)

@@ -1,0 +1,311 @@
+"""One run's moving parts: the step, the evaluation, and saving and restoring all of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import clebsch
+from clebsch.data.loader import BatchSampler
+from clebsch.errors import ClebschError, ModelFileError
+from clebsch.training.config import Config
+from clebsch.training.configfile import config_dict
+from clebsch.training.log import History, RunLog
+from clebsch.training.loss import LossSums, loss_sums, trained_outputs
+from clebsch.training.optimizer import (
+    MovingAverage,
+    Schedule,
+    assign,
+    copied,
+    make_optimizer,
+    swapped_in,
+    trained_parameters,
+)
+from clebsch.training.prepare import Prepared, data_provenance
+from clebsch.training.state import (
+    TrainingState,
+    grouped,
+    named,
+    optimizer_tensors,
+    restore_optimizer,
+    write_state,
+)
+from clebsch.training.validate import loss_metrics, validate
+
+#: After so many batches in a row whose loss or gradient is not finite the run stops.
+MAX_SKIPPED = 5
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class Trainer:
+    """A potential in training.
+
+    Attributes:
+        state: where the run stands; the loop moves its epoch and position.
+        average: the averaged weights.
+        best: the averaged weights of the best evaluation, or None before the first.
+    """
+
+    def __init__(
+        self, config: Config, prepared: Prepared, run: Path, log: RunLog, started: float
+    ) -> None:
+        """``started``: ``time.monotonic()`` when the command began."""
+        self.config = config
+        self.settings = config.training
+        self.prepared = prepared
+        self.potential = prepared.potential
+        self.run = run
+        self.log = log
+        self.parameters = trained_parameters(self.potential)
+        self.optimizer = make_optimizer(self.potential, self.settings)
+        self.schedule = Schedule(self.settings)
+        self.average = MovingAverage(self.parameters, self.settings.ema_decay)
+        self.best: dict[str, Tensor] | None = None
+        size, edges = self.settings.batch_size, self.settings.batch_edges
+        self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
+        self.valid_batches = BatchSampler(prepared.valid.n_edges, size, edges).in_order()
+        self.history = History(run / "metrics.jsonl")
+        self.state = TrainingState(fingerprint=prepared.fingerprint(), config=config_dict(config))
+        self._train_sums = LossSums()
+        self._started = started
+        self._seconds_before = 0.0
+        self._model_is_current = True
+        self._data_provenance = data_provenance(config.data, prepared)
+        self._last_checkpoint = time.monotonic()
+        self._disk_failed = False
+
+    @property
+    def model_path(self) -> Path:
+        """Where the best model is written."""
+        return self.run / "model.safetensors"
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, earlier parts included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def progress(self, n_batches: int) -> float:
+        """Part of the budget that is spent, 0 to 1, in an epoch of ``n_batches``."""
+        fractions = []
+        if self.settings.max_epochs is not None:
+            epochs = self.state.epoch + self.state.position / n_batches
+            fractions.append(epochs / self.settings.max_epochs)
+        if self.settings.max_minutes is not None:
+            fractions.append(self.seconds / (60 * self.settings.max_minutes))
+        return min(max(fractions), 1.0)
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def step(self, indices: Sequence[int], progress: float) -> None:
+        """Change the weights by one batch, or skip it if its loss or gradient is not finite.
+
+        Raises:
+            ClebschError: too many batches in a row were skipped; memory ran out.
+        """
+        lr = self.schedule.lr(self.state.step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        try:
+            sums, finite = self._gradient(indices)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise
+            raise ClebschError(
+                f"memory ran out with a batch of {len(indices)} structures and "
+                f"{sum(self.prepared.train.n_edges[i] for i in indices)} edges; set a smaller "
+                "training.batch_size or training.batch_edges"
+            ) from None
+        if sums is None:
+            return
+        if not finite:
+            self._skip(indices, float(sums.loss(self.settings.loss)))
+            return
+        self.optimizer.step()
+        self.average.update()
+        self.state.skipped = 0
+        self._train_sums = self._train_sums + sums
+
+    def _gradient(self, indices: Sequence[int]) -> tuple[LossSums | None, bool]:
+        """Loss sums (None without labels) and whether loss and gradient are finite."""
+        batch = self.prepared.train.batch(indices).to(self.potential.device)
+        outputs = trained_outputs(batch.labels, self.settings.loss)
+        if not outputs:
+            return None, True
+        prediction = self.potential(batch.graph, outputs, differentiable=True)
+        sums = loss_sums(prediction, batch, self.settings.loss)
+        loss = sums.loss(self.settings.loss)
+        assert isinstance(loss, Tensor)
+        self.optimizer.zero_grad()
+        loss.backward()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.settings.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                list(self.parameters.values()), self.settings.clip_grad_norm, norm
+            )
+        return sums.numbers(), bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
+
+    def _skip(self, indices: Sequence[int], loss: float) -> None:
+        self.state.skipped += 1
+        names = ", ".join(self.prepared.train.frames[i].source for i in indices)
+        what = "the gradient" if math.isfinite(loss) else f"the loss ({loss})"
+        message = f"Step {self.state.step}: {what} is not finite for the batch of {names}"
+        if self.state.skipped < MAX_SKIPPED:
+            self.log.say(f"{message}; skipped")
+            return
+        kept = "no model was good enough to keep"
+        if self.state.best is not None:
+            kept = f"the best model, of epoch {self.state.best['epoch']}, is kept"
+        raise ClebschError(
+            f"{message}. {MAX_SKIPPED} batches in a row: training stopped; {kept}. Check these "
+            "structures with clebsch check, or lower training.lr"
+        )
+
+    def evaluate(self) -> None:
+        """Judge the averaged weights, write the history, keep the best."""
+        state = self.state
+        with swapped_in(self.average.average, self.parameters):
+            valid = validate(
+                self.potential, self.prepared.valid, self.valid_batches, self.settings.loss
+            )
+        metric = self.settings.metric
+        value = valid[metric]
+        best = math.isfinite(value) and (state.best is None or value < state.best["valid"][metric])
+        record = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "seconds": round(self.seconds, 3),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train": loss_metrics(self._train_sums, self.settings.loss),
+            "valid": valid,
+            "best": best,
+        }
+        self.history.append(record)
+        self.log.row(record)
+        self.log.scalars(record)
+        self.schedule.observe(valid["loss"])
+        state.waited = 0 if best else state.waited + 1
+        state.last_evaluation = state.step
+        self._train_sums = LossSums()
+        if best:
+            state.best = record
+            self.best = copied(self.average.average)
+            self._model_is_current = False
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def checkpoint_if_due(self) -> None:
+        """Save where steps or minutes say so; the first model is saved at once.
+
+        A disk that is full does not end the run: the message says what the newest good state is.
+        """
+        every = self.settings.checkpoint_steps
+        due = every is not None and self.state.step % every == 0
+        waited = time.monotonic() - self._last_checkpoint
+        due = due or waited >= 60 * self.settings.checkpoint_minutes
+        first_model = self.best is not None and not self.model_path.exists()
+        due = due or (first_model and not self._disk_failed)
+        if not due:
+            return
+        try:
+            self.checkpoint()
+        except OSError as error:
+            self._last_checkpoint = time.monotonic()
+            self._disk_failed = True
+            self.log.say(
+                f"The state of step {self.state.step} could not be saved ({error.strerror}); "
+                "training goes on, and the states saved before are still there."
+            )
+
+    def checkpoint(self) -> None:
+        """Write the state, then the best model if it changed.
+
+        Raises:
+            OSError: a file cannot be written; what was there before is unchanged.
+        """
+        state = self.state
+        state.seconds = self.seconds
+        state.history_lines = self.history.n_lines
+        state.average_updates = self.average.updates
+        state.train_sums = asdict(self._train_sums)
+        state.schedule = {
+            "factor": self.schedule.factor,
+            "lowest": self.schedule.lowest,
+            "waited": self.schedule.waited,
+        }
+        tensors = named(dict(self.potential.state_dict()), "potential")
+        tensors |= named(self.average.average, "average")
+        tensors |= named(self.best or {}, "best")
+        tensors |= named(optimizer_tensors(self.optimizer, self.parameters), "optimizer")
+        write_state(self.run, state, tensors)
+        self.write_model()
+        self._last_checkpoint = time.monotonic()
+
+    def write_model(self) -> None:
+        """Write the best model, unless the file has it already."""
+        if self.best is None or self._model_is_current:
+            return
+        with swapped_in(self.best, self.parameters):
+            self.potential.save(
+                self.model_path,
+                provenance=self._provenance(),
+                reference=self.prepared.valid.frames[0],
+            )
+        self._model_is_current = True
+
+    def _provenance(self) -> dict[str, Any]:
+        best = self.state.best
+        assert best is not None
+        return {
+            "clebsch": clebsch.__version__,
+            "torch": torch.__version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data": self._data_provenance,
+            "config": config_dict(self.config),
+            "training": {key: best[key] for key in ("epoch", "step", "seconds", "lr")},
+            "metrics": best["valid"],
+        }
+
+    def restore(self, state: TrainingState, tensors: dict[str, Tensor]) -> None:
+        """Stand where ``checkpoint`` stood.
+
+        Raises:
+            ModelFileError: the state is of another potential or of other data.
+        """
+        if state.fingerprint != self.state.fingerprint:
+            raise ModelFileError(
+                f"{self.run}: the structures or labels are not those that the run began with, so "
+                "it cannot be resumed exactly; start a new run"
+            )
+        try:
+            self.potential.load_state_dict(grouped(tensors, "potential"))
+            assign(grouped(tensors, "average"), self.average.average)
+        except (RuntimeError, KeyError) as error:
+            raise ModelFileError(f"{self.run}: the state is of another model ({error})") from None
+        restore_optimizer(self.optimizer, self.parameters, grouped(tensors, "optimizer"))
+        device = self.potential.device
+        best = {name: value.to(device) for name, value in grouped(tensors, "best").items()}
+        self.best = best or None
+        # the file may hold a model of steps that a crash has taken back
+        self._model_is_current = self.best is None
+        config = self.state.config
+        self.state = state
+        self.state.config = config
+        self.average.updates = state.average_updates
+        self.schedule.factor = state.schedule["factor"]
+        self.schedule.lowest = state.schedule["lowest"]
+        self.schedule.waited = state.schedule["waited"]
+        self._train_sums = LossSums(**state.train_sums)
+        self._seconds_before = state.seconds
+        missing = self.history.truncate(state.history_lines)
+        if missing:
+            self.log.say(f"{self.history.path}: {missing} lines of the history are missing.")

@@ -1,0 +1,181 @@
+"""Configurations: strict, overridable, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clebsch.errors import ConfigError
+from clebsch.models.presets import preset_config
+from clebsch.training.config import RECIPES, LossConfig
+from clebsch.training.configfile import load_config, write_config
+
+
+def file(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_training_file_is_all_that_must_be_given() -> None:
+    config = load_config(None, ["data.train=a.xyz"])
+    assert config.data.train == Path("a.xyz").absolute()
+    assert config.data.valid_fraction == 0.1
+    assert config.recipe == "fast"
+    assert config.model == preset_config("mace_small")
+    assert config.training.lr == RECIPES["fast"]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("data: {train: a}\ntraining: {learning_rate: 1}", ["training.learning_rate", "Valid: "]),
+        ("data: {train: a}\ntraining: {batchsize: 1}", ["training.batchsize", "'batch_size'"]),
+        ("data: {train: a}\nlr: 0.1", ["'lr'", "Did you mean 'training.lr'?"]),
+        ("data: {train: a, keys: {energi: E}}", ["data.keys.energi", "'energy'"]),
+        ("data: {train: a}\nmodel: {radial: {n_bassis: 4}}", ["model.radial.n_bassis", "n_basis"]),
+        ("data: {train: a}\ntraining: {loss: {force: 1}}", ["training.loss.force", "'forces'"]),
+    ],
+)
+def test_an_unknown_key_is_named_in_full_with_its_file_and_the_nearest_valid_key(
+    tmp_path: Path, text: str, names: list[str]
+) -> None:
+    path = file(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    for name in [*names, str(path), "unknown key"]:
+        assert name in str(error.value)
+
+
+def test_an_unknown_key_on_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = file(tmp_path, "data: {train: a}")
+    with pytest.raises(ConfigError, match=r"^the command line: unknown key 'model\.chanels'"):
+        load_config(path, ["model.chanels=4"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "expected"),
+    [
+        ("training.lr=fast", "training.lr", "number"),
+        ("training.lr=true", "training.lr", "number"),
+        ("training.max_epochs=1.5", "training.max_epochs", "integer"),
+        ("tensorboard=1", "tensorboard", "boolean"),
+        ("model.channels=-1", "model.channels", "greater than or equal to 1"),
+        ("data.references=guess", "data.references", "'auto', 'isolated' or 'fit'"),
+        ("dtype=float16", "dtype", "'float32' or 'float64'"),
+        ("recipe=slow", "recipe", "'paper' or 'fast'"),
+        ("device=gpu", "device", "cuda"),
+        ("training=3", "training", "object"),
+    ],
+)
+def test_a_wrong_value_names_the_key_and_what_was_expected(
+    setting: str, key: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, ["data.train=a", setting])
+    message = str(error.value)
+    assert message.startswith(f"the command line: {key}: ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["data.train=a", "data.valid=b", "data.valid_count=3"], "valid and valid_count"),
+        (["data.train=a", "training.max_epochs=null"], "never end"),
+        (["data.train=a", "training.batch_size=2", "training.batch_edges=9"], "one of batch_size"),
+        (["data.train=a", "training.loss={energy: 0, forces: 0, stress: 0}"], "all weights"),
+        (["data.train=a", "model=mace_acak"], "mace_acac"),
+        (["model=mace_acac"], "data is missing"),
+        (["data.pbc=none"], "data.train is missing"),
+        (["training.lr 3"], "key=value"),
+        (["training.lr=[1"], "not valid YAML"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, settings)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    for text, words in [
+        ("data: [", "line"),
+        ("- 1", "mapping"),
+        ("seed: 1\nseed: 2", "twice in line 2|line 2: 'seed' twice"),
+    ]:
+        path = file(tmp_path, text)
+        with pytest.raises(ConfigError, match=words) as error:
+            load_config(path)
+        assert str(path) in str(error.value)
+    with pytest.raises(ConfigError, match=r"missing\.yaml: cannot read"):
+        load_config(tmp_path / "missing.yaml")
+
+
+def test_numbers_with_an_exponent_are_numbers_and_nobelium_is_not_false() -> None:
+    settings = ["data.train=a", "training.weight_decay=1e-6", "data.references={No: -1, H: 2e0}"]
+    config = load_config(None, settings)
+    assert config.training.weight_decay == 1e-6
+    assert config.data.references == {"No": -1.0, "H": 2.0}
+
+
+def test_a_preset_can_be_changed_on_the_command_line_in_any_order() -> None:
+    expected = preset_config("mace_acac").model_copy(update={"channels": 64})
+    for settings in (
+        ["model=mace_acac", "model.channels=64"],
+        ["model.channels=64", "model=mace_acac"],
+        ["model={preset: mace_acac, channels: 64}"],
+    ):
+        assert load_config(None, ["data.train=a", *settings]).model == expected
+
+
+def test_a_setting_of_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = file(tmp_path, "data: {train: a}\nmodel: mace_tiny\ntraining: {lr: 0.1, batch_size: 3}")
+    config = load_config(path, ["training.lr=0.2", "model.radial.n_basis=6"])
+    assert config.training.lr == 0.2
+    assert config.training.batch_size == 3
+    assert config.model.radial.n_basis == 6
+    assert config.model.channels == preset_config("mace_tiny").channels
+
+
+def test_the_paper_recipe_is_the_papers() -> None:
+    training = load_config(None, ["data.train=a", "recipe=paper"]).training
+    assert training.optimizer == "amsgrad"
+    assert training.lr == 0.01
+    assert training.weight_decay == 5e-7
+    assert training.schedule == "plateau"
+    assert (training.plateau_patience, training.plateau_factor) == (50, 0.8)
+    assert (training.batch_size, training.ema_decay, training.max_epochs) == (5, 0.99, 2000)
+    assert training.clip_grad_norm is None
+    assert training.loss == LossConfig(energy=1, forces=1000, energy_form="per_sqrt_atoms")
+
+
+def test_explicit_settings_replace_the_recipes_and_a_limit_its_alternative() -> None:
+    training = load_config(
+        None, ["data.train=a", "recipe=paper", "training.max_minutes=20", "training.batch_edges=99"]
+    ).training
+    assert (training.max_minutes, training.max_epochs) == (20, None)
+    assert (training.batch_edges, training.batch_size) == (99, None)
+    assert training.schedule == "plateau"
+
+
+def test_the_resolved_file_reads_back_the_same(tmp_path: Path) -> None:
+    config = load_config(
+        None,
+        [
+            "data.train=[a.xyz, b.xyz]",
+            "data.references={H: -13.6}",
+            "data.keys={energy: E, stress: none, stress_convention: negative}",
+            "model=mace_3bpa",
+            "training.max_minutes=3",
+            "run=somewhere",
+        ],
+    )
+    write_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_the_example_is_a_valid_configuration() -> None:
+    config = load_config(Path(__file__).parents[2] / "examples" / "acac.yaml")
+    assert (config.data.valid_count, config.data.pbc) == (50, "none")
+    assert config.training.max_epochs is None

@@ -1,0 +1,361 @@
+"""Training from a file to a model: what it writes, when it stops, what it does with bad steps."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from rich.console import Console
+
+import clebsch
+from clebsch.data.loader import Batch
+from clebsch.errors import ClebschError, ConfigError, DataError
+from clebsch.training import trainer as trainer_module
+from clebsch.training.configfile import load_config
+from clebsch.training.loop import train
+from clebsch.training.trainer import Trainer
+
+from .toy import cluster, config, crystal, data_file, history, without
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def scripted_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Validation then finds these losses, one after another."""
+    remaining: Iterator[float] = iter(losses)
+    monkeypatch.setattr(
+        trainer_module, "validate", lambda *_: {"loss": next(remaining), "forces_rmse": 1.0}
+    )
+
+
+def test_training_learns_and_leaves_a_model_that_knows_where_it_is_from(
+    tmp_path: Path, console: Console
+) -> None:
+    data = data_file(tmp_path)
+    settings = config(data, "training.max_epochs=25", "training.warmup_steps=5")
+    result = train(settings, tmp_path / "run", console)
+    records = history(result.run)
+    assert [record["epoch"] for record in records] == list(range(1, 26))
+    assert records[-1]["valid"]["forces_rmse"] < 0.7 * records[0]["valid"]["forces_rmse"]
+    assert records[-1]["train"]["loss"] < 0.3 * records[0]["train"]["loss"]
+    assert result.reason == "epochs"
+    best = min(records, key=lambda record: record["valid"]["loss"])
+    assert result.best is not None
+    assert result.best["epoch"] == best["epoch"]
+    assert load_config(result.run / "config.yaml") == settings.model_copy(
+        update={"run": tmp_path / "run"}
+    )
+    assert "F meV/Å" in said(console)
+    assert (result.run / "log.txt").read_text() in said(console)
+
+    potential = clebsch.load(tmp_path / "run" / "model.safetensors")
+    provenance = potential.provenance
+    assert provenance["metrics"] == best["valid"]
+    assert provenance["training"]["epoch"] == best["epoch"]
+    assert provenance["config"]["training"]["batch_size"] == 2
+    assert list(provenance["data"]["train"]["files"]) == [str(data)]
+    assert provenance["data"]["train"]["frames"] == 10
+    assert set(potential.species) == {"Cu", "Au"}
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    settings = config(data_file(tmp_path), "training.max_epochs=1")
+    train(settings, tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    (tmp_path / "data.xyz").unlink()
+    with pytest.raises(ConfigError, match="clebsch resume"):
+        train(settings, tmp_path / "run")
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_a_start_that_failed_on_bad_data_does_not_block_the_folder(tmp_path: Path) -> None:
+    settings = config(tmp_path / "data.xyz", "training.max_epochs=1")
+    with pytest.raises(DataError):
+        train(settings, tmp_path / "run")
+    data_file(tmp_path)
+    assert train(settings, tmp_path / "run").reason == "epochs"
+
+
+@pytest.mark.parametrize(
+    ("kept", "metric"),
+    [("energy", "energy_per_atom_rmse"), ("forces", "forces_rmse"), ("stress", "stress_rmse")],
+)
+def test_any_single_kind_of_label_trains(tmp_path: Path, kept: str, metric: str) -> None:
+    dropped = {"energy", "forces", "stress"} - {kept}
+    frames = [without(crystal(seed), *dropped) for seed in range(6)]
+    data = data_file(tmp_path, frames)
+    result = train(
+        config(data, f"training.metric={metric}", "training.warmup_steps=0"), tmp_path / "run"
+    )
+    records = history(result.run)
+    assert set(records[0]["train"]) == {"loss", f"loss_{kept}"}
+    assert records[1]["train"]["loss"] < records[0]["train"]["loss"]
+    names = [name for name in records[0]["valid"] if not name.startswith("loss")]
+    measured = {name.rpartition("_")[0] for name in names}
+    assert measured == ({"energy", "energy_per_atom"} if kept == "energy" else {kept})
+
+
+def test_molecules_and_crystals_with_different_labels_train_together(tmp_path: Path) -> None:
+    frames = [crystal(0), cluster(0), without(cluster(1), "forces"), crystal(1)]
+    frames += [without(crystal(2), "energy", "stress"), cluster(2), crystal(3)]
+    data = data_file(tmp_path, frames)
+    result = train(
+        config(data, "training.batch_size=null", "training.batch_edges=150"), tmp_path / "run"
+    )
+    assert set(history(result.run)[0]["train"]) == {
+        "loss", "loss_energy", "loss_forces", "loss_stress",
+    }  # fmt: skip
+
+
+def test_a_frame_of_weight_zero_is_left_out_and_others_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clebsch.training.prepare.compute_statistics", lambda *_: None)
+    valid = data_file(tmp_path, [cluster(100)], "valid.xyz")
+
+    def losses(weight: float, spoilt: float) -> list[float]:
+        frames = [cluster(seed) for seed in range(4)]
+        labels = dict(frames[1].calc.results)
+        labels["forces"] = spoilt * labels["forces"]
+        frames[1].calc = SinglePointCalculator(frames[1], **labels)
+        for frame in frames:
+            frame.info["config_weight"] = weight if frame is frames[1] else 1.0
+        run = tmp_path / f"run {weight} {spoilt}"
+        validation = ("data.valid_count=null", f"data.valid={valid}")
+        references = "data.references={Cu: 3.5, Au: 3.8}"
+        train(config(data_file(tmp_path, frames), *validation, references), run)
+        return [record["valid"]["loss"] for record in history(run)]
+
+    assert losses(0.0, 1.0) == losses(0.0, 5.0)
+    assert losses(1.0, 1.0) != losses(1.0, 5.0)
+
+
+def test_early_stopping_stops_and_the_best_model_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_losses(monkeypatch, [3.0, 1.0, 2.0, float("nan"), 1.0, 0.1, 0.1])
+    averages: list[dict[str, torch.Tensor]] = []
+    evaluate = Trainer.evaluate
+
+    def remembered(self: Trainer) -> None:
+        averages.append({name: t.clone() for name, t in self.average.average.items()})
+        evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", remembered)
+    settings = config(data_file(tmp_path), "training.max_epochs=50", "training.patience=3")
+    result = train(settings, tmp_path / "run")
+    assert (result.reason, result.epoch) == ("patience", 5)
+    assert [record["best"] for record in history(result.run)] == [True, True, False, False, False]
+    kept = dict(clebsch.load(tmp_path / "run" / "model.safetensors").named_parameters())
+    for name, value in averages[1].items():
+        assert torch.equal(kept[name], value)
+        assert not torch.equal(kept[name], averages[4][name]) or value.numel() == 0
+
+
+def test_the_named_metric_chooses_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([(1.0, 5.0), (2.0, 4.0), (3.0, 6.0)])
+
+    def scripted(*_: Any) -> dict[str, float]:
+        loss, rmse = next(values)
+        return {"loss": loss, "forces_rmse": rmse}
+
+    monkeypatch.setattr(trainer_module, "validate", scripted)
+    settings = config(data_file(tmp_path), "training.max_epochs=3", "training.metric=forces_rmse")
+    result = train(settings, tmp_path / "run")
+    assert result.best is not None
+    assert result.best["epoch"] == 2
+
+
+def test_evaluations_come_when_asked_for_and_always_at_the_end(tmp_path: Path) -> None:
+    settings = config(data_file(tmp_path), "training.max_epochs=5", "training.eval_every=2")
+    result = train(settings, tmp_path / "run")
+    assert [record["epoch"] for record in history(result.run)] == [2, 4, 5]
+
+
+def test_a_time_limit_ends_the_run_with_a_model(tmp_path: Path, console: Console) -> None:
+    settings = config(
+        data_file(tmp_path), "training.max_epochs=null", "training.max_minutes=0.03",
+        "training.eval_every=1000000", "training.warmup_steps=0",
+    )  # fmt: skip
+    result = train(settings, tmp_path / "run", console)
+    assert result.reason == "minutes"
+    assert 1.8 <= result.seconds < 6
+    assert result.best is not None
+    assert result.best["step"] == result.step
+    assert result.best["lr"] < 0.1 * settings.training.lr
+    assert "time is up" in said(console)
+    clebsch.load(tmp_path / "run" / "model.safetensors")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
+    """Makes the loss of batches nan."""
+    honest = trainer_module.loss_sums
+
+    def spoilt(prediction: Any, batch: Batch, settings: Any) -> Any:
+        sums = honest(prediction, batch, settings)
+        return sums + type(sums)(forces=float("nan")) if when(batch) else sums
+
+    monkeypatch.setattr(trainer_module, "loss_sums", spoilt)
+
+
+def test_a_batch_that_is_not_finite_is_skipped_and_its_frames_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    data = data_file(tmp_path)
+    spoil(monkeypatch, lambda batch: 3 in batch.frame_indices)
+    weights: list[tuple[bool, bool]] = []
+    step = Trainer.step
+
+    def watched(self: Trainer, indices: list[int], progress: float) -> None:
+        before = [p.detach().clone() for p in self.parameters.values()]
+        step(self, indices, progress)
+        same = all(torch.equal(a, b) for a, b in zip(before, self.parameters.values(), strict=True))
+        weights.append((3 in indices, same))
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    result = train(config(data), tmp_path / "run", console)
+    assert len(weights) == 10
+    assert weights.count((True, True)) == 2
+    assert weights.count((False, False)) == 8
+    assert said(console).count("is not finite") == 2
+    assert f"{data}:" in said(console)
+    assert np.isfinite(history(result.run)[-1]["train"]["loss"])
+
+
+def test_several_bad_batches_in_a_row_stop_the_run_and_the_last_good_model_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_file(tmp_path)
+    seen = iter(range(10_000))
+    spoil(monkeypatch, lambda _: next(seen) >= 7)
+    with pytest.raises(ClebschError, match=r"5 batches in a row.*epoch 2, is kept") as error:
+        train(config(data, "training.max_epochs=4"), tmp_path / "run")
+    assert f"{data}:" in str(error.value)
+    potential = clebsch.load(tmp_path / "run" / "model.safetensors")
+    assert all(bool(torch.isfinite(p).all()) for p in potential.parameters())
+    assert potential.provenance["training"]["epoch"] == 2
+
+
+def test_clipping_bounds_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    gradient = Trainer._gradient
+
+    def watched(self: Trainer, indices: list[int]) -> Any:
+        result = gradient(self, indices)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return result
+
+    monkeypatch.setattr(Trainer, "_gradient", watched)
+    data = data_file(tmp_path)
+    train(config(data), tmp_path / "free")
+    assert max(norms) > 1
+    norms.clear()
+    train(config(data, "training.clip_grad_norm=0.5"), tmp_path / "clipped")
+    assert 0 < max(norms) <= 0.5
+
+
+def test_a_full_disk_is_said_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    honest = trainer_module.write_state
+
+    def full(run: Path, state: Any, tensors: Any) -> None:
+        if state.step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        honest(run, state, tensors)
+
+    monkeypatch.setattr(trainer_module, "write_state", full)
+    settings = config(data_file(tmp_path), "training.checkpoint_steps=2")
+    assert train(settings, tmp_path / "run", console).reason == "epochs"
+    assert "step 4 could not be saved (No space left on device)" in said(console)
+
+
+def test_memory_that_runs_out_says_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(trainer_module, "loss_sums", exhausted)
+    with pytest.raises(ClebschError, match=r"2 structures and \d+ edges.*training\.batch_size"):
+        train(config(data_file(tmp_path)), tmp_path / "run")
+
+
+def test_labels_that_the_loss_or_the_metric_needs_must_be_there(tmp_path: Path) -> None:
+    data = data_file(tmp_path, [without(cluster(seed), "forces") for seed in range(6)])
+    with pytest.raises(ConfigError, match=r"training\.metric is forces_rmse"):
+        train(config(data, "training.metric=forces_rmse"), tmp_path / "run")
+    with pytest.raises(DataError, match="a weight"):
+        train(config(data, "training.loss={energy: 0, stress: 0}"), tmp_path / "run")
+
+
+def lone(symbol: str, energy: float) -> Atoms:
+    atom = Atoms(symbol)
+    atom.calc = SinglePointCalculator(atom, energy=energy)
+    return atom
+
+
+def test_references_are_isolated_atoms_a_fit_or_given(tmp_path: Path, console: Console) -> None:
+    clusters = [cluster(seed) for seed in range(8)]
+    plain = data_file(tmp_path, clusters, "plain.xyz")
+    mixed = data_file(tmp_path, [lone("Cu", 3.5), *clusters, lone("Au", 3.8)], "mixed.xyz")
+    atoms = data_file(tmp_path, [lone("Cu", 1.5), lone("Au", 1.8)], "atoms.xyz")
+    cases: list[tuple[Path, str, dict[str, float] | None]] = [
+        (mixed, "seed=0", {"Cu": 3.5, "Au": 3.8}),
+        (plain, f"data.isolated_atoms={atoms}", {"Cu": 1.5, "Au": 1.8}),
+        (plain, "data.references={Cu: 0.5, Au: 0.25}", {"Cu": 0.5, "Au": 0.25}),
+        (plain, "seed=0", None),
+    ]
+    for number, (data, setting, expected) in enumerate(cases):
+        run = tmp_path / str(number)
+        result = train(config(data, setting, "training.max_epochs=1"), run, console)
+        assert result.model is not None
+        potential = clebsch.load(result.model)
+        assert potential.provenance["data"]["train"]["frames"] == 6
+        found = dict(zip(potential.species, potential.references.tolist(), strict=True))
+        if expected is not None:
+            assert found == expected
+    assert "references fitted" in said(console).lower()
+    with pytest.raises(DataError, match="no isolated atom of Cu, Au"):
+        train(config(plain, "data.references=isolated"), tmp_path / "none")
+    with pytest.raises(ConfigError, match="no energy for Au"):
+        train(config(plain, "data.references={Cu: 1}"), tmp_path / "none")
+
+
+def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    result = train(config(data_file(tmp_path), "tensorboard=true"), tmp_path / "run")
+    events = b"".join(p.read_bytes() for p in (result.run / "tensorboard").iterdir())
+    assert b"valid/forces_rmse" in events
+
+
+def test_history_lines_are_strict_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_losses(monkeypatch, [1.0, float("nan")])
+    result = train(config(data_file(tmp_path)), tmp_path / "run")
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    lines = (result.run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert records[1]["valid"]["loss"] is None

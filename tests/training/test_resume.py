@@ -1,0 +1,272 @@
+"""Resuming is exact, from any point, and damaged states are survived."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+import clebsch
+from clebsch.errors import ClebschError, ConfigError, ModelFileError
+from clebsch.training.config import Config
+from clebsch.training.loop import TrainingResult, resume, train
+from clebsch.training.state import TrainingState, read_newest_state, write_state
+from clebsch.training.trainer import Trainer
+
+from .toy import config, data_file, history
+
+#: Everything that has a memory is switched on; five batches an epoch.
+SETTINGS = (
+    "training.max_epochs=4",
+    "training.lr=0.1",
+    "training.schedule=plateau",
+    "training.plateau_patience=0",
+    "training.plateau_factor=0.5",
+    "training.warmup_steps=7",
+    "training.patience=10",
+    "training.checkpoint_steps=3",
+)
+
+
+def settings(data: Path) -> Config:
+    return config(data, *SETTINGS)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """A signal arrives while this step is computed."""
+    honest = Trainer.step
+
+    def signalled(self: Trainer, indices: list[int], progress: float) -> None:
+        if self.state.step == step:
+            signal.raise_signal(number)
+        honest(self, indices, progress)
+
+    monkeypatch.setattr(Trainer, "step", signalled)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal in every bit: weights, averages, best weights, moments, history, model."""
+    first, first_tensors, _ = read_newest_state(one)
+    second, second_tensors, _ = read_newest_state(other)
+    assert set(first_tensors) == set(second_tensors)
+    assert {name.split(":")[0] for name in first_tensors} == {
+        "potential", "average", "best", "optimizer",
+    }  # fmt: skip
+    for name, tensor in first_tensors.items():
+        assert torch.equal(tensor, second_tensors[name]), name
+    for state in (first, second):
+        assert state.best is not None
+        del state.best["seconds"]
+        state.seconds = 0.0
+        del state.config["run"], state.config["training"]["max_epochs"]
+    assert first == second
+    assert history(one) == history(other)
+    models = [load_file(run / "model.safetensors") for run in (one, other)]
+    for name, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][name]), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four epochs that nothing interrupted, and its data beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(settings(data_file(folder)), folder / "run")
+    state, _, _ = read_newest_state(folder / "run")
+    assert state.schedule["factor"] < 1, "the plateau rule must have something to remember"
+    return folder / "run"
+
+
+def cut_run(
+    whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int = 8
+) -> TrainingResult:
+    """The same run, interrupted in the middle of an epoch."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step, signal.SIGINT)
+        result = train(settings(whole.parent / "data.xyz"), folder / "run")
+    assert (result.reason, result.step) == ("interrupted", step + 1)
+    return result
+
+
+@pytest.mark.parametrize("step", [0, 4, 8, 14])
+def test_a_run_interrupted_anywhere_goes_on_bit_for_bit(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    result = cut_run(whole, tmp_path, monkeypatch, step)
+    resume(result.run)
+    assert_same_run(whole, result.run)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), width=300)
+    interrupt_at(monkeypatch, 6, signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(settings(whole.parent / "data.xyz"), tmp_path / "run", console)
+    assert result.reason == "interrupted"
+    assert isinstance(console.file, io.StringIO)
+    assert f"clebsch resume {result.run}" in console.file.getvalue()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert result.model is not None
+    clebsch.load(result.model)
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from training.test_resume import settings
+from clebsch.training.loop import resume, train
+from clebsch.training.trainer import Trainer
+
+data, run, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+if what == "kill":
+    honest = Trainer.step
+    def killed(self, indices, progress):
+        if self.state.step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        honest(self, indices, progress)
+    Trainer.step = killed
+if what == "resume":
+    resume(run)
+else:
+    train(settings(data), run)
+"""
+
+
+def test_kill_9_in_the_middle_of_an_epoch_loses_nothing(tmp_path: Path) -> None:
+    data = data_file(tmp_path)
+    root = Path(__file__).parents[2]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root / 'tests'}",
+    }
+
+    def child(run: Path, what: str) -> int:
+        command = [sys.executable, "-c", CHILD, str(data), str(run), what]
+        return subprocess.run(command, env=environment, timeout=120, check=False).returncode
+
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
+    assert child(killed, "kill") == -signal.SIGKILL
+    state, _, _ = read_newest_state(killed)
+    assert (state.step, state.epoch, state.position) == (6, 1, 1)
+    assert child(killed, "resume") == 0
+    assert child(uninterrupted, "train") == 0
+    assert_same_run(uninterrupted, killed)
+
+
+def states(run: Path) -> list[Path]:
+    return sorted((run / "state").iterdir())
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    elif how == "empty":
+        content.clear()
+    else:
+        content[-100] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "bit flipped"])
+def test_a_damaged_state_falls_back_to_the_one_before_and_says_what_was_lost(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run = cut_run(whole, tmp_path, monkeypatch).run
+    previous, newest = states(run)
+    assert (previous.stem, newest.stem) == ("step-0000000006", "step-0000000009")
+    damage(newest, how)
+    console = Console(file=io.StringIO(), width=1000)
+    resume(run, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert str(newest) in text
+    assert "Going back to step 6 (epoch 2); 3 steps are lost" in text
+    assert_same_run(whole, run)
+
+
+def test_when_no_state_is_whole_the_error_names_them_all(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cut_run(whole, tmp_path, monkeypatch).run
+    for path in states(run):
+        damage(path, "bit flipped")
+    with pytest.raises(ModelFileError) as error:
+        resume(run)
+    assert all(str(path) in str(error.value) for path in states(run))
+
+
+def test_a_temporary_file_of_a_crash_is_no_state(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cut_run(whole, tmp_path, monkeypatch).run
+    (run / "state" / ".step-0000000012.safetensors.abc").write_bytes(b"half")
+    resume(run)
+    assert_same_run(whole, run)
+
+
+def test_history_and_model_of_steps_that_are_taken_back_are_taken_back_too(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cut_run(whole, tmp_path, monkeypatch).run
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 99, "step": 999}\n{"epo')
+    (run / "model.safetensors").write_bytes(b"of a future that never was")
+    resume(run)
+    assert_same_run(whole, run)
+
+
+def test_a_finished_run_is_left_alone_and_can_be_extended(whole: Path, tmp_path: Path) -> None:
+    data = whole.parent / "data.xyz"
+    run = tmp_path / "run"
+    train(config(data, *SETTINGS, "training.max_epochs=2"), run)
+    before = states(run)[-1].read_bytes()
+    assert resume(run).reason == "epochs"
+    assert states(run)[-1].read_bytes() == before
+    result = resume(run, max_epochs=4)
+    assert (result.epoch, result.reason) == (4, "epochs")
+    assert_same_run(whole, run)
+
+
+def test_resuming_with_other_settings_or_other_data_is_refused(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cut_run(whole, tmp_path, monkeypatch).run
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("lr: 0.1", "lr: 0.2"))
+    with pytest.raises(ConfigError, match=r"training\.lr is 0\.2.*began with 0\.1"):
+        resume(run)
+    other = data_file(tmp_path)
+    other.write_text(other.read_text().replace("energy=", "energy=1"))
+    (run / "config.yaml").write_text(text.replace(str(whole.parent / "data.xyz"), str(other)))
+    with pytest.raises(ClebschError, match="not those that the run began with"):
+        resume(run)
+
+
+def test_a_run_that_was_moved_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cut_run(whole, tmp_path, monkeypatch).run
+    moved = run.rename(tmp_path / "elsewhere")
+    assert resume(moved).run == moved
+    assert_same_run(whole, moved)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        resume(tmp_path)
+
+
+def test_two_states_are_kept(tmp_path: Path) -> None:
+    for step in (1, 5, 9, 12):
+        write_state(tmp_path, TrainingState(step=step), {"a:b": torch.ones(2)})
+    assert [path.stem[-2:] for path in states(tmp_path)] == ["09", "12"]
