@@ -152,6 +152,11 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="of weights, split and shuffles")
     dtype: Literal["float32", "float64"] = "float32"
     device: Device = "cpu"
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="CPU threads; auto: as many as make a step faster, found by timing, "
+        "at most as many as torch takes (OMP_NUM_THREADS)",
+    )
     run: AbsolutePath = Field(
         default_factory=lambda: _absolute(Path("run")), description="folder of results"
     )

@@ -20,6 +20,7 @@ from clebsch.training.configfile import config_dict, load_config, write_config
 from clebsch.training.log import RunLog
 from clebsch.training.prepare import prepare
 from clebsch.training.state import Finished, TrainingState, read_newest_state
+from clebsch.training.threads import threads, with_threads
 from clebsch.training.trainer import Trainer
 
 Reason = Finished | Literal["interrupted"]
@@ -100,7 +101,9 @@ def train(
     with _disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         log = RunLog(run, console)
-        trainer = Trainer(config, prepare(config, log.say), run, log, started)
+        prepared = prepare(config, log.say)
+        config = with_threads(config, prepared, log.say)
+        trainer = Trainer(config, prepared, run, log, started)
         trainer.checkpoint()
         write_config(config, run / "config.yaml")
         return _train(trainer, log)
@@ -145,7 +148,9 @@ def resume(
         if state.finished is not None and not new_limits:
             log.say(f"{run} is finished ({state.finished}); give new limits to train longer.")
             return _result(run, state, state.finished)
-        trainer = Trainer(config, prepare(config, log.say), run, log, started)
+        prepared = prepare(config, log.say)
+        config = with_threads(config, prepared, log.say)
+        trainer = Trainer(config, prepared, run, log, started)
         trainer.restore(state, tensors)
         if state.finished is not None:
             state.finished, state.waited = None, 0
@@ -159,13 +164,15 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
     try:
         if trainer.config.tensorboard:
             log.open_tensorboard(trainer.state.step)
-        with log.progress(), _interruption() as interruption:
-            reason = _loop(trainer, interruption)
-        state = trainer.state
-        if reason != "interrupted":
-            if state.last_evaluation != state.step:
-                trainer.evaluate()
-            state.finished = reason
+        assert isinstance(trainer.config.threads, int)
+        with threads(trainer.config.threads):
+            with log.progress(), _interruption() as interruption:
+                reason = _loop(trainer, interruption)
+            state = trainer.state
+            if reason != "interrupted":
+                if state.last_evaluation != state.step:
+                    trainer.evaluate()
+                state.finished = reason
         trainer.checkpoint()
     except ClebschError:
         trainer.write_model()
