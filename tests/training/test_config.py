@@ -179,3 +179,12 @@ def test_the_example_is_a_valid_configuration() -> None:
     config = load_config(Path(__file__).parents[2] / "examples" / "acac.yaml")
     assert (config.data.valid_count, config.data.pbc) == (50, "none")
     assert config.training.max_epochs is None
+
+
+def test_a_recipe_sets_what_is_not_set_and_no_more(tmp_path: Path) -> None:
+    """Nested settings too: another weight given does not lose the recipe's own."""
+    data = ["data.train=x.xyz", "training.loss.forces=10"]
+    fast = load_config(None, data).training.loss
+    assert (fast.energy, fast.forces) == (50.0, 10.0)
+    assert load_config(None, [*data, "training.loss.energy=3"]).training.loss.energy == 3.0
+    assert load_config(None, [*data, "recipe=paper"]).training.loss.energy == 1.0
