@@ -75,7 +75,7 @@ def assemble(
 ) -> Potential:
     """Put a potential together from numbers; ``build`` and the model file's reader call this."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         model = MACE(config, len(species), float(avg_num_neighbors)).to(dtype)
     head = EnergyHead(
         references or [0.0] * len(species),
@@ -84,7 +84,9 @@ def assemble(
         config.mean_energy_form,
         config.cutoff,
     )
-    prior = ZBLRepulsion([atomic_numbers[s] for s in species]) if config.zbl else None
+    prior = (
+        ZBLRepulsion([atomic_numbers[s] for s in species], config.cutoff) if config.zbl else None
+    )
     return Potential(config, species, model, head, prior)
 
 

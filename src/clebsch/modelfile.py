@@ -29,9 +29,9 @@ FORMAT = "clebsch-potential"
 FORMAT_VERSION = 1
 UNITS = {"length": "Angstrom", "energy": "eV", "stress": "eV/Angstrom^3"}
 
-#: How far a loaded potential may be from the numbers in its file: eV per atom, then eV/Angstrom
-#: (and, for stress, eV/Angstrom^3) relative to 1 + the largest value. In float64 only the order of
-#: sums differs between machines; in float32 it is 1e-7 relative times the depth of the network.
+#: How far a loaded potential may be from the numbers in its file: eV per atom, relative to 1 + the
+#: largest force; then forces and stress, relative to 1 + the largest of them. In float64 only the
+#: order of sums differs between machines; in float32 it is 1e-7 relative times the network's depth.
 TOLERANCES = {torch.float64: (1e-8, 1e-7), torch.float32: (1e-4, 1e-3)}
 
 
@@ -85,7 +85,7 @@ def save_potential(
         path: the file, by habit ``*.safetensors``.
         provenance: what it was trained on and how; the potential's own if None.
         reference: a structure whose energy, forces and stress are stored and verified on load; a
-            small cluster of the potential's elements if None.
+            small crystal of all the potential's elements if None.
     """
     structure = example_structure(potential) if reference is None else reference
     metadata = {
@@ -117,6 +117,8 @@ def load(
             other numbers here than where it was saved.
     """
     path = Path(path)
+    if dtype not in (None, *TOLERANCES):
+        raise ModelFileError(f"{path}: potentials compute in float32 or float64, not in {dtype}")
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ModelFileError(f"{path}: holds {metadata.get('format')!r}, not a potential")
@@ -180,8 +182,12 @@ def _verify(
     )
     here = _answers(potential, structure)
     energy_tolerance, tolerance = tolerances
+    largest_force = np.abs(np.array(stored["forces"])).max()
     deviations = {
-        "energy": (abs(here["energy"] - stored["energy"]) / len(structure), energy_tolerance)
+        "energy": (
+            abs(here["energy"] - stored["energy"]) / len(structure),
+            energy_tolerance * (1 + largest_force),
+        )
     }
     for name in ("forces", "stress"):
         if stored[name] is not None:

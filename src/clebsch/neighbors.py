@@ -32,6 +32,8 @@ def neighbor_graph(
     if not torch.isfinite(positions).all():
         atom = int((~torch.isfinite(positions)).any(dim=1).nonzero()[0])
         raise DataError(f"the position of atom {atom} is not a finite number")
+    if not torch.isfinite(cell).all():
+        raise DataError("a lattice vector is not a finite number")
     points = positions.detach().cpu().numpy()
     box = complete_cell(cell.detach().cpu().numpy(), pbc.cpu().numpy())
     periodic = [bool(p) for p in pbc]

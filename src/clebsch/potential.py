@@ -6,7 +6,8 @@ forces and virial alike, and no strain is ever applied to a structure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from clebsch.conventions import OUTPUTS
 from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError, did_you_mean
 from clebsch.graph import AtomGraph, batch_graphs
-from clebsch.kernels.dispatch import Kernels, best_backend, load_backend
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import best_backend, load_backend
 from clebsch.kernels.reference import segment_sum
 from clebsch.models.config import ModelConfig
 from clebsch.models.network import Network
@@ -94,6 +96,7 @@ class Potential(nn.Module):
         self.prior = prior
         self.provenance = provenance or {}
         self._kernels: Kernels = load_backend("reference")
+        self._choose_again = False
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
 
     @property
@@ -119,18 +122,23 @@ class Potential(nn.Module):
     def use_backend(self, name: str = "auto") -> Potential:
         """Choose what computes the heavy operations, and check it against the reference.
 
+        Moving or casting the potential chooses anew.
+
         Args:
             name: "numba", "reference", or "auto" for the fastest that the device allows.
 
         Raises:
-            BackendError: the backend is missing, or gives other energies or forces than the
-                reference on a small structure.
+            BackendError: the backend is missing, gives other numbers than the reference on a
+                small structure, or the network was cast to what no backend computes in.
         """
+        if self.dtype not in (torch.float32, torch.float64):
+            raise BackendError(f"potentials compute in float32 or float64, not in {self.dtype}")
         kernels = best_backend(self.device) if name == "auto" else load_backend(name)
-        if kernels is not self._kernels:
+        self._choose_again = False
+        self._install(load_backend("reference"))
+        if kernels.name != "reference":
+            self._check_backend(kernels)
             self._install(kernels)
-            if kernels.name != "reference":
-                self._check_backend(kernels)
         return self
 
     def _install(self, kernels: Kernels) -> None:
@@ -140,20 +148,38 @@ class Potential(nn.Module):
                 setattr(module, "kernels", kernels)  # noqa: B010
 
     def _check_backend(self, kernels: Kernels) -> None:
+        """Compare energies, forces and the gradient of a loss on the forces."""
         graph = self.graph(example_structure(self))
-        found = self(graph)
-        self._install(load_backend("reference"))
-        expected = self(graph)
-        tolerance = 1e-9 if self.dtype == torch.float64 else 1e-3
-        size = 1 + float(expected.forces.abs().max())
-        off = float((found.forces - expected.forces).abs().max()) / size
-        off = max(off, float((found.energy - expected.energy).abs()) / (size * graph.n_atoms))
-        if not off <= tolerance:
-            raise BackendError(
-                f"the {kernels.name} backend disagrees with the reference on this machine: "
-                f"off by {off:.2g}, allowed {tolerance:.2g}"
-            )
+        expected = self._backend_answers(graph)
         self._install(kernels)
+        try:
+            found = self._backend_answers(graph)
+        finally:
+            self._install(load_backend("reference"))
+        tolerance = 1e-9 if self.dtype == torch.float64 else 1e-3
+        for here, there in zip(found, expected, strict=True):
+            off = float((here - there).abs().max() / (1e-6 + there.abs().max()))
+            if not off <= tolerance:
+                raise BackendError(
+                    f"the {kernels.name} backend disagrees with the reference on this machine: "
+                    f"off by {off:.2g}, allowed {tolerance:.2g}"
+                )
+
+    def _backend_answers(self, graph: AtomGraph) -> list[Tensor]:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        prediction = self(graph, ("layer_energies", "forces"), differentiable=bool(parameters))
+        answers = [prediction.layer_energies[:, 1:], prediction.forces]
+        if parameters:
+            loss = prediction.forces.square().sum()
+            answers += torch.autograd.grad(loss, parameters, materialize_grads=True)
+        return [answer.detach() for answer in answers]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
+        before = (self.device, self.dtype)
+        super()._apply(fn, recurse)
+        if (self.device, self.dtype) != before and self._kernels.name != "reference":
+            self._choose_again = True
+        return self
 
     @property
     def references(self) -> Tensor:
@@ -208,14 +234,21 @@ class Potential(nn.Module):
             differentiable: keep what a loss on the results needs to be differentiated.
 
         Raises:
-            ClebschError: an unknown output; stress without a cell; a Hessian of several structures.
+            ClebschError: an unknown output; stress without a cell; a Hessian of several structures;
+                derivatives under ``torch.inference_mode``.
         """
-        asked = set(outputs)
+        asked = {outputs} if isinstance(outputs, str) else set(outputs)
         for name in asked - set(OUTPUTS):
             raise ClebschError(f"unknown output {name!r}. {did_you_mean(name, OUTPUTS)}")
         if "stress" in asked:
             volumes = _volumes(graph)
+        if self._choose_again:
+            self.use_backend()
         needs_gradient = bool(asked & {"forces", "virial", "stress", "hessian"})
+        if needs_gradient and torch.is_inference_mode_enabled():
+            raise ClebschError(
+                "forces are derivatives, which torch.inference_mode rules out; use torch.no_grad"
+            )
         with torch.set_grad_enabled(differentiable or needs_gradient):
             positions = graph.positions
             if "hessian" in asked:
@@ -272,12 +305,14 @@ class Potential(nn.Module):
 
 
 def example_structure(potential: Potential) -> Atoms:
-    """Eight atoms of the potential's first elements on a rattled grid in a periodic box."""
-    symbols = [potential.species[i % len(potential.species)] for i in range(8)]
-    corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
-    offsets = 0.2 * np.sin(np.arange(24.0)).reshape(8, 3)
+    """At least eight atoms, every element among them, on a rattled grid in a periodic box."""
+    side = max(2, math.ceil(len(potential.species) ** (1 / 3)))
+    sites = np.array(list(np.ndindex(side, side, side)), dtype=float)
+    symbols = [potential.species[i % len(potential.species)] for i in range(len(sites))]
+    offsets = 0.2 * np.sin(np.arange(3.0 * len(sites))).reshape(-1, 3)
     spacing = potential.cutoff / 3
-    return Atoms(symbols, spacing * (corners + offsets), cell=[2.2 * spacing] * 3, pbc=True)
+    cell = [1.1 * side * spacing] * 3
+    return Atoms(symbols, spacing * (1.1 * sites + offsets), cell=cell, pbc=True)
 
 
 def edge_vectors(graph: AtomGraph, positions: Tensor) -> Tensor:

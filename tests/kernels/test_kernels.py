@@ -15,7 +15,7 @@ from clebsch.kernels import cpu, reference
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 from clebsch.neighbors import neighbor_graph
 
-BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=lambda b: b.name)
+BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "numba"])
 CHANNELS = 3
 
 

@@ -134,7 +134,7 @@ def test_zbl_is_not_scaled_with_the_network() -> None:
 
 def test_zbl_is_the_universal_potential() -> None:
     """Two carbon atoms at 0.5 Angstrom by hand, before the envelope has bent it much."""
-    zbl = ZBLRepulsion([6])
+    zbl = ZBLRepulsion([6], 5.0)
     length = torch.tensor([0.5, 0.5], dtype=torch.float64)
     graph = clebsch.build(MACEConfig(channels=2, l_max=1), ["C"]).graph(
         Atoms("C2", [[0, 0, 0], [0.5, 0, 0]])
@@ -200,6 +200,7 @@ def test_presets_build_and_unknown_ones_are_named() -> None:
         ({"chanels": 3}, r"unknown key 'model\.chanels'.*Did you mean 'channels'"),
         ({"radial": {"n_bais": 3}}, r"unknown key 'model\.radial\.n_bais'.*n_basis"),
         ({"channels": -1}, r"model\.channels: .*greater than or equal to 1"),
+        ({"l_max": 0, "message_l": 1}, r"message_l: scalar harmonics"),
         ({"preset": "mace_small", "cutoff": "far"}, r"model\.cutoff: .*valid number"),
     ],
 )

@@ -20,6 +20,8 @@ LAYERS = (
     "errors",
     "conventions",
     "files",
+    "memory",
+    "interrupt",
     "graph",
     "neighbors",
     "algebra",

@@ -105,6 +105,8 @@ class VerletList:
         if not np.array_equal(listing.pbc, atoms.pbc):
             return False
         cell = atoms.cell.array
+        if not np.isfinite(cell).all():
+            return False  # the search then says so
         if np.array_equal(listing.cell, cell):
             smallest_stretch = 1.0
             moved = atoms.positions - listing.positions

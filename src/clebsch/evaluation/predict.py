@@ -12,6 +12,7 @@ import torch
 from clebsch.data.frame import Frame
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph, batch_graphs
+from clebsch.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from clebsch.potential import Potential, Prediction
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 #: Edges in a batch unless the caller says otherwise: enough for a CPU to run at full speed (from
 #: about 4000 edges on), small enough for the published models in a laptop's memory.
 MAX_EDGES = 8_192
-
-#: How torch words a failed allocation on the CPU, where it raises a plain RuntimeError.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +152,8 @@ def _try(
     """The prediction, or None where memory ran out."""
     try:
         return potential(batch_graphs(graphs), outputs)
-    except MemoryError:
-        pass
-    except RuntimeError as error:
-        if not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

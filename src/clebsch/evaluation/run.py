@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,6 +39,7 @@ def run_evaluate(
     as_json: bool = False,
     max_edges: int = MAX_EDGES,
     device: str = "cpu",
+    dtype: torch.dtype | None = None,
     console: Console | None = None,
 ) -> dict[str, tuple[list[Frame], Evaluation]]:
     """Judge a model file on data files, each of which is a set of its own.
@@ -51,6 +53,7 @@ def run_evaluate(
         as_json: print one JSON object instead of tables, in eV and Angstrom.
         max_edges: edges in a batch.
         device: where to compute.
+        dtype: precision of the network; that of the model file if None.
         console: where to print; standard output if None. Progress goes to standard error.
 
     Returns:
@@ -63,7 +66,7 @@ def run_evaluate(
     console = console or Console()
     if out is not None:
         check_suffix(out)
-    potential = clebsch.load(model, device=device)
+    potential = clebsch.load(model, dtype=dtype, device=device)
     sets = evaluate_files(potential, data, keys=keys, pbc=pbc, max_edges=max_edges)
     if as_json:
         judged = {name: evaluation.to_json() for name, (_, evaluation) in sets.items()}

@@ -4,37 +4,14 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from typing import Protocol, cast
 
 import torch
-from torch import Tensor
 
 from clebsch.errors import BackendError, did_you_mean
-from clebsch.graph import AtomGraph
-from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
+from clebsch.kernels.backend import Kernels
 
 #: Backends by name, fastest first, with the module that holds each.
 BACKENDS = {"numba": "clebsch.kernels.cpu", "reference": "clebsch.kernels.reference"}
-
-
-class Kernels(Protocol):
-    """What a backend offers; see ``clebsch.kernels.reference`` for what each operation computes."""
-
-    name: str
-
-    def convolve_radial(  # noqa: D102
-        self,
-        plan: ConvolutionPlan,
-        hidden: Tensor,
-        last_weight: Tensor,
-        harmonics: Tensor,
-        nodes: Tensor,
-        graph: AtomGraph,
-    ) -> Tensor: ...
-
-    def contract(  # noqa: D102
-        self, plan: ContractionPlan, atomic_basis: Tensor, weights: Tensor, species: Tensor
-    ) -> Tensor: ...
 
 
 def load_backend(name: str) -> Kernels:
@@ -46,9 +23,10 @@ def load_backend(name: str) -> Kernels:
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}. {did_you_mean(name, BACKENDS)}")
     try:
-        return cast(Kernels, importlib.import_module(BACKENDS[name]))
+        module = importlib.import_module(BACKENDS[name])
     except ImportError as error:
         raise BackendError(f"the {name} backend cannot be used on this machine: {error}") from None
+    return Kernels(name, module.convolve_radial, module.contract)
 
 
 def best_backend(device: torch.device) -> Kernels:

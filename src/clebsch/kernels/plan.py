@@ -1,17 +1,18 @@
 """Coupling structures: which irreps meet, with which coefficients, in which order.
 
-A plan is data. The reference in ``clebsch.kernels.ops`` evaluates it with torch; a faster backend
-generates code from the same plan.
+A plan is data. ``clebsch.kernels.reference`` evaluates it with torch, the faster backends by their
+own means from the same plan.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
-from clebsch.algebra import CouplingBasis, Irrep, Irreps, clebsch_gordan, coupling_basis
+from clebsch.algebra import CouplingBasis, Irreps, clebsch_gordan, coupling_basis
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class ConvolutionPlan:
     harmonic_irreps: Irreps
     out_irreps: Irreps
     paths: tuple[CouplingPath, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are the one plan again, and share what is cached for it."""
+        return _convolution_plan, (self.node_irreps, self.harmonic_irreps, self.out_irreps)
 
     @property
     def n_paths(self) -> int:
@@ -81,22 +86,26 @@ class ConvolutionPlan:
         return np.ascontiguousarray(table.transpose(1, 0, 2))
 
 
-@lru_cache(maxsize=256)
 def convolution_plan(
     node_irreps: Irreps, harmonic_irreps: Irreps, out_irreps: Irreps
 ) -> ConvolutionPlan:
     """All paths that symmetry allows; output irreps that no path reaches are left out."""
-    found: list[tuple[int, int, Irrep]] = []
-    for node_index, node in enumerate(node_irreps):
-        for harmonic_index, harmonic in enumerate(harmonic_irreps):
-            for product in node * harmonic:
-                if product in out_irreps:
-                    found.append((node_index, harmonic_index, product))
-    reached = Irreps([irrep for irrep in out_irreps if any(irrep == f[2] for f in found)])
-    order = {irrep: index for index, irrep in enumerate(reached)}
-    paths = [CouplingPath(node, harmonic, order[out]) for node, harmonic, out in found]
+    products = {p for node in node_irreps for harmonic in harmonic_irreps for p in node * harmonic}
+    reached = Irreps(irrep for irrep in out_irreps if irrep in products)
+    return _convolution_plan(node_irreps, harmonic_irreps, reached)
+
+
+@lru_cache(maxsize=256)
+def _convolution_plan(node: Irreps, harmonic: Irreps, out: Irreps) -> ConvolutionPlan:
+    paths = [
+        CouplingPath(i, j, out.index(product))
+        for i, node_irrep in enumerate(node)
+        for j, harmonic_irrep in enumerate(harmonic)
+        for product in node_irrep * harmonic_irrep
+        if product in out
+    ]
     paths.sort(key=lambda path: path.out)
-    return ConvolutionPlan(node_irreps, harmonic_irreps, reached, tuple(paths))
+    return ConvolutionPlan(node, harmonic, out, tuple(paths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +119,12 @@ class ContractionPlan:
     irreps: Irreps
     targets: Irreps
     correlation: int
+    reduced: bool
     bases: tuple[tuple[CouplingBasis, ...], ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are the one plan again, and share what is cached for it."""
+        return contraction_plan, (self.irreps, self.targets, self.correlation, self.reduced)
 
     @property
     def n_couplings(self) -> int:
@@ -150,4 +164,4 @@ def contraction_plan(
         )
         for target in targets
     )
-    return ContractionPlan(irreps, targets, correlation, bases)
+    return ContractionPlan(irreps, targets, correlation, reduced, bases)

@@ -23,8 +23,6 @@ from clebsch.algebra import CouplingBasis
 from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
 
-name = "reference"
-
 
 def segment_sum(values: Tensor, row_ptr: Tensor) -> Tensor:
     """Sum consecutive rows: ``out[i] = values[row_ptr[i]:row_ptr[i + 1]].sum(0)``.

@@ -51,7 +51,9 @@ class MACEConfig(Section):
     zbl: bool = Field(False, description="add the ZBL nuclear repulsion")
 
     @model_validator(mode="after")
-    def _resolve_mean_energy(self) -> MACEConfig:
+    def _make_sense(self) -> MACEConfig:
+        if self.l_max == 0 and self.message_l > 0:
+            raise ValueError("message_l: scalar harmonics (l_max=0) couple to scalars alone")
         if self.mean_energy == "constant" and self.first_layer == "species_linear":
             raise ValueError(
                 "mean_energy=constant would shift lone atoms, which first_layer=species_linear "

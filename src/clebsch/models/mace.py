@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from clebsch.algebra import Irreps, spherical_harmonics, spherical_irreps
 from clebsch.graph import AtomGraph
-from clebsch.kernels import reference
-from clebsch.kernels.dispatch import Kernels
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import convolution_plan
 from clebsch.models.config import MACEConfig
 from clebsch.models.network import Network
@@ -34,7 +34,7 @@ class AtomicBasis(nn.Module):
     ) -> None:
         super().__init__()
         harmonics = spherical_irreps(config.l_max)
-        self.kernels: Kernels = reference
+        self.kernels: Kernels = load_backend("reference")
         self.plan = convolution_plan(node_irreps, harmonics, harmonics)
         self.avg_num_neighbors = avg_num_neighbors
         self.linear_up = IrrepsLinear(node_irreps, config.channels)

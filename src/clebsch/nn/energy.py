@@ -21,13 +21,25 @@ BOHR = 0.529177210903
 MeanEnergyForm = Literal["none", "constant", "density"]
 
 
-class EnergyHead(nn.Module):
+class Float64Module(nn.Module):
+    """A module whose buffers stay in float64 whatever the network is cast to."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float64Module:
+        device = fn(torch.empty(0)).device
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(device)
+        return self
+
+
+class EnergyHead(Float64Module):
     """Site energies in float64: reference + mean energy + scale x network.
 
     The mean interaction energy of the training set enters in one of three forms: not at all; as a
     constant per atom (the published MACE, where a lone atom then does not give its reference); or
     times a smooth function of the neighbour density, 1 - exp(-rho^2), that is 0 for a lone atom
-    and 1 to rounding inside a molecule or solid. rho sums a polynomial envelope over neighbours.
+    and within 1e-4 of 1 for atoms with four near neighbours. rho sums a polynomial envelope over
+    neighbours.
     """
 
     references: Tensor
@@ -68,20 +80,13 @@ class EnergyHead(nn.Module):
             offset = offset - self.mean_energy * torch.expm1(-(density**2))
         return torch.cat([offset[:, None], self.scale * layer_energies.to(torch.float64)], dim=1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnergyHead:
-        """Follow a move to another device, and stay in float64 whatever the network is cast to."""
-        device = fn(torch.empty(0)).device
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(device)
-        return self
 
-
-class ZBLRepulsion(nn.Module):
+class ZBLRepulsion(Float64Module):
     """The universal screened nuclear repulsion of Ziegler, Biersack and Littmark (1985).
 
     E_ij = k Z_i Z_j / r phi(r / a), a = 0.46850 Angstrom / (Z_i^0.23 + Z_j^0.23), times a
-    polynomial envelope that ends at the sum of the covalent radii, where it would meet real bonds.
+    polynomial envelope that ends at the sum of the covalent radii, where it would meet real bonds,
+    or at the cut-off if that is shorter.
     Half of each pair's energy goes to each atom. It is in eV and never scaled by the network's
     scale.
     """
@@ -91,8 +96,9 @@ class ZBLRepulsion(nn.Module):
     numbers: Tensor
     radii: Tensor
 
-    def __init__(self, atomic_numbers: Sequence[int], exponent: int = 6) -> None:
+    def __init__(self, atomic_numbers: Sequence[int], cutoff: float, exponent: int = 6) -> None:
         super().__init__()
+        self.cutoff = cutoff
         self.exponent = exponent
         radii = [float(ase.data.covalent_radii[z]) for z in atomic_numbers]
         tables = {
@@ -112,15 +118,7 @@ class ZBLRepulsion(nn.Module):
         screening = 0.88534 * BOHR / (z1**0.23 + z2**0.23)
         reduced = lengths / screening
         phi = (self.coefficients * torch.exp(-self.exponents * reduced[:, None])).sum(1)
-        reach = self.radii[first] + self.radii[second]
+        reach = (self.radii[first] + self.radii[second]).clamp(max=self.cutoff)
         envelope = PolynomialEnvelope(1.0, self.exponent)(lengths / reach)
         energy = 0.5 * COULOMB * z1 * z2 / lengths * phi * envelope
         return segment_sum(energy, graph.row_ptr)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ZBLRepulsion:
-        """Follow a move to another device, and stay in float64 whatever the network is cast to."""
-        device = fn(torch.empty(0)).device
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(device)
-        return self

@@ -21,7 +21,7 @@ class IrrepsLinear(nn.Module):
     """A linear map over channels, one matrix for each irrep, for each of its input blocks.
 
     ``out[n, m, k] = sum_(p, k') in[n, (m, p), k'] W[(p, k'), k] / sqrt(P K)``: the input has P
-    copies of each irrep ("paths", as ``ops.convolve`` returns them) with components before copies.
+    copies of each irrep ("paths", as a convolution returns them) with components before copies.
     """
 
     def __init__(

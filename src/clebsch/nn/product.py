@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from clebsch.algebra import Irreps
-from clebsch.kernels import reference
-from clebsch.kernels.dispatch import Kernels
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import contraction_plan
 
 
@@ -28,7 +28,7 @@ class ProductBasis(nn.Module):
         reduced: bool,
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = reference
+        self.kernels: Kernels = load_backend("reference")
         self.plan = contraction_plan(irreps, targets, correlation, reduced)
         weights = torch.randn(n_species, self.plan.n_couplings, channels)
         for rows in self.plan.weight_slices:

@@ -57,8 +57,8 @@ class RadialNetwork(nn.Module):
     """The multilayer perceptron from radial basis to path weights, R of equation 8, without biases.
 
     Without biases and with SiLU(0) = 0 the path weights inherit the envelope's smooth end at the
-    cut-off. The last layer is kept apart as ``last_weight`` for ``ops.convolve_radial``, which
-    never needs the weights of all edges at once.
+    cut-off. The last layer is kept apart as ``last_weight``, for the convolution to apply: a
+    backend may then make path weights block by block (none does yet).
     """
 
     def __init__(self, n_basis: int, hidden: Sequence[int], n_paths: int, channels: int) -> None:

@@ -10,6 +10,4 @@ from __future__ import annotations
 from clebsch.kernels.cpu.convolution import convolve, convolve_radial
 from clebsch.kernels.cpu.product import contract
 
-__all__ = ["contract", "convolve", "convolve_radial", "name"]
-
-name = "numba"
+__all__ = ["contract", "convolve", "convolve_radial"]

@@ -13,6 +13,7 @@ all channels; then ``out[c] += g * (weight[path] * node[m])``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,10 +22,17 @@ import numpy as np
 
 _OPTIONS: Any = {
     "nogil": True,
-    "cache": True,
     "error_model": "numpy",
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
 }
+
+
+def compiled(function: Callable[..., None]) -> Any:
+    """Compile a loop when it is first called; keep it on disk where there is a folder for it."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder can be written: every process compiles for itself
+        return numba.njit(**_OPTIONS)(function)
 
 
 @numba.njit(inline="always")
@@ -37,7 +45,7 @@ def _edge_couplings(table_ptr, table_harmonic, table_value, harmonics, couplings
         couplings[entry] = total
 
 
-@numba.njit(**_OPTIONS)
+@compiled
 def convolve(  # type: ignore[no-untyped-def]
     start,
     stop,
@@ -74,7 +82,7 @@ def convolve(  # type: ignore[no-untyped-def]
                         row[k] += g * product[k]
 
 
-@numba.njit(**_OPTIONS)
+@compiled
 def convolve_edge_gradients(  # type: ignore[no-untyped-def]
     start,
     stop,
@@ -122,7 +130,7 @@ def convolve_edge_gradients(  # type: ignore[no-untyped-def]
                     d_weight[k] += gathered[k] * node[k]
 
 
-@numba.njit(**_OPTIONS)
+@compiled
 def convolve_node_gradient(  # type: ignore[no-untyped-def]
     start,
     stop,
@@ -167,7 +175,7 @@ def convolve_node_gradient(  # type: ignore[no-untyped-def]
 # lower order are padded with a component that is 1, at index Q, whose derivative nobody reads. ---
 
 
-@numba.njit(**_OPTIONS)
+@compiled
 def polynomial(start, stop, species, component, first, second, third, coefficients, basis, out):  # type: ignore[no-untyped-def]
     """out[n, component] += coefficient * A[first] A[second] A[third]."""
     n_channels = basis.shape[2]
@@ -179,7 +187,7 @@ def polynomial(start, stop, species, component, first, second, third, coefficien
                 row[k] += c[k] * a1[k] * a2[k] * a3[k]
 
 
-@numba.njit(**_OPTIONS)
+@compiled
 def polynomial_coefficient_gradient(  # type: ignore[no-untyped-def]
     start, stop, species, order, component, first, second, third, basis, cotangent, d_coefficients
 ):
@@ -195,7 +203,7 @@ def polynomial_coefficient_gradient(  # type: ignore[no-untyped-def]
                 d[k] += g[k] * a1[k] * a2[k] * a3[k]
 
 
-@numba.njit(**_OPTIONS)
+@compiled
 def polynomial_second_coefficients(  # type: ignore[no-untyped-def]
     start,
     stop,
@@ -231,7 +239,7 @@ def polynomial_gradients(n_channels: int) -> tuple[Any, Any]:
     vectorises; without it these loops take three times as long.
     """
 
-    @numba.njit(**_OPTIONS)
+    @compiled
     def gradient(  # type: ignore[no-untyped-def]
         start,
         stop,
@@ -264,7 +272,7 @@ def polynomial_gradients(n_channels: int) -> tuple[Any, Any]:
                 for k in range(n_channels):
                     d3[k] += scaled[k] * a1[k] * a2[k]
 
-    @numba.njit(**_OPTIONS)
+    @compiled
     def second(  # type: ignore[no-untyped-def]
         start,
         stop,

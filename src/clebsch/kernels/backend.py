@@ -1,0 +1,23 @@
+"""What a backend is: a name and the heavy operations that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from clebsch.graph import AtomGraph
+from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The operations of one backend; ``clebsch.kernels.reference`` says what each computes.
+
+    They are functions of a module, so that potentials can be copied and pickled.
+    """
+
+    name: str
+    convolve_radial: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, Tensor, AtomGraph], Tensor]
+    contract: Callable[[ContractionPlan, Tensor, Tensor, Tensor], Tensor]
