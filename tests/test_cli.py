@@ -115,6 +115,8 @@ def test_the_module_is_the_command_and_knows_its_version() -> None:
         (("check", "{}/water.xyz", "--forces-key", "REF_forces"), "REF_forces"),
         (("check", "{}/water.xyz", "--pbc", "nome"), "'none'"),
         (("check", "{}/water.xyz", "--stress-convention", "vasp"), "negative"),
+        (("check", "{}/water.xyz", "--virial-convention", "dE_strain"), "'dE_dstrain'"),
+        (("evaluate", "{}/model.safetensors", "{}/water.xyz", "--dtype", "float16"), "float16"),
         (("evaluate", "{}/model.safetensors", "{}/absent.xyz"), "absent.xyz"),
         (("train", "a.yaml", "b.yaml"), "a.yaml and b.yaml"),
         (("train", "data.train={}/water.xyz", "model.chanels=3"), "channels"),
@@ -237,6 +239,26 @@ def test_evaluate_writes_json_predictions_and_report(
     assert metrics["forces_rmse"] > 0
     assert len(ase.io.read(predictions, index=":")) == 12
     assert "<html" in report.read_text()
+
+
+def test_evaluate_in_single_precision_and_with_the_other_virial(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    crystal = bulk("Cu", cubic=True)
+    crystal.info["energy"], crystal.info["virial"] = 1.0, np.eye(3)
+    ase.io.write(tmp_path / "crystal.xyz", crystal)
+
+    def metrics(*options: str) -> dict[str, float]:
+        command = ("evaluate", folder / "model.safetensors", tmp_path / "crystal.xyz", "--json")
+        status, out, err = run(*command, *options)
+        assert status == 0, err
+        return json.loads(out)["sets"]["crystal.xyz"]["metrics"]
+
+    double, single = metrics(), metrics("--dtype", "float32")
+    assert single["energy_rmse"] != double["energy_rmse"]
+    assert single["energy_rmse"] == pytest.approx(double["energy_rmse"], rel=1e-4)
+    turned = metrics("--virial-convention", "dE_dstrain")
+    assert turned["stress_rmse"] != pytest.approx(double["stress_rmse"], rel=1e-3)
 
 
 def test_training_from_the_command_line(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -32,10 +32,12 @@ from clebsch.cli_options import (
     StressConvention,
     StressKey,
     Structure,
+    VirialConvention,
     VirialKey,
     label_keys,
     load_model,
     periodicity,
+    precision,
     usable_device,
 )
 from clebsch.errors import ClebschError, ConfigError
@@ -80,6 +82,7 @@ def check(
     stress_key: StressKey = None,
     virial_key: VirialKey = None,
     stress_convention: StressConvention = "ase",
+    virial_convention: VirialConvention = "virial",
     pbc: Pbc = "file",
     as_json: AsJSON = False,
 ) -> None:
@@ -87,7 +90,9 @@ def check(
     from clebsch.data.check import check_frames
     from clebsch.data.read import read_with_census
 
-    keys = label_keys(energy_key, forces_key, stress_key, virial_key, stress_convention)
+    keys = label_keys(
+        energy_key, forces_key, stress_key, virial_key, stress_convention, virial_convention
+    )
     report = check_frames(*read_with_census(data, keys, pbc=periodicity(pbc)))
     if as_json:
         print(report.to_json())
@@ -153,9 +158,11 @@ def evaluate(
     stress_key: StressKey = None,
     virial_key: VirialKey = None,
     stress_convention: StressConvention = "ase",
+    virial_convention: VirialConvention = "virial",
     pbc: Pbc = "file",
     as_json: AsJSON = False,
     device: Device = "cpu",
+    dtype: DType = None,
 ) -> None:
     """Judge a model on labelled structures: errors of energy, forces and stress."""
     from clebsch.evaluation.run import run_evaluate
@@ -163,16 +170,19 @@ def evaluate(
     judged = run_evaluate(
         model,
         data,
-        keys=label_keys(energy_key, forces_key, stress_key, virial_key, stress_convention),
+        keys=label_keys(
+            energy_key, forces_key, stress_key, virial_key, stress_convention, virial_convention
+        ),
         pbc=periodicity(pbc),
         out=predictions,
         as_json=as_json,
         device=usable_device(device),
+        dtype=precision(dtype),
     )
     if report is not None:
         from clebsch.evaluation.report import potential_facts, write_report
 
-        facts = {"Model": str(model), **potential_facts(load_model(model, device))}
+        facts = {"Model": str(model), **potential_facts(load_model(model, device, dtype))}
         write_report(report, title="Evaluation", facts=facts, evaluations=judged)
         if not as_json:
             _say(f"Report: {report}")
@@ -338,7 +348,7 @@ def scan(
     from clebsch.data.read import read_frames
     from clebsch.simulation.scan import run_scan
 
-    keys = label_keys(energy_key, "none", "none", "none", "ase")
+    keys = label_keys(energy_key, "none", "none", "none")
     result = run_scan(
         load_model(model, device, dtype),
         read_frames(frames, keys, pbc=periodicity(pbc)),

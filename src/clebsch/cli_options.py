@@ -10,6 +10,8 @@ import typer
 from clebsch.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    import torch
+
     from clebsch.data.labels import LabelKeys
     from clebsch.potential import Potential
 
@@ -48,6 +50,9 @@ VirialKey = Annotated[
 StressConvention = Annotated[
     str, typer.Option(help="Sign of the stress: ase (tension positive) or negative (VASP).")
 ]
+VirialConvention = Annotated[
+    str, typer.Option(help="Sign of the virial: virial (-dE/d strain) or dE_dstrain.")
+]
 Pbc = Annotated[
     str, typer.Option(help="Periodicity: file (as it says) or none (boxes around molecules).")
 ]
@@ -59,15 +64,23 @@ def load_model(model: Path, device: str, dtype: str | None = None) -> Potential:
     Raises:
         ClebschError: the file, the precision or the device is of no use.
     """
-    import torch
-
     import clebsch
 
+    return clebsch.load(model, dtype=precision(dtype), device=usable_device(device))
+
+
+def precision(name: str | None) -> torch.dtype | None:
+    """The type of numbers of this name; None for that of the model file.
+
+    Raises:
+        ConfigError: neither "float32" nor "float64".
+    """
+    import torch
+
     precisions = {"float32": torch.float32, "float64": torch.float64}
-    if dtype is not None and dtype not in precisions:
-        raise ConfigError(f"unknown precision {dtype!r}. {did_you_mean(dtype, precisions)}")
-    precision = None if dtype is None else precisions[dtype]
-    return clebsch.load(model, dtype=precision, device=usable_device(device))
+    if name is not None and name not in precisions:
+        raise ConfigError(f"unknown precision {name!r}. {did_you_mean(name, precisions)}")
+    return None if name is None else precisions[name]
 
 
 def usable_device(name: str) -> str:
@@ -91,7 +104,8 @@ def label_keys(
     forces: str | None,
     stress: str | None,
     virial: str | None,
-    stress_convention: str,
+    stress_convention: str = "ase",
+    virial_convention: str = "virial",
 ) -> LabelKeys:
     """Where the labels are, from the options.
 
@@ -100,16 +114,19 @@ def label_keys(
     """
     from clebsch.data.read import LabelKeys
 
-    conventions = ("ase", "negative")
-    if stress_convention not in conventions:
-        hint = did_you_mean(stress_convention, conventions)
-        raise ConfigError(f"unknown --stress-convention {stress_convention!r}. {hint}")
+    for option, given, known in (
+        ("--stress-convention", stress_convention, ("ase", "negative")),
+        ("--virial-convention", virial_convention, ("virial", "dE_dstrain")),
+    ):
+        if given not in known:
+            raise ConfigError(f"unknown {option} {given!r}. {did_you_mean(given, known)}")
     return LabelKeys(
         energy=energy,
         forces=forces,
         stress=stress,
         virial=virial,
         stress_convention=stress_convention,
+        virial_convention=virial_convention,
     )
 
 

@@ -122,8 +122,8 @@ def test_energies_are_exact(tmp_path: Path) -> None:
         ("energy=-470.1", "energy=inf", r"w\.xyz: frame 1: the energy key 'energy' is inf"),
         ("energy=-470.1", "energy=-470.1eV", r"w\.xyz: frame 1: key 'energy' is not a number"),
         ("energy=-470.1", 'energy="1 2"', r"w\.xyz: frame 1: the energy key 'energy' has shape"),
-        ("energy=-470.1", "weight=-1", r"w\.xyz: frame 1: the weight key 'weight' is negative"),
-        ("energy=-470.1", "weight=nan", r"w\.xyz: frame 1: the weight key 'weight' is nan"),
+        ("energy=-470.1", "config_weight=-1", r"w\.xyz: frame 1: .*'config_weight' is negative"),
+        ("energy=-470.1", "config_weight=nan", r"w\.xyz: frame 1: .*'config_weight' is nan"),
     ],
 )
 def test_bad_values_name_file_frame_and_key(
@@ -263,6 +263,15 @@ def test_weights_come_from_the_info(tmp_path: Path) -> None:
     assert frame.info == {"config_type": "a"}
     (plain,) = read_frames(write(tmp_path / "w.xyz", water_text(1)))
     assert (plain.weight, plain.forces_weight) == (1.0, 1.0)
+
+
+def test_a_key_named_weight_is_a_weight_only_if_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.xyz", water_text(1, extra="weight=18.015"))
+    (frame,) = read_frames(path)
+    assert frame.weight == 1.0
+    assert frame.info == {"weight": 18.015}
+    (asked,) = read_frames(path, LabelKeys(weight="weight"))
+    assert asked.weight == 18.015
 
 
 def test_dummy_boxes_can_be_read_as_molecules(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_run_is_reported_with_its_own_sets_and_test_files(run, data):
     path = report_run(run, [data])
     assert path == run / "report.html"
     text = path.read_text()
-    for words in ("Validation", "Training", "frames.xyz", "1 min 15 s", "Learning curves", "MACE"):
+    for words in ("Validation", "Training", "frames.xyz", "0:01:15", "Learning curves", "MACE"):
         assert words in text, words
 
 

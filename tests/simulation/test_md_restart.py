@@ -15,11 +15,13 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from morse import Analytic, Morse, cluster
 
+import clebsch
 from clebsch.errors import ClebschError, DataError
 from clebsch.simulation.md import MDResult, run_md
 
@@ -160,6 +162,35 @@ def test_a_restart_must_be_of_the_same_run(tmp_path: Path) -> None:
     result.state.write_text(result.state.read_text()[:100])
     with pytest.raises(DataError, match=r"md\.state\.json"):
         run(tmp_path, "nve", ".traj", 20, restart=True)
+
+
+def test_a_restart_goes_on_with_the_same_model_on_the_same_structure(tmp_path: Path) -> None:
+    small = {"preset": "mace_tiny", "channels": 2, "l_max": 1, "correlation": 2, "cutoff": 3.0}
+    model, other = (clebsch.build(small, ["Cu"], dtype=torch.float64, seed=s) for s in (0, 1))
+
+    def begin_or_go_on(source: Any, atoms: Atoms, **options: Any) -> MDResult:
+        output = tmp_path / "md.traj"
+        return run_md(source, atoms, temperature=300, steps=4, output=output, **options)
+
+    begin_or_go_on(model, cluster())
+    model.save(tmp_path / "model.safetensors")
+    begin_or_go_on(clebsch.load(tmp_path / "model.safetensors"), cluster(), restart=True)
+    begin_or_go_on(clebsch.calculator(model), cluster(), restart=True)
+    for wrong in (other, Morse()):
+        with pytest.raises(ClebschError, match=r"md\.state\.json.*another model"):
+            begin_or_go_on(wrong, cluster(), restart=True)
+    boxed, heavy = cluster(), cluster()
+    boxed.set_cell([20, 20, 20])
+    boxed.pbc = True
+    heavy.set_masses([65.0] * 7)
+    with pytest.raises(DataError, match="pbc"):
+        begin_or_go_on(model, boxed, restart=True)
+    with pytest.raises(DataError, match="masses"):
+        begin_or_go_on(model, heavy, restart=True)
+    state = tmp_path / "md.state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"version": 1}))
+    with pytest.raises(DataError, match="version 1; this Clebsch reads"):
+        begin_or_go_on(model, cluster(), restart=True)
 
 
 def test_a_run_that_heats_up_stops_and_says_where(tmp_path: Path) -> None:

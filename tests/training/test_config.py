@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from clebsch.errors import ConfigError
 from clebsch.models.presets import preset_config
-from clebsch.training.config import RECIPES, LossConfig
+from clebsch.training.config import RECIPES, Config, DataConfig, LossConfig, TrainingConfig
 from clebsch.training.configfile import load_config, write_config
 
 
@@ -96,6 +97,13 @@ def test_a_wrong_value_names_the_key_and_what_was_expected(
 def test_settings_that_make_no_sense_are_refused(settings: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(None, settings)
+
+
+@pytest.mark.parametrize("section", [Config, DataConfig, TrainingConfig, LossConfig])
+def test_every_setting_says_what_it_is(section: type[BaseModel]) -> None:
+    sections = {"data", "model", "training", "keys", "loss"}
+    settings = {name: field for name, field in section.model_fields.items() if name not in sections}
+    assert [name for name, field in settings.items() if not field.description] == []
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

@@ -18,10 +18,12 @@ from rich.console import Console
 
 import clebsch
 from clebsch.data.loader import Batch
+from clebsch.data.statistics import Statistics
 from clebsch.errors import ClebschError, ConfigError, DataError
 from clebsch.training import trainer as trainer_module
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import train
+from clebsch.training.prepare import prepare
 from clebsch.training.trainer import Trainer
 
 from .toy import cluster, config, crystal, data_file, history, without
@@ -129,7 +131,8 @@ def test_molecules_and_crystals_with_different_labels_train_together(tmp_path: P
 def test_a_frame_of_weight_zero_is_left_out_and_others_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clebsch.training.prepare.compute_statistics", lambda *_: None)
+    measured = Statistics(3.0, 1.0, 0.0, 1.0, 4.0, 4, 14, 4, 42, 0)
+    monkeypatch.setattr("clebsch.training.prepare.compute_statistics", lambda *_: measured)
     valid = data_file(tmp_path, [cluster(100)], "valid.xyz")
 
     def losses(weight: float, spoilt: float) -> list[float]:
@@ -292,11 +295,28 @@ def test_a_full_disk_is_said_and_training_goes_on(
     assert "step 4 could not be saved (No space left on device)" in said(console)
 
 
+def test_a_log_file_that_cannot_be_written_does_not_end_training(
+    tmp_path: Path, console: Console
+) -> None:
+    (tmp_path / "run" / "log.txt").mkdir(parents=True)
+    result = train(config(data_file(tmp_path)), tmp_path / "run", console)
+    assert result.reason == "epochs"
+    assert "Finished: all epochs are done" in said(console)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: Can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+)
 def test_memory_that_runs_out_says_what_to_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def exhausted(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     monkeypatch.setattr(trainer_module, "loss_sums", exhausted)
     with pytest.raises(ClebschError, match=r"2 structures and \d+ edges.*training\.batch_size"):
@@ -342,6 +362,37 @@ def test_references_are_isolated_atoms_a_fit_or_given(tmp_path: Path, console: C
         train(config(plain, "data.references=isolated"), tmp_path / "none")
     with pytest.raises(ConfigError, match="no energy for Au"):
         train(config(plain, "data.references={Cu: 1}"), tmp_path / "none")
+
+
+def test_a_file_of_isolated_atoms_needs_energies_alone(tmp_path: Path) -> None:
+    frames = [cluster(seed) for seed in range(6)]
+    for atoms in frames:
+        results = atoms.calc.results
+        atoms.info["my_energy"], atoms.info["my_weight"] = results["energy"], 2.0
+        atoms.arrays["my_forces"] = results["forces"]
+        atoms.calc = None
+    atoms = [Atoms("Cu", info={"my_energy": 1.5}), Atoms("Au", info={"my_energy": 1.8})]
+    settings = config(
+        data_file(tmp_path, frames),
+        "data.keys={energy: my_energy, forces: my_forces, weight: my_weight}",
+        f"data.isolated_atoms={data_file(tmp_path, atoms, 'atoms.xyz')}",
+    )
+    assert prepare(settings, lambda _: None).references == {"Au": 1.8, "Cu": 1.5}
+
+
+def test_weights_and_assumed_statistics_are_said(tmp_path: Path) -> None:
+    frames = [without(cluster(seed), "forces") for seed in range(4)]
+    for atoms, weight in zip(frames, (0.5, 1.0, 1.0, 3.0), strict=True):
+        atoms.info["config_weight"] = weight
+    valid = data_file(tmp_path, [cluster(9)], "valid.xyz")
+    settings = config(data_file(tmp_path, frames), "data.valid_count=null", f"data.valid={valid}")
+    lines: list[str] = []
+    prepare(settings, lines.append)
+    told = [line for line in lines if "weights" in line]
+    assert told == [
+        "Training: weights other than 1 are used: weight 0.5 to 3 (not 1 for 2 of 4 structures)"
+    ]
+    assert any("assumed: forces_rms 1" in line for line in lines)
 
 
 def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:

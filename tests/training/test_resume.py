@@ -261,6 +261,37 @@ def test_a_run_that_was_moved_goes_on(
     assert_same_run(whole, moved)
 
 
+def test_a_start_that_is_killed_before_its_first_state_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        (tmp_path / "run" / "state").mkdir()
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clebsch.training.trainer.write_state", killed)
+        with pytest.raises(SystemExit):
+            train(settings(data_file(tmp_path)), tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").exists()
+    with pytest.raises(ModelFileError, match="clebsch train"):
+        resume(tmp_path / "run")
+    assert train(settings(tmp_path / "data.xyz"), tmp_path / "run").reason == "epochs"
+
+
+def test_a_start_that_is_killed_after_its_first_state_can_be_resumed(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clebsch.training.trainer.write_state", lambda *a: killed(write_state(*a)))
+        with pytest.raises(SystemExit):
+            train(settings(whole.parent / "data.xyz"), tmp_path / "run")
+    assert resume(tmp_path / "run").reason == "epochs"
+    assert_same_run(whole, tmp_path / "run")
+
+
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         resume(tmp_path)

@@ -27,7 +27,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
                "qm_forces"),
     "stress": ("stress", "ref_stress", "dft_stress"),
     "virial": ("virial", "virials", "ref_virial", "ref_virials", "dft_virial", "dft_virials"),
-    "weight": ("weight", "config_weight"),
+    # not "weight" alone, which may as well be a mass
+    "weight": ("config_weight",),
     "energy_weight": ("energy_weight", "config_energy_weight"),
     "forces_weight": ("forces_weight", "force_weight", "config_forces_weight"),
     "stress_weight": ("stress_weight", "config_stress_weight"),
@@ -51,7 +52,7 @@ class LabelKeys(BaseModel):
         stress_convention: "ase" for +(dE/d strain)/volume; "negative" for its opposite, which is
             positive under compression (VASP's and most codes' pressure).
         virial_convention: "virial" for -dE/d strain; "dE_dstrain" for +dE/d strain.
-        weight: factor on all loss terms of the structure.
+        weight: factor on all loss terms of the structure; a key named "weight" must be asked for.
         energy_weight: factor on its energy term.
         forces_weight: factor on its forces term.
         stress_weight: factor on its stress term.

@@ -166,6 +166,8 @@ def _atom(symbol: str) -> Atoms:
 
 #: Fractions of gold and lattice constants in between which cells are interpolated, Angstrom.
 _CU_LATTICE, _AU_LATTICE = 3.59, 4.06
+#: c/a of ordered CuAu, whose layers of copper and gold alternate along c; EMT prefers 0.91.
+_L10_RATIO = 0.92
 
 
 def sample_emt_cuau(
@@ -176,9 +178,9 @@ def sample_emt_cuau(
 ) -> list[Atoms]:
     """Copper-gold crystals with EMT's energies, forces and stresses.
 
-    Strained and rattled cells of 4 to 32 atoms: pure metals, ordered L1_2 and L1_0, random
-    compositions; cubic and skewed cells; volumes up to 8 % off, shears up to 4 %; and snapshots
-    of Langevin dynamics of 32 atoms at 300 to 800 K.
+    Strained and rattled cells of 4 to 32 atoms: pure metals, ordered L1_2 and (tetragonal) L1_0,
+    random compositions; cubic and skewed cells; volumes up to 8 % off, shears up to 4 %; and
+    snapshots of Langevin dynamics of 32 atoms at 300 to 800 K.
 
     Args:
         n_strained: strained and rattled cells.
@@ -238,7 +240,9 @@ def _crystal(
         atoms.symbols[rng.random(len(atoms)) < rng.uniform(0.1, 0.9)] = "Au"
     gold = float(np.mean(atoms.numbers == atomic_numbers["Au"]))
     lattice = (1 - gold) * _CU_LATTICE + gold * _AU_LATTICE
-    atoms.set_cell(atoms.cell.array * lattice, scale_atoms=True)
+    ratio = _L10_RATIO if kind == "CuAu" else 1.0
+    stretch = np.array([1.0, 1.0, ratio]) / ratio ** (1 / 3)
+    atoms.set_cell(atoms.cell.array * lattice * stretch, scale_atoms=True)
     atoms.info["config_type"] = kind
     if rng.random() < 0.5 if skewed is None else skewed:
         # the same crystal in a skewed cell: add one lattice vector to another
@@ -252,13 +256,17 @@ def _crystal(
 
 
 def _strained(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """Volume up to 8 % off, shears up to 4 %, atoms displaced by up to 0.15 Angstrom rms."""
+    """Volume up to 8 % off, shears up to 4 %, atoms displaced by up to 0.15 Angstrom rms.
+
+    A quarter is not displaced: elastic constants are those of undisplaced atoms.
+    """
     shear = rng.uniform(-0.04, 0.04, (3, 3))
     shear = (shear + shear.T) / 2
     shear -= np.eye(3) * np.trace(shear) / 3
     scale = (1 + rng.uniform(-0.08, 0.08)) ** (1 / 3)
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + shear) * scale, scale_atoms=True)
-    atoms.positions += rng.normal(0, rng.uniform(0.0, 0.15), atoms.positions.shape)
+    displacement = max(0.0, rng.uniform(-0.05, 0.15))
+    atoms.positions += rng.normal(0, displacement, atoms.positions.shape)
     return atoms
 
 

@@ -1,12 +1,6 @@
-"""What ends a run early: a signal, or a structure that has blown up."""
+"""What ends a run early: a structure that has blown up."""
 
 from __future__ import annotations
-
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 import numpy as np
 from ase import Atoms
@@ -17,35 +11,6 @@ from clebsch.simulation.velocities import temperature_of
 _LARGEST_TEMPERATURE = 10_000.0  # K; or ten times the temperature of the run
 _LOST_DISTANCE = 10.0  # Angstrom between an atom of a molecule and its nearest neighbour
 _LARGEST_VOLUME_CHANGE = 5.0
-
-
-class StopRequest:
-    """Whether the run was asked to stop; set by Ctrl-C and SIGTERM."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first request; the second one interrupts at once."""
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = True
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it, Ctrl-C and SIGTERM let the current step end and everything be saved."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # Python delivers signals to the main thread only
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, request.handle) for number in numbers}
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class BlowUpGuard:

@@ -15,8 +15,10 @@ from ase.md.md import MolecularDynamics
 
 from clebsch.calculators import as_calculator
 from clebsch.errors import ClebschError
+from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
-from clebsch.simulation.guard import BlowUpGuard, stop_on_signals
+from clebsch.simulation.guard import BlowUpGuard
+from clebsch.simulation.identity import source_identity
 from clebsch.simulation.integrators import (
     MDSettings,
     integrator_state,
@@ -165,6 +167,7 @@ def run_md(
     if restart:
         resumed = RunState.read(files.state)
         _check_same_settings(settings, resumed, files.state)
+        _check_same_source(source, resumed, files.state)
     else:
         resumed = None
         if files.existing() and not overwrite:
@@ -189,6 +192,7 @@ class _Run:
         resumed: RunState | None,
     ) -> None:
         self.settings = settings
+        self.source = source_identity(source)
         self.atoms = bare_copy(atoms)
         self.atoms.calc = as_calculator(source)
         self.rng = np.random.default_rng(settings.seed)
@@ -224,6 +228,7 @@ class _Run:
             self.atoms,
             self.step,
             asdict(self.settings),
+            self.source,
             self.degrees_of_freedom,
             integrator_state(self.dynamics, self.rng),
         )
@@ -294,6 +299,14 @@ def _check_same_settings(settings: MDSettings, resumed: RunState, path: Path) ->
                 f"{path}: the run was begun with {name} = {before}, a restart cannot change it "
                 f"to {asked}"
             )
+
+
+def _check_same_source(source: Potential | BaseCalculator, resumed: RunState, path: Path) -> None:
+    if source_identity(source) != resumed.source:
+        raise ClebschError(
+            f"{path}: the run was begun with another model, a restart must go on with the same: "
+            f"{resumed.source[:24]}, not {source_identity(source)[:24]}"
+        )
 
 
 def _summarise(run: _Run, files: RunFiles, interrupted: bool, speed: float) -> MDResult:

@@ -27,7 +27,7 @@ CELL_COLUMNS = ("volume_A3", "pressure_GPa")
 SUFFIXES = (".traj", ".extxyz", ".xyz")
 
 _STATE_FORMAT = "clebsch-md-state"
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _SECONDS_BETWEEN_STATES = 10.0
 
 
@@ -67,8 +67,11 @@ class RunState:
 
     Attributes:
         settings: the run's ``MDSettings`` as a mapping.
+        source: the model, see ``identity.source_identity``.
         step: number of steps done.
         numbers: [n] atomic numbers.
+        masses: [n] atomic mass units.
+        pbc: [3] periodic or not.
         positions, momenta: [n, 3], Angstrom and ASE's unit.
         cell: [3, 3] Angstrom.
         degrees_of_freedom: that share the kinetic energy.
@@ -77,8 +80,11 @@ class RunState:
     """
 
     settings: dict[str, Any]
+    source: str
     step: int
     numbers: list[int]
+    masses: list[float]
+    pbc: list[bool]
     positions: list[list[float]]
     momenta: list[list[float]]
     cell: list[list[float]]
@@ -92,14 +98,18 @@ class RunState:
         atoms: Atoms,
         step: int,
         settings: dict[str, Any],
+        source: str,
         degrees_of_freedom: int,
         integrator: dict[str, Any],
     ) -> RunState:
         """The state of ``atoms`` after a whole step. JSON keeps every bit of a float64."""
         return cls(
             settings=settings,
+            source=source,
             step=step,
             numbers=atoms.numbers.tolist(),
+            masses=atoms.get_masses().tolist(),
+            pbc=atoms.pbc.tolist(),
             positions=atoms.positions.tolist(),
             momenta=atoms.get_momenta().tolist(),
             cell=atoms.cell.array.tolist(),
@@ -112,7 +122,7 @@ class RunState:
         """Read a state file.
 
         Raises:
-            DataError: it is missing, damaged or of a newer version.
+            DataError: it is missing, damaged or of another version.
         """
         if not path.is_file():
             raise DataError(f"{path}: there is no state of a run to restart from")
@@ -121,11 +131,13 @@ class RunState:
             if content.pop("format") != _STATE_FORMAT:
                 raise ValueError("another format")
             version = content.pop("version")
-            state = cls(**content)
+            state = cls(**content) if version == _STATE_VERSION else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: is not the state of a run: {error!r}") from None
-        if version > _STATE_VERSION:
-            raise DataError(f"{path}: version {version} is newer than this Clebsch")
+        if state is None:
+            raise DataError(
+                f"{path}: state of version {version}; this Clebsch reads {_STATE_VERSION}"
+            )
         return state
 
     def write(self, path: Path) -> None:
@@ -141,6 +153,13 @@ class RunState:
         """
         if atoms.numbers.tolist() != self.numbers:
             raise DataError("the structure has other atoms than the run that shall be restarted")
+        if atoms.pbc.tolist() != self.pbc:
+            raise DataError(
+                f"the structure has pbc {atoms.pbc.tolist()}, the run that shall be restarted "
+                f"{self.pbc}"
+            )
+        if atoms.get_masses().tolist() != self.masses:
+            raise DataError("the structure has other masses than the run that shall be restarted")
         atoms.set_cell(self.cell)
         atoms.set_positions(self.positions, apply_constraint=False)
         atoms.set_momenta(self.momenta, apply_constraint=False)

@@ -118,12 +118,16 @@ class TrainingConfig(Section):
     plateau_factor: float = Field(0.8, gt=0, lt=1, description="what lr is then multiplied by")
     batch_size: int | None = Field(None, ge=1, description="structures in a step")
     batch_edges: int | None = Field(None, ge=1, description="or: at most so many edges in a step")
-    max_epochs: int | None = Field(None, ge=1)
+    max_epochs: int | None = Field(
+        None, ge=1, description="epochs in all, those before a resume included"
+    )
     max_minutes: float | None = Field(
         None, gt=0, description="wall time, reading the data and earlier parts of the run included"
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the averaged weights, the result")
-    clip_grad_norm: float | None = Field(None, gt=0)
+    clip_grad_norm: float | None = Field(
+        None, gt=0, description="longest gradient over all weights; null: as it is"
+    )
     metric: Metric = Field("loss", description="the validation metric that chooses the model")
     patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better model"
@@ -147,11 +151,13 @@ class Config(Section):
 
     data: DataConfig
     model: ModelConfig
-    recipe: Literal["paper", "fast"] = "fast"
+    recipe: Literal["paper", "fast"] = Field(
+        "fast", description="defaults of training, in the table below"
+    )
     training: TrainingConfig
     seed: int = Field(0, ge=0, description="of weights, split and shuffles")
-    dtype: Literal["float32", "float64"] = "float32"
-    device: Device = "cpu"
+    dtype: Literal["float32", "float64"] = Field("float32", description="precision of the network")
+    device: Device = Field("cpu", description="where to train: cpu, cuda, cuda:1, ...")
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="CPU threads; auto: as many as make a step faster, found by timing, "
@@ -160,7 +166,7 @@ class Config(Section):
     run: AbsolutePath = Field(
         default_factory=lambda: _absolute(Path("run")), description="folder of results"
     )
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="also write scalars to RUN/tensorboard")
 
 
 #: Defaults of ``training`` by recipe. "paper" is appendix A.5.1 of the MACE paper with the loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,9 @@ class RunLog:
         self._tensorboard: Any = None
 
     def say(self, text: str) -> None:
-        """A message."""
+        """A message; a log file that cannot be written is no reason to stop what it tells of."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        with (self.run / "log.txt").open("a", encoding="utf-8") as file:
+        with suppress(OSError), (self.run / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     def row(self, record: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class RunLog:
     def advance(self, description: str, fraction: float, seconds_left: float | None) -> None:
         """Move the bar."""
         if self._progress is not None and self._task is not None:
-            left = "" if seconds_left is None else f"{_duration(seconds_left)} left"
+            left = "" if seconds_left is None else f"{duration(seconds_left)} left"
             self._progress.update(
                 self._task, description=description, completed=fraction, left=left
             )
@@ -151,11 +151,12 @@ def _columns(record: dict[str, Any]) -> list[tuple[str, str, int]]:
     ):
         if key in valid:
             columns.append((title, f"{1000 * valid[key]:.4g}", 10))
-    columns += [("lr", f"{record['lr']:.2e}", 9), ("time", _duration(record["seconds"]), 8)]
+    columns += [("lr", f"{record['lr']:.2e}", 9), ("time", duration(record["seconds"]), 8)]
     return [*columns, ("", "best" if record["best"] else "", 4)]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}"

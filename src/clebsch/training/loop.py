@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,18 +13,16 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from clebsch.errors import ClebschError, ConfigError
+from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.training.config import Config, TrainingConfig
 from clebsch.training.configfile import config_dict, load_config, write_config
 from clebsch.training.log import RunLog
 from clebsch.training.prepare import prepare
-from clebsch.training.state import Finished, TrainingState, read_newest_state
+from clebsch.training.state import Finished, TrainingState, read_newest_state, state_files
 from clebsch.training.threads import threads, with_threads
 from clebsch.training.trainer import Trainer
 
 Reason = Finished | Literal["interrupted"]
-
-#: What a folder holds if it holds a run.
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "model.safetensors", "state")
 
 #: Settings that may change when a run is resumed.
 _FREE = {
@@ -64,13 +60,6 @@ class TrainingResult:
     model: Path | None
 
 
-class Interruption:
-    """Whether somebody asked the run to stop."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-
 def train(
     config: Config, run: Path | str | None = None, console: Console | None = None
 ) -> TrainingResult:
@@ -93,7 +82,7 @@ def train(
     started = time.monotonic()
     run = config.run if run is None else Path(run).absolute()
     config = config.model_copy(update={"run": run})
-    if any((run / name).exists() for name in _RUN_FILES):
+    if _holds_a_run(run):
         raise ConfigError(
             f"{run} holds a run already: continue it with clebsch resume {run}, or choose "
             "another folder with run=FOLDER"
@@ -104,8 +93,9 @@ def train(
         prepared = prepare(config, log.say)
         config = with_threads(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
-        trainer.checkpoint()
+        # in this order: where there is a state, there is what to resume it with
         write_config(config, run / "config.yaml")
+        trainer.checkpoint()
         return _train(trainer, log)
 
 
@@ -159,6 +149,12 @@ def resume(
         return _train(trainer, log)
 
 
+def _holds_a_run(run: Path) -> bool:
+    """Whether anything would be lost by beginning anew; a configuration alone is no run."""
+    results = ("metrics.jsonl", "model.safetensors")
+    return bool(state_files(run)) or any((run / name).exists() for name in results)
+
+
 def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
     """Run the loop and leave everything on disk, whatever ends it."""
     try:
@@ -166,8 +162,8 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
             log.open_tensorboard(trainer.state.step)
         assert isinstance(trainer.config.threads, int)
         with threads(trainer.config.threads):
-            with log.progress(), _interruption() as interruption:
-                reason = _loop(trainer, interruption)
+            with log.progress(), stop_on_signals() as request:
+                reason = _loop(trainer, request)
             state = trainer.state
             if reason != "interrupted":
                 if state.last_evaluation != state.step:
@@ -184,7 +180,7 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
     return result
 
 
-def _loop(trainer: Trainer, interruption: Interruption) -> Reason:
+def _loop(trainer: Trainer, request: StopRequest) -> Reason:
     """Train until a limit is reached; the state then is between two batches."""
     settings, state = trainer.settings, trainer.state
     begun, first = time.monotonic(), None
@@ -195,7 +191,7 @@ def _loop(trainer: Trainer, interruption: Interruption) -> Reason:
             return "patience"
         batches = trainer.sampler.epoch(state.epoch)
         while state.position < len(batches):
-            if interruption.requested:
+            if request.received:
                 return "interrupted"
             if settings.max_minutes is not None and trainer.seconds >= 60 * settings.max_minutes:
                 return "minutes"
@@ -218,34 +214,6 @@ def _time_left(begun: float, first: float, progress: float) -> float | None:
     """Seconds to the end of the budget, at the pace since the loop began."""
     done = progress - first
     return None if done <= 0 else (time.monotonic() - begun) * (1 - progress) / done
-
-
-@contextmanager
-def _interruption() -> Iterator[Interruption]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once.
-
-    Outside the main thread, where signals cannot be caught, there is never a request.
-    """
-    interruption = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield interruption
-        return
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-    def request(*_: Any) -> None:
-        interruption.requested = True
-        restore()
-
-    for number in former:
-        signal.signal(number, request)
-    try:
-        yield interruption
-    finally:
-        restore()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ase.data import chemical_symbols
 
 import clebsch
 from clebsch.data.frame import Frame
+from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import LabelledGraphs
 from clebsch.data.read import read_frames
 from clebsch.data.references import fit_references, isolated_atoms
@@ -62,6 +63,9 @@ def prepare(config: Config, say: Say) -> Prepared:
     species = [chemical_symbols[z] for z in numbers]
     references, origin = choose_references(config.data, train_frames, known, species, say)
     statistics = compute_statistics(train_frames, references, config.model.cutoff)
+    if statistics.assumed:
+        assumed = ", ".join(f"{name} {getattr(statistics, name):g}" for name in statistics.assumed)
+        say(f"Not to be measured on these structures, so assumed: {assumed}")
     potential = clebsch.build(
         config.model,
         species,
@@ -90,7 +94,10 @@ def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], 
     """Training frames, validation frames, and the energies of isolated atoms found anywhere."""
     known, frames = isolated_atoms(read_frames(config.train, config.keys, pbc=config.pbc))
     if config.isolated_atoms is not None:
-        atoms = read_frames(config.isolated_atoms, config.keys, pbc=config.pbc)
+        # forces of a lone atom say nothing, and its file need not have them
+        unread = {label: NOT_READ for label in ALIASES if label != "energy"}
+        keys = config.keys.model_copy(update=unread)
+        atoms = read_frames(config.isolated_atoms, keys, pbc=config.pbc)
         found, rest = isolated_atoms(atoms)
         if rest:
             raise DataError(f"{rest[0].source}: not an isolated atom with an energy")
@@ -179,6 +186,9 @@ def _describe(prepared: Prepared, say: Say) -> None:
             f"{counts['forces']} sets of forces, {counts['stresses']} stresses; "
             f"{sum(graphs.n_edges)} edges, {graphs.n_bytes / 1e6:.1f} MB of graphs"
         )
+        weights = _weights(graphs.frames)
+        if weights:
+            say(f"{name}: weights other than 1 are used: {weights}")
     shown = ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in prepared.references.items())
     say(f"References ({prepared.origin}): {shown} eV")
     n_parameters = sum(p.numel() for p in prepared.potential.parameters())
@@ -187,6 +197,20 @@ def _describe(prepared: Prepared, say: Say) -> None:
         f"Potential: {potential.config.name}, {n_parameters} parameters, "
         f"{potential.backend} backend"
     )
+
+
+def _weights(frames: Sequence[Frame]) -> str:
+    """Each kind of weight that is not 1 everywhere, with its range."""
+    shown = []
+    for kind in ("weight", "energy_weight", "forces_weight", "stress_weight"):
+        values = [getattr(frame, kind) for frame in frames]
+        changed = sum(value != 1 for value in values)
+        if changed:
+            shown.append(
+                f"{kind} {min(values):g} to {max(values):g} "
+                f"(not 1 for {changed} of {len(values)} structures)"
+            )
+    return ", ".join(shown)
 
 
 def _checksums(paths: Path | Sequence[Path]) -> dict[str, str]:

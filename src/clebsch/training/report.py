@@ -19,6 +19,7 @@ from clebsch.evaluation.run import evaluate_files, progress_bar
 from clebsch.potential import Potential
 from clebsch.training.config import Config
 from clebsch.training.configfile import load_config
+from clebsch.training.log import duration
 from clebsch.training.prepare import read_data
 
 #: Of larger training sets, so many structures are judged, evenly spaced.
@@ -140,7 +141,7 @@ def run_facts(
         best = [record["epoch"] for record in history if record.get("best")]
         facts["Epochs"] = f"{last['epoch']}" + (f", best: {best[-1]}" if best else "")
         if "seconds" in last:
-            facts["Training time"] = _duration(float(last["seconds"]))
+            facts["Training time"] = duration(float(last["seconds"]))
     if not sets:
         facts["Note"] = "the training data are not where they were, so they are not judged here"
     return facts
@@ -150,11 +151,3 @@ def _listed(paths: Path | Sequence[Path] | None) -> list[Path]:
     if paths is None:
         return []
     return [paths] if isinstance(paths, Path) else list(paths)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

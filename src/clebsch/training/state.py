@@ -79,7 +79,7 @@ def write_state(run: Path, state: TrainingState, tensors: dict[str, Tensor]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": STATE_FORMAT, "format_version": STATE_VERSION, "state": asdict(state)}
     write_tensors(folder / f"step-{state.step:010d}.safetensors", tensors, metadata)
-    for old in _states(run)[2:]:
+    for old in state_files(run)[2:]:
         old.unlink(missing_ok=True)
 
 
@@ -93,9 +93,11 @@ def read_newest_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], list
     Raises:
         ModelFileError: there is no state, or none is whole.
     """
-    paths = _states(run)
+    paths = state_files(run)
     if not paths:
-        raise ModelFileError(f"{run}: holds no training state to resume from")
+        raise ModelFileError(
+            f"{run}: holds no training state to resume from; begin it with clebsch train"
+        )
     damaged: list[tuple[Path, str]] = []
     for path in paths:
         try:
@@ -126,8 +128,8 @@ def _read_state(path: Path) -> tuple[TrainingState, dict[str, Tensor]]:
     return TrainingState(**metadata["state"]), tensors
 
 
-def _states(run: Path) -> list[Path]:
-    """The states' files, newest first."""
+def state_files(run: Path) -> list[Path]:
+    """The files of a run's states, newest first."""
     paths = state_folder(run).glob("step-*.safetensors")
     return sorted((p for p in paths if _NAME.fullmatch(p.name)), key=_step, reverse=True)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 import clebsch
 from clebsch.data.loader import BatchSampler
 from clebsch.errors import ClebschError, ModelFileError
+from clebsch.memory import is_out_of_memory
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict
 from clebsch.training.log import History, RunLog
@@ -42,8 +43,6 @@ from clebsch.training.validate import loss_metrics, validate
 
 #: After so many batches in a row whose loss or gradient is not finite the run stops.
 MAX_SKIPPED = 5
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Trainer:
@@ -116,8 +115,8 @@ class Trainer:
             group["lr"] = lr
         try:
             sums, finite = self._gradient(indices)
-        except RuntimeError as error:
-            if not any(words in str(error) for words in _OUT_OF_MEMORY):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             raise ClebschError(
                 f"memory ran out with a batch of {len(indices)} structures and "
@@ -255,11 +254,7 @@ class Trainer:
         if self.best is None or self._model_is_current:
             return
         with swapped_in(self.best, self.parameters):
-            self.potential.save(
-                self.model_path,
-                provenance=self._provenance(),
-                reference=self.prepared.valid.frames[0],
-            )
+            self.potential.save(self.model_path, provenance=self._provenance())
         self._model_is_current = True
 
     def _provenance(self) -> dict[str, Any]:

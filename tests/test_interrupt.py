@@ -1,0 +1,40 @@
+"""A first signal is a request; a second one acts as if nobody had listened."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from clebsch.interrupt import stop_on_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request_and_handlers_are_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_on_signals() as request:
+        assert not request.received
+        signal.raise_signal(number)
+        assert request.received
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_ctrl_c_interrupts_at_once() -> None:
+    with stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_outside_the_main_thread_there_is_never_a_request() -> None:
+    seen: list[bool] = []
+
+    def work() -> None:
+        with stop_on_signals() as request:
+            seen.append(request.received)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
