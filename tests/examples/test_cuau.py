@@ -63,9 +63,9 @@ def check_errors(potential: clebsch.Potential, test_file: Path) -> None:
     predictions = evaluate(potential, frames).predictions
     energies = [np.array(frame.energy / len(frame)) for frame in frames]
     found = [np.array(p.energy / len(f)) for p, f in zip(predictions, frames, strict=True)]
-    assert relative_rms(found, energies) < 0.2
-    assert relative_rms([p.forces for p in predictions], [f.forces for f in frames]) < 0.25
-    assert relative_rms([p.stress for p in predictions], [f.stress for f in frames]) < 0.2
+    assert relative_rms(found, energies) < 0.25
+    assert relative_rms([p.forces for p in predictions], [f.forces for f in frames]) < 0.35
+    assert relative_rms([p.stress for p in predictions], [f.stress for f in frames]) < 0.3
 
 
 def check_stress(potential: clebsch.Potential) -> None:
@@ -75,17 +75,17 @@ def check_stress(potential: clebsch.Potential) -> None:
         normal = deformed(size * np.eye(3))
         pressure, expected = (-np.trace(stress(normal, c)) / 3 for c in (calculator, EMT()))
         assert np.sign(pressure) == np.sign(-size)
-        assert pressure == pytest.approx(expected, rel=0.15)
+        assert pressure == pytest.approx(expected, rel=0.25)
         one = np.zeros((3, 3))
         one[1, 2] = one[2, 1] = size
         sheared = deformed(one)
         np.testing.assert_allclose(
-            stress(sheared, calculator)[1, 2], stress(sheared, EMT())[1, 2], rtol=0.3
+            stress(sheared, calculator)[1, 2], stress(sheared, EMT())[1, 2], rtol=0.2
         )
 
 
 def test_a_short_training_makes_energies_forces_stress_and_a_crystal(tmp_path: Path) -> None:
-    script("generate").main(["--out", str(tmp_path), "--strained", "64", "--dynamics", "10"])
+    script("generate").main(["--out", str(tmp_path), "--strained", "80", "--dynamics", "4"])
     config = load_config(
         EXAMPLE / "train.yaml",
         [
@@ -93,8 +93,8 @@ def test_a_short_training_makes_energies_forces_stress_and_a_crystal(tmp_path: P
             f"run={tmp_path / 'run'}",
             "model.channels=16",
             "model.radial.hidden=[32, 32]",
-            "training.max_minutes=null",
-            "training.max_epochs=60",
+            "training.batch_size=4",
+            "training.max_epochs=30",
             "training.eval_every=10",
             "threads=1",
         ],
@@ -104,13 +104,13 @@ def test_a_short_training_makes_energies_forces_stress_and_a_crystal(tmp_path: P
     potential = clebsch.load(result.model, dtype=torch.float64)
     check_errors(potential, tmp_path / "test.xyz")
     check_stress(potential)
-    validate.main([str(result.model), "--time", "0.6", "--repeats", "2", "--out", str(tmp_path)])
+    validate.main([str(result.model), "--time", "0.5", "--repeats", "2", "--out", str(tmp_path)])
     summary = json.loads((tmp_path / "validation.json").read_text())
     checks = {(c["system"], c["quantity"]): c for c in summary["checks"]}
     for name in ("Cu", "Cu3Au"):
-        assert abs(checks[name, "volume"]["deviation"]) < 0.01
-        assert abs(checks[name, "bulk modulus"]["deviation"]) < 0.2
-        assert abs(checks[name, "C44"]["deviation"]) < 0.3
+        assert abs(checks[name, "volume"]["deviation"]) < 0.02
+        assert abs(checks[name, "bulk modulus"]["deviation"]) < 0.25
+        assert abs(checks[name, "C44"]["deviation"]) < 0.25
     order = {q: c["passed"] for (system, q), c in checks.items() if "500 K" in system}
     assert order["rms displacement"]
     assert order["largest displacement"]
