@@ -95,7 +95,7 @@ class Check:
 def relative(
     system: str, quantity: str, unit: str, emt: float, model: float, limit: float
 ) -> Check:
-    return Check(system, quantity, unit, emt, model, model / emt - 1, limit)
+    return Check(system, quantity, unit, float(emt), float(model), float(model / emt - 1), limit)
 
 
 # --- crystals at rest -----------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def compare_crystal(name: str, source: Source) -> list[Check]:
 
 
 def _curve_checks(name: str, reference: Atoms, source: Source) -> list[Check]:
-    """Energies above each curve's own minimum, at the same volumes; and the curvature there."""
+    """Energies above each curve's own minimum, where they differ most; and the curvature there."""
     strains = VOLUMES ** (1 / 3) - 1
     emt, model = (energy_volume_curve(reference, s, strains) for s in (EMT(), source))
     rise_emt, rise_model = (
@@ -153,7 +153,7 @@ def _curve_checks(name: str, reference: Atoms, source: Source) -> list[Check]:
     return [
         Check(
             name,
-            f"E(V), furthest off at {VOLUMES[worst]:.2f} V0",
+            f"E(V) at {VOLUMES[worst]:.2f} V0",
             "meV/atom",
             float(rise_emt[worst]),
             float(rise_model[worst]),
@@ -252,9 +252,7 @@ def compare_dynamics(
             "volume_per_atom": float(np.mean([*middle, *last])),
             "volume_drift": float(last.mean() / middle.mean() - 1),
         }
-    return _dynamics_checks(
-        f"{start.symbols.formula:hill}, {temperature:g} K", temperature, runs
-    ), runs
+    return _dynamics_checks(f"NPT {temperature:g} K", temperature, runs), runs
 
 
 def _dynamics_checks(

@@ -67,11 +67,12 @@ def _options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("clebsch-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of trajectories, weights and shuffles.")] = 0,
 ) -> None:
     """Make data, train, judge, run MD: the whole road, offline, in minutes on a laptop."""
     from clebsch.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, seed=seed)
 
 
 @app.command()

@@ -110,7 +110,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[Figure, 
         figures.append((figure, "Validation, forces, against time"))
     rates = [record.get("lr", np.nan) for record in history]
     if np.isfinite(np.asarray(rates, dtype=float)).any():
-        figure = line_figure({"lr": (epochs, rates)}, "Epoch", "Learning rate", log=True)
+        figure = line_figure({"lr": (epochs, rates)}, "Epoch", "Learning rate")
         figures.append((figure, "Learning rate"))
     return figures
 

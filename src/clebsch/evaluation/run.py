@@ -103,14 +103,16 @@ def evaluate_files(
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error with the time left, driven by ``progress(done, total)``."""
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # or it leaves blank lines in logs
     )
     with bar:
         task = bar.add_task(description, total=None)
