@@ -29,7 +29,7 @@ def test_save_and_load_give_the_same_potential(
     assert loaded.species == saved.species
     assert loaded.dtype == dtype
     assert loaded.provenance == {"trained on": "nothing"}
-    assert loaded.backend == "numba"
+    assert loaded.backend == "llvm"
     stored = saved.state_dict()
     assert all(torch.equal(stored[name], tensor) for name, tensor in loaded.state_dict().items())
     saved.requires_grad_(False)  # as loaded ones are; torch orders some sums by it

@@ -14,6 +14,7 @@ import clebsch
 from builders import ethanol, potential, skewed_cell
 from clebsch.errors import BackendError, DataError
 from clebsch.kernels import cpu
+from clebsch.kernels.cpu import machine
 from clebsch.nn.energy import ZBLRepulsion
 
 
@@ -23,7 +24,7 @@ def test_copies_give_the_same_and_share_the_plans(copier) -> None:  # type: igno
     duplicate = copier(original)
     graph = original.graph(skewed_cell())
     assert torch.equal(duplicate(graph).forces, original(graph).forces)
-    assert duplicate.backend == "numba"
+    assert duplicate.backend == "llvm"
     assert duplicate.model.layers[0].product.plan is original.model.layers[0].product.plan
     first, second = (p.model.layers[1].atomic_basis.plan for p in (original, duplicate))
     assert first is second
@@ -50,18 +51,19 @@ def test_a_backend_with_wrong_second_derivatives_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Energies and forces right, and yet it would train on wrong gradients."""
-    from clebsch.kernels.cpu import loops
+    from clebsch.kernels.cpu import product
 
     tested = potential(backend="reference")
+    true = product._kernel
 
-    true = loops.polynomial_gradients
+    def wrong(spec, kind, weighted):  # type: ignore[no-untyped-def]
+        kernel = true(spec, kind, weighted)
+        idle = machine.Kernel(lambda *args: None, kernel.work)
+        return idle if kind == "polynomial_second" else kernel
 
-    def wrong(n_channels: int):  # type: ignore[no-untyped-def]
-        return true(n_channels)[0], lambda *args: None
-
-    monkeypatch.setattr(loops, "polynomial_gradients", wrong)
+    monkeypatch.setattr(product, "_kernel", wrong)
     with pytest.raises(BackendError, match="disagrees"):
-        tested.use_backend("numba")
+        tested.use_backend("llvm")
 
 
 def test_half_precision_is_refused() -> None:

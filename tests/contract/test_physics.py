@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 import clebsch
 from builders import MODELS, REFERENCES, STRUCTURES, ethanol, potential, rattled, skewed_cell, slab
 
-BACKENDS = ["reference", "numba"]
+BACKENDS = ["reference", "llvm"]
 DTYPES = [torch.float64, torch.float32]
 
 pytestmark = [

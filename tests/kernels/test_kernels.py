@@ -15,7 +15,7 @@ from clebsch.kernels import cpu, reference
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 from clebsch.neighbors import neighbor_graph
 
-BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "numba"])
+BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "llvm"])
 CHANNELS = 3
 
 
@@ -191,7 +191,7 @@ def test_contraction_derivatives(backend: ModuleType, n_atoms: int, strided: boo
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_numba_equals_the_reference_at_full_size(dtype: torch.dtype, threads: int) -> None:
+def test_llvm_equals_the_reference_at_full_size(dtype: torch.dtype, threads: int) -> None:
     """Large enough that work is divided among threads."""
     graph = random_graph(24, spread=4.0)
     convolution = convolution_plan(spherical_irreps(2), spherical_irreps(3), spherical_irreps(3))

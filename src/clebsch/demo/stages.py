@@ -38,7 +38,7 @@ from clebsch.training.loop import TrainingResult, train
 from clebsch.training.report import read_history, run_facts, run_sets
 from clebsch.training.threads import threads
 
-_PACKAGES = ("clebsch", "torch", "numpy", "numba", "ase", "tblite")
+_PACKAGES = ("clebsch", "torch", "numpy", "llvmlite", "ase", "tblite")
 
 Evaluations = dict[str, tuple[list[Frame], Evaluation]]
 

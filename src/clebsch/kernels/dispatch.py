@@ -11,7 +11,7 @@ from clebsch.errors import BackendError, did_you_mean
 from clebsch.kernels.backend import Kernels
 
 #: Backends by name, fastest first, with the module that holds each.
-BACKENDS = {"numba": "clebsch.kernels.cpu", "reference": "clebsch.kernels.reference"}
+BACKENDS = {"llvm": "clebsch.kernels.cpu", "reference": "clebsch.kernels.reference"}
 
 
 def load_backend(name: str) -> Kernels:
@@ -34,7 +34,7 @@ def best_backend(device: torch.device) -> Kernels:
     if device.type != "cpu":
         return load_backend("reference")
     try:
-        return load_backend("numba")
+        return load_backend("llvm")
     except BackendError as error:
         warnings.warn(f"{error}; the slower reference is used instead", stacklevel=2)
         return load_backend("reference")

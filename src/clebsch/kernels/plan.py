@@ -46,6 +46,11 @@ class ConvolutionPlan:
         """Copies and pickles are the one plan again, and share what is cached for it."""
         return _convolution_plan, (self.node_irreps, self.harmonic_irreps, self.out_irreps)
 
+    @cached_property
+    def key(self) -> str:
+        """Names the plan, for operators, whose arguments are tensors and simple values."""
+        return f"{self.node_irreps}|{self.harmonic_irreps}|{self.out_irreps}"
+
     @property
     def n_paths(self) -> int:
         """Number of paths: rows of path weights per edge."""
@@ -96,6 +101,12 @@ def convolution_plan(
 
 
 @lru_cache(maxsize=256)
+def convolution_plan_of(key: str) -> ConvolutionPlan:
+    """The plan of that key."""
+    return _convolution_plan(*(Irreps.parse(irreps) for irreps in key.split("|")))
+
+
+@lru_cache(maxsize=256)
 def _convolution_plan(node: Irreps, harmonic: Irreps, out: Irreps) -> ConvolutionPlan:
     paths = [
         CouplingPath(i, j, out.index(product))
@@ -126,6 +137,11 @@ class ContractionPlan:
         """Copies and pickles are the one plan again, and share what is cached for it."""
         return contraction_plan, (self.irreps, self.targets, self.correlation, self.reduced)
 
+    @cached_property
+    def key(self) -> str:
+        """Names the plan, for operators, whose arguments are tensors and simple values."""
+        return f"{self.irreps}|{self.targets}|{self.correlation}|{int(self.reduced)}"
+
     @property
     def n_couplings(self) -> int:
         """Number of weight rows."""
@@ -142,6 +158,15 @@ class ContractionPlan:
                 start += basis.n_couplings
             slices.append(tuple(row))
         return tuple(slices)
+
+
+@lru_cache(maxsize=64)
+def contraction_plan_of(key: str) -> ContractionPlan:
+    """The plan of that key."""
+    irreps, targets, correlation, reduced = key.split("|")
+    return contraction_plan(
+        Irreps.parse(irreps), Irreps.parse(targets), int(correlation), bool(int(reduced))
+    )
 
 
 @lru_cache(maxsize=64)

@@ -1,13 +1,15 @@
-"""The CPU backend: the heavy operations through Numba's compiled loops, differentiable twice.
+"""The CPU backend: the heavy operations as machine code written for one plan, through LLVM.
 
-Values and derivatives equal those of ``clebsch.kernels.reference`` to rounding. Path weights are
-the only per-edge tensor with channels; no message is ever stored. Third derivatives do not exist
-here: asking for them raises torch's own error.
+``machine`` compiles, ``emit`` is the language that kernels are written in, ``convolution_code`` and
+``polynomial_code`` write them, ``convolution`` and ``product`` are the operators that torch sees,
+with first and second derivatives. Values and derivatives equal those of
+``clebsch.kernels.reference`` to rounding. Third derivatives do not exist here: asking for them
+raises torch's own error.
 """
 
 from __future__ import annotations
 
 from clebsch.kernels.cpu.convolution import convolve, convolve_radial
-from clebsch.kernels.cpu.product import contract
+from clebsch.kernels.cpu.product import contract, contract_slots
 
-__all__ = ["contract", "convolve", "convolve_radial"]
+__all__ = ["contract", "contract_slots", "convolve", "convolve_radial"]

@@ -1,27 +1,36 @@
-"""The convolution as autograd functions, closed under two derivatives."""
+"""The convolution as torch operators, with first and second derivatives."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from clebsch.graph import AtomGraph
-from clebsch.kernels.cpu import loops
-from clebsch.kernels.cpu.threads import arrays, divide, numpy_dtype, zeros_like
-from clebsch.kernels.plan import ConvolutionPlan
+from clebsch.kernels.cpu import machine, threads
+from clebsch.kernels.cpu.convolution_code import (
+    BLOCK,
+    ConvolutionSpec,
+    Wanted,
+    write_forward,
+    write_gradients,
+    write_second,
+)
+from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
+from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
 def convolve(
     plan: ConvolutionPlan, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, graph: AtomGraph
 ) -> Tensor:
     """See ``reference.convolve``."""
-    return _Convolve.apply(plan, graph, path_weights, harmonics, nodes)
+    out: Tensor = torch.ops.clebsch.convolve(
+        plan.key, path_weights, None, harmonics, nodes, graph.row_ptr, graph.senders, graph.receivers
+    )
+    return out
 
 
 def convolve_radial(
@@ -33,189 +42,338 @@ def convolve_radial(
     graph: AtomGraph,
 ) -> Tensor:
     """See ``reference.convolve_radial``."""
-    path_weights = (hidden @ last_weight.flatten(1)).unflatten(1, last_weight.shape[1:])
-    return convolve(plan, path_weights, harmonics, nodes, graph)
+    out: Tensor = torch.ops.clebsch.convolve(
+        plan.key, hidden, last_weight, harmonics, nodes, graph.row_ptr, graph.senders, graph.receivers
+    )
+    return out
 
 
-class _Tables(NamedTuple):
-    """A convolution plan as arrays; see ``loops``. Sources are (path, node component)."""
+# --- operators: the radial argument is path weights [E, P, K], or hidden [E, F] with weight [F, P, K]
 
-    source_ptr: np.ndarray
-    source_path: np.ndarray
-    source_node: np.ndarray
-    entry_out: np.ndarray
-    table_ptr: np.ndarray
-    table_harmonic: np.ndarray
-    table_value: np.ndarray
+
+def _convolve(
+    plan: str,
+    radial: Tensor,
+    weight: Tensor | None,
+    harmonics: Tensor,
+    nodes: Tensor,
+    row_ptr: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+) -> Tensor:
+    call = _Call(plan, radial, weight, harmonics, nodes, (row_ptr, senders, receivers))
+    out = nodes.new_zeros((nodes.shape[0], call.spec.plan.out_dim, nodes.shape[2]))
+    kernel = _kernel(call.spec, "convolve", None, False)
+    given = (call.radial, call.weight, call.harmonics, call.nodes, out)
+    call.run(kernel, 1, lambda part: given)
+    return out
+
+
+def _convolve_fake(
+    plan: str, radial: Tensor, weight: Tensor | None, harmonics: Tensor, nodes: Tensor, *graph: Tensor
+) -> Tensor:
+    return nodes.new_empty((nodes.shape[0], convolution_plan_of(plan).out_dim, nodes.shape[2]))
+
+
+def _gradients(
+    plan: str,
+    wanted: Sequence[bool],
+    radial: Tensor,
+    weight: Tensor | None,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    row_ptr: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Derivatives by radial, weight, harmonics and nodes; empty where not wanted."""
+    call = _Call(plan, radial, weight, harmonics, nodes, (row_ptr, senders, receivers))
+    kernel = _kernel(call.spec, "convolve_gradients", _wanted(wanted), False)
+    derivatives = _Derivatives(call, wanted)
+    held = cotangent.contiguous()
+    given = (call.radial, call.weight, call.weight_t, call.harmonics, call.nodes, held)
+    call.run(kernel, 4, lambda part: (*given, *derivatives.of_part(part)))
+    return derivatives.gathered(harmonics, weight)
+
+
+def _gradients_fake(
+    plan: str,
+    wanted: Sequence[bool],
+    radial: Tensor,
+    weight: Tensor | None,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    *graph: Tensor,
+) -> tuple[Tensor, ...]:
+    sources = (radial, weight, harmonics, nodes)
+    return tuple(
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        if want and tensor is not None
+        else nodes.new_empty(0)
+        for tensor, want in zip(sources, wanted, strict=True)
+    )
+
+
+def _second(
+    plan: str,
+    wanted: Sequence[bool],
+    radial: Tensor,
+    weight: Tensor | None,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    t_radial: Tensor,
+    t_harmonics: Tensor,
+    t_nodes: Tensor | None,
+    row_ptr: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Derivatives of ``t_radial . d_radial + t_harmonics . d_harmonics + t_nodes . d_nodes``."""
+    call = _Call(plan, radial, weight, harmonics, nodes, (row_ptr, senders, receivers))
+    kernel = _kernel(call.spec, "convolve_second", _wanted(wanted), t_nodes is not None)
+    derivatives = _Derivatives(call, wanted)
+    d_cotangent = torch.zeros(cotangent.shape, dtype=cotangent.dtype)
+    held = (
+        (call.radial, call.padded(t_radial), call.weight, call.weight_t),
+        (call.harmonics, call.across(t_harmonics), call.nodes),
+        (call.nodes if t_nodes is None else t_nodes.contiguous(), cotangent.contiguous()),
+    )
+    given = tuple(tensor for group in held for tensor in group)
+    call.run(kernel, 8, lambda part: (*given, *derivatives.of_part(part), d_cotangent))
+    return (*derivatives.gathered(harmonics, weight), d_cotangent)
+
+
+def _second_fake(
+    plan: str,
+    wanted: Sequence[bool],
+    radial: Tensor,
+    weight: Tensor | None,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    *rest: Tensor | None,
+) -> tuple[Tensor, ...]:
+    first = _gradients_fake(plan, wanted, radial, weight, harmonics, nodes, cotangent)
+    return (*first, torch.empty_like(cotangent, memory_format=torch.contiguous_format))
+
+
+def _convolve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    remember(ctx, inputs, 1)
+
+
+def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = [needed(ctx, index) for index in range(1, 5)]
+    *inputs, row_ptr, senders, receivers = ctx.saved_tensors
+    gradients = torch.ops.clebsch.convolve_gradients(
+        *ctx.settings, wanted, *inputs, cotangent, row_ptr, senders, receivers
+    )
+    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+    return (None, *kept, None, None, None)
+
+
+def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    remember(ctx, inputs, 2)
+
+
+def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+    plan, returned = ctx.settings
+    wanted = [needed(ctx, index) for index in range(2, 6)]
+    radial, weight, harmonics, nodes, cotangent, *graph = ctx.saved_tensors
+    kept = [d if want else None for d, want in zip(directions, returned, strict=True)]
+    t_radial, t_weight, t_harmonics, t_nodes = kept
+    results: list[Tensor | None] = [None] * 5
+    if t_radial is not None or t_harmonics is not None or t_nodes is not None:
+        second = torch.ops.clebsch.convolve_second(
+            plan,
+            wanted,
+            radial,
+            weight,
+            harmonics,
+            nodes,
+            cotangent,
+            torch.zeros_like(radial) if t_radial is None else t_radial,
+            torch.zeros_like(harmonics) if t_harmonics is None else t_harmonics,
+            t_nodes,
+            *graph,
+        )
+        results = [d if want else None for d, want in zip(second, [*wanted, True], strict=True)]
+    if t_weight is not None:  # the convolution is linear in the last radial weight
+        wanted[1] = False
+        more = torch.ops.clebsch.convolve_gradients(
+            plan, wanted, radial, t_weight, harmonics, nodes, cotangent, *graph
+        )
+        across = torch.ops.clebsch.convolve(plan, radial, t_weight, harmonics, nodes, *graph)
+        for place, term in enumerate((*more, across)):
+            if place == 4 or wanted[place]:
+                held = results[place]
+                results[place] = term if held is None else held + term
+    return (None, None, *results, None, None, None)
+
+
+_GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers"
+_INPUTS = "Tensor radial, Tensor? weight, Tensor harmonics, Tensor nodes"
+define(f"convolve(str plan, {_INPUTS}, {_GRAPH}) -> Tensor", _convolve, _convolve_fake)
+define(
+    f"convolve_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {_GRAPH}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _gradients,
+    _gradients_fake,
+)
+define(
+    f"convolve_second(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, Tensor t_radial, "
+    f"Tensor t_harmonics, Tensor? t_nodes, {_GRAPH}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _second,
+    _second_fake,
+)
+differentiable("convolve", _convolve_setup, _convolve_backward)
+differentiable("convolve_gradients", _gradients_setup, _gradients_backward)
+
+
+# --- calls ---
+
+
+class _Call:
+    """The inputs of a call as the kernels want them, and how its receivers are divided."""
+
+    def __init__(
+        self,
+        plan: str,
+        radial: Tensor,
+        weight: Tensor | None,
+        harmonics: Tensor,
+        nodes: Tensor,
+        graph: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        bits = nodes.dtype.itemsize * 8
+        wide = machine.vector_bytes() // nodes.dtype.itemsize
+        self.hidden = 0 if weight is None else -(-radial.shape[1] // wide) * wide
+        self.spec = _spec(plan, nodes.shape[2], self.hidden, bits)
+        self.n_edges, self.n_atoms = radial.shape[0], nodes.shape[0]
+        self.radial, self.nodes = self.padded(radial), nodes.contiguous()
+        self.harmonics = self.across(harmonics)
+        self.graph = graph
+        self._weight = weight
+        self.weight = radial if weight is None else self._packed((2, 1, 0, 3))
+        per_edge = len(self.spec.entries) + self.hidden * self.spec.plan.n_paths
+        self.cost = self.n_edges * per_edge * nodes.shape[2]
+        self.shares = threads.shares(self.n_atoms, self.cost, graph[0])
+
+    @property
+    def weight_t(self) -> Tensor:
+        """The last radial weight as [chunk, P, channel, F]."""
+        return self.radial if self._weight is None else self._packed((2, 1, 3, 0))
+
+    def _packed(self, order: tuple[int, ...]) -> Tensor:
+        """The last radial weight [F, P, chunk, channel] in another order of its axes."""
+        assert self._weight is not None
+        width = self.spec.chunk
+        shaped = self._weight.unflatten(2, (-1, width))
+        if shaped.shape[0] < self.hidden:
+            padding = shaped.new_zeros((self.hidden - shaped.shape[0], *shaped.shape[1:]))
+            shaped = torch.cat([shaped, padding])
+        return shaped.permute(order).contiguous()
+
+    def padded(self, radial: Tensor) -> Tensor:
+        """The radial argument; hidden layers are filled up to whole vectors."""
+        missing = self.hidden - radial.shape[1] if self.hidden else 0
+        return torch.nn.functional.pad(radial, (0, missing)) if missing else radial.contiguous()
+
+    def across(self, harmonics: Tensor) -> Tensor:
+        """Harmonics as [S, E + BLOCK]."""
+        out = harmonics.new_zeros((harmonics.shape[1], self.n_edges + BLOCK))
+        out[:, : self.n_edges] = harmonics.t()
+        return out
+
+    def run(self, kernel: machine.Kernel, n_given: int, tensors: Any) -> None:
+        """Run a kernel on every share; ``tensors(part)`` gives its arguments."""
+        if self.n_edges == 0:
+            return
+        graph = [tensor.contiguous() for tensor in self.graph]
+
+        def work(part: int, start: int, stop: int) -> None:
+            addresses = [tensor.data_ptr() for tensor in (*graph, *tensors(part))]
+            work_space = threads.scratch(kernel.work, self.nodes.dtype)
+            kernel.run(*addresses, work_space, start, stop, self.n_edges)
+
+        threads.run(work, self.shares)
+
+
+class _Derivatives:
+    """The results of a call: shared where rows belong to receivers, else one for each share."""
+
+    def __init__(self, call: _Call, wanted: Sequence[bool]) -> None:
+        self.call, self.wanted = call, list(wanted)
+        spec, n_parts = call.spec, len(call.shares)
+        new = torch.zeros
+        dtype = call.nodes.dtype
+        unused = call.nodes.new_empty(0)
+        self.radial = new(call.radial.shape, dtype=dtype)
+        self.harmonics = new((call.n_edges, spec.n_harmonics), dtype=dtype)
+        self.weights = self.nodes = [unused] * n_parts
+        if wanted[1]:
+            shape = (spec.n_chunks, spec.plan.n_paths, spec.hidden, spec.chunk)
+            self.weights = threads.copies(new(shape, dtype=dtype), n_parts)
+        if wanted[3]:
+            self.nodes = threads.copies(new(call.nodes.shape, dtype=dtype), n_parts)
+
+    def of_part(self, part: int) -> tuple[Tensor, ...]:
+        """d_radial, d_weight, d_harmonics, d_nodes of a share."""
+        return self.radial, self.weights[part], self.harmonics, self.nodes[part]
+
+    def gathered(
+        self, harmonics: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Derivatives of the shapes of what they belong to; empty where not wanted."""
+        threads.gather(self.weights if self.wanted[1] else [])
+        threads.gather(self.nodes if self.wanted[3] else [])
+        d_weight = self.weights[0]
+        if self.wanted[1] and weight is not None:  # [chunk, P, F, channel] to [F, P, K]
+            d_weight = d_weight.permute(2, 1, 0, 3).flatten(2)[: weight.shape[0]].contiguous()
+        unused = self.nodes[0].new_empty(0)
+        radial = self.radial
+        if self.call.hidden and weight is not None and weight.shape[0] < self.call.hidden:
+            radial = radial[:, : weight.shape[0]].contiguous()
+        d_harmonics = self.harmonics
+        if d_harmonics.shape[1] != harmonics.shape[1]:
+            d_harmonics = d_harmonics[:, : harmonics.shape[1]].contiguous()
+        results = (radial, d_weight, d_harmonics, self.nodes[0])
+        first, second, third, fourth = (
+            result if want else unused.clone()
+            for result, want in zip(results, self.wanted, strict=True)
+        )
+        return first, second, third, fourth
 
 
 @lru_cache(maxsize=256)
-def _tables(plan: ConvolutionPlan, dtype: torch.dtype) -> _Tables:
-    sources: list[tuple[int, int]] = []
-    source_ptr, entry_out, table_ptr = [0], [], [0]
-    table_harmonic: list[int] = []
-    table_value: list[float] = []
-    rank = [0] * len(plan.out_irreps)
-    for index, path in enumerate(plan.paths):
-        coefficients = plan.coefficients(path)
-        block, copies = plan.out_blocks[path.out], plan.paths_per_out[path.out]
-        for m_node in range(coefficients.shape[1]):
-            sources.append((index, plan.node_irreps.slices[path.node].start + m_node))
-            for m_out in range(coefficients.shape[2]):
-                harmonic = np.flatnonzero(np.abs(coefficients[:, m_node, m_out]) > 1e-14)
-                if len(harmonic) == 0:
-                    continue
-                entry_out.append(block.start + m_out * copies + rank[path.out])
-                start = plan.harmonic_irreps.slices[path.harmonic].start
-                table_harmonic.extend((start + harmonic).tolist())
-                table_value.extend(coefficients[harmonic, m_node, m_out].tolist())
-                table_ptr.append(len(table_value))
-            source_ptr.append(len(entry_out))
-        rank[path.out] += 1
-    integer = [source_ptr, *zip(*sources, strict=True), entry_out, table_ptr, table_harmonic]
-    columns = [np.array(values, dtype=np.int64) for values in integer]
-    columns.append(np.array(table_value, dtype=numpy_dtype(dtype)))
-    return _Tables(*columns)
+def _spec(plan: str, channels: int, hidden: int, bits: int) -> ConvolutionSpec:
+    return ConvolutionSpec(convolution_plan_of(plan), channels, hidden, bits)
 
 
-class _Geometry:
-    """A graph's edges as arrays, and the three kernels on them."""
+def _wanted(wanted: Sequence[bool]) -> Wanted:
+    radial, weight, harmonics, nodes = wanted
+    return Wanted(radial=radial, weight=weight, nodes=nodes, harmonics=harmonics)
 
-    def __init__(self, plan: ConvolutionPlan, graph: AtomGraph, dtype: torch.dtype, channels: int):
-        self.plan = plan
-        self.row_ptr = graph.row_ptr.numpy()
-        self.senders = graph.senders.numpy()
-        self.receivers = graph.receivers.numpy()
-        self.sender_ptr = graph.sender_ptr.numpy()
-        self.sender_order = graph.sender_order.numpy()
-        self.tables = _tables(plan, dtype)
-        self.cost = graph.n_edges * len(self.tables.entry_out) * channels
-        self.n_atoms = graph.n_atoms
 
-    def out(self, weights: Tensor, harmonics: Tensor, nodes: Tensor, out: Tensor) -> None:
-        """Add the convolution to ``out``."""
-        passed = arrays(weights, harmonics, nodes, out)
-        divide(
-            lambda start, stop: loops.convolve(
-                start, stop, self.row_ptr, self.senders, *self.tables, *passed
-            ),
-            self.n_atoms,
-            self.cost,
-            self.row_ptr,
+@lru_cache(maxsize=1024)
+def _kernel(
+    spec: ConvolutionSpec, kind: str, wanted: Wanted | None, moving_nodes: bool
+) -> machine.Kernel:
+    if kind == "convolve":
+        return machine.kernel(kind, 9, 3, spec.key, lambda: write_forward(spec, kind))
+    assert wanted is not None
+    if kind == "convolve_gradients":
+        return machine.kernel(
+            kind, 14, 3, f"{spec.key}|{wanted}", lambda: write_gradients(spec, wanted, kind)
         )
-
-    def edges(
-        self,
-        weights: Tensor,
-        harmonics: Tensor,
-        nodes: Tensor,
-        cotangent: Tensor,
-        d_weights: Tensor,
-        d_harmonics: Tensor,
-    ) -> None:
-        """Add the derivatives with respect to path weights and harmonics."""
-        passed = arrays(weights, harmonics, nodes, cotangent, d_weights, d_harmonics)
-        divide(
-            lambda start, stop: loops.convolve_edge_gradients(
-                start, stop, self.row_ptr, self.senders, *self.tables, *passed
-            ),
-            self.n_atoms,
-            2 * self.cost,
-            self.row_ptr,
-        )
-
-    def nodes(self, weights: Tensor, harmonics: Tensor, cotangent: Tensor, d_nodes: Tensor) -> None:
-        """Add the derivative with respect to node features."""
-        passed = arrays(weights, harmonics, cotangent, d_nodes)
-        divide(
-            lambda start, stop: loops.convolve_node_gradient(
-                start,
-                stop,
-                self.sender_ptr,
-                self.sender_order,
-                self.receivers,
-                *self.tables,
-                *passed,
-            ),
-            self.n_atoms,
-            self.cost,
-            self.sender_ptr,
-        )
-
-
-class _Convolve(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        plan: ConvolutionPlan,
-        graph: AtomGraph,
-        weights: Tensor,
-        harmonics: Tensor,
-        nodes: Tensor,
-    ) -> Tensor:
-        ctx.geometry = _Geometry(plan, graph, nodes.dtype, nodes.shape[2])
-        ctx.save_for_backward(weights, harmonics, nodes)
-        out = nodes.new_zeros((nodes.shape[0], plan.out_dim, nodes.shape[2]))
-        ctx.geometry.out(weights, harmonics, nodes, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[2:]
-        gradients = _ConvolveGradients.apply(ctx.geometry, needs, *ctx.saved_tensors, cotangent)
-        return (None, None, *gradients)
-
-
-class _ConvolveGradients(Function):
-    """All three first derivatives of ``cotangent . convolve``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        geometry: _Geometry,
-        needs: tuple[bool, bool, bool],
-        weights: Tensor,
-        harmonics: Tensor,
-        nodes: Tensor,
-        cotangent: Tensor,
-    ) -> tuple[Tensor | None, ...]:
-        ctx.geometry = geometry
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weights, harmonics, nodes, cotangent)
-        d_weights, d_harmonics, d_nodes = None, None, None
-        if needs[0] or needs[1]:
-            d_weights, d_harmonics = zeros_like(weights), zeros_like(harmonics)
-            geometry.edges(weights, harmonics, nodes, cotangent, d_weights, d_harmonics)
-        if needs[2]:
-            d_nodes = zeros_like(nodes)
-            geometry.nodes(weights, harmonics, cotangent, d_nodes)
-        return d_weights, d_harmonics, d_nodes
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Derivatives of the sum of directions times gradients.
-
-        That sum is the convolution with one argument replaced by its direction, three times over.
-        """
-        inputs = ctx.saved_tensors[:3]
-        cotangent = ctx.saved_tensors[3]
-        geometry = ctx.geometry
-        d_inputs = [zeros_like(tensor) for tensor in inputs]
-        d_cotangent = zeros_like(cotangent)
-        unread = [torch.empty(0)] * 2
-        for replaced, direction in enumerate(directions):
-            if direction is None:
-                continue
-            arguments = list(inputs)
-            arguments[replaced] = direction
-            weights, harmonics, nodes = arguments
-            geometry.out(weights, harmonics, nodes, d_cotangent)
-            targets = list(d_inputs)
-            if replaced < 2:
-                # The derivative with respect to what was replaced is computed along, and unused.
-                unread[replaced] = zeros_like(direction)
-                targets[replaced] = unread[replaced]
-                geometry.nodes(weights, harmonics, cotangent, d_inputs[2])
-            geometry.edges(weights, harmonics, nodes, cotangent, targets[0], targets[1])
-        return (None, None, *d_inputs, d_cotangent)
+    return machine.kernel(
+        kind,
+        18,
+        3,
+        f"{spec.key}|{wanted}|{moving_nodes}",
+        lambda: write_second(spec, wanted, moving_nodes, kind),
+    )

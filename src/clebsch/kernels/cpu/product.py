@@ -1,192 +1,268 @@
-"""The product basis as autograd functions, closed under two derivatives."""
+"""The product basis as torch operators, with first and second derivatives."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from clebsch.kernels import reference
-from clebsch.kernels.cpu import loops
-from clebsch.kernels.cpu.threads import arrays, divide, zeros_like
-from clebsch.kernels.plan import ContractionPlan
+from clebsch.kernels.cpu import machine, threads
+from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
+from clebsch.kernels.cpu.polynomial_code import (
+    PolynomialSpec,
+    write_forward,
+    write_gradients,
+    write_second,
+)
+from clebsch.kernels.plan import ContractionPlan, contraction_plan_of
 
 
 def contract(
     plan: ContractionPlan, atomic_basis: Tensor, weights: Tensor, species: Tensor
 ) -> Tensor:
-    """See ``reference.contract``; a product basis of order 4 is evaluated there."""
-    if plan.correlation > 3:
-        return reference.contract(plan, atomic_basis, weights, species)
-    table = _folding_table(plan, weights.dtype)
-    padded = torch.cat([atomic_basis, torch.ones_like(atomic_basis[:, :1])], dim=1)
-    return _Polynomial.apply(plan, species, table @ weights, padded)
+    """See ``reference.contract``."""
+    return _evaluate(f"{plan.key}|1", atomic_basis, weights, species)
 
 
-class _Terms(NamedTuple):
-    """Distinct (message component, monomial) pairs; lower orders are padded with component Q."""
+def contract_slots(
+    plan: ContractionPlan, slots: tuple[Tensor, ...], weights: Tensor, species: Tensor
+) -> Tensor:
+    """See ``reference.contract_slots``: a polynomial in the components of all slots."""
+    return _evaluate(f"{plan.key}|{len(slots)}", torch.cat(slots, dim=1), weights, species)
 
-    component: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    third: np.ndarray
+
+def _evaluate(key: str, variables: Tensor, weights: Tensor, species: Tensor) -> Tensor:
+    spec = _spec(key, variables.shape[2], variables.dtype.itemsize * 8)
+    shaped = weights.unflatten(2, (spec.n_chunks, spec.lanes)).transpose(1, 2)
+    coefficients = _table(key, weights.dtype) @ shaped  # [species, chunk, T, channel]
+    out: Tensor = torch.ops.clebsch.polynomial(key, coefficients, variables, species)
+    return out
+
+
+# --- operators ---
+
+
+def _polynomial(plan: str, coefficients: Tensor, variables: Tensor, species: Tensor) -> Tensor:
+    call = _Call(plan, coefficients, variables, species)
+    out = variables.new_empty((len(species), call.spec.n_outputs, call.spec.channels))
+    call.run(_kernel(call.spec, "polynomial", False), out)
+    return out
+
+
+def _polynomial_fake(plan: str, coefficients: Tensor, variables: Tensor, species: Tensor) -> Tensor:
+    n_outputs = _spec(plan, variables.shape[2], variables.dtype.itemsize * 8).n_outputs
+    return variables.new_empty((species.shape[0], n_outputs, variables.shape[2]))
+
+
+def _gradients(
+    plan: str,
+    weighted: bool,
+    coefficients: Tensor,
+    variables: Tensor,
+    species: Tensor,
+    cotangent: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Derivatives by coefficients (empty where not ``weighted``) and variables."""
+    call = _Call(plan, coefficients, variables, species)
+    d_coefficients = call.coefficient_gradient(weighted)
+    d_variables = torch.empty(variables.shape, dtype=variables.dtype)
+    kernel = _kernel(call.spec, "polynomial_gradients", weighted)
+    call.run(kernel, cotangent.contiguous(), d_coefficients, d_variables)
+    return d_coefficients, d_variables
+
+
+def _gradients_fake(
+    plan: str,
+    weighted: bool,
+    coefficients: Tensor,
+    variables: Tensor,
+    species: Tensor,
+    cotangent: Tensor,
+) -> tuple[Tensor, Tensor]:
+    d_coefficients = coefficients.new_empty(coefficients.shape if weighted else (0,))
+    return d_coefficients, variables.new_empty(variables.shape)
+
+
+def _second(
+    plan: str,
+    weighted: bool,
+    coefficients: Tensor,
+    variables: Tensor,
+    species: Tensor,
+    cotangent: Tensor,
+    t_variables: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of ``t_variables . d_variables`` by coefficients, variables and cotangent."""
+    call = _Call(plan, coefficients, variables, species)
+    d_coefficients = call.coefficient_gradient(weighted)
+    d_variables = torch.empty(variables.shape, dtype=variables.dtype)
+    d_cotangent = torch.empty(cotangent.shape, dtype=cotangent.dtype)
+    kernel = _kernel(call.spec, "polynomial_second", weighted)
+    given = (cotangent.contiguous(), t_variables.contiguous())
+    call.run(kernel, *given, d_coefficients, d_variables, d_cotangent)
+    return d_coefficients, d_variables, d_cotangent
+
+
+def _second_fake(
+    plan: str,
+    weighted: bool,
+    coefficients: Tensor,
+    variables: Tensor,
+    species: Tensor,
+    cotangent: Tensor,
+    t_variables: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    first = _gradients_fake(plan, weighted, coefficients, variables, species, cotangent)
+    return (*first, cotangent.new_empty(cotangent.shape))
+
+
+def _polynomial_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    remember(ctx, inputs, 1)
+
+
+def _polynomial_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    weighted = needed(ctx, 1)
+    gradients = torch.ops.clebsch.polynomial_gradients(
+        *ctx.settings, weighted, *ctx.saved_tensors, cotangent
+    )
+    return None, gradients[0] if weighted else None, gradients[1], None
+
+
+def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    remember(ctx, inputs, 2)
+
+
+def _gradients_backward(
+    ctx: Any, t_coefficients: Tensor | None, t_variables: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    plan, returned = ctx.settings
+    coefficients, variables, species, cotangent = ctx.saved_tensors
+    weighted = needed(ctx, 2)
+    d_coefficients = d_variables = d_cotangent = None
+    if t_variables is not None:
+        d_coefficients, d_variables, d_cotangent = torch.ops.clebsch.polynomial_second(
+            plan, weighted, coefficients, variables, species, cotangent, t_variables
+        )
+    if t_coefficients is not None and returned:  # the polynomial is linear in coefficients
+        _, more = torch.ops.clebsch.polynomial_gradients(
+            plan, False, t_coefficients, variables, species, cotangent
+        )
+        across = torch.ops.clebsch.polynomial(plan, t_coefficients, variables, species)
+        d_variables = more if d_variables is None else d_variables + more
+        d_cotangent = across if d_cotangent is None else d_cotangent + across
+    return None, None, d_coefficients if weighted else None, d_variables, None, d_cotangent
+
+
+_INPUTS = "Tensor coefficients, Tensor variables, Tensor species"
+define(f"polynomial(str plan, {_INPUTS}) -> Tensor", _polynomial, _polynomial_fake)
+define(
+    f"polynomial_gradients(str plan, bool weighted, {_INPUTS}, Tensor cotangent) "
+    "-> (Tensor, Tensor)",
+    _gradients,
+    _gradients_fake,
+)
+define(
+    f"polynomial_second(str plan, bool weighted, {_INPUTS}, Tensor cotangent, Tensor t_variables) "
+    "-> (Tensor, Tensor, Tensor)",
+    _second,
+    _second_fake,
+)
+differentiable("polynomial", _polynomial_setup, _polynomial_backward)
+differentiable("polynomial_gradients", _gradients_setup, _gradients_backward)
+
+
+# --- calls ---
+
+
+class _Call:
+    """The inputs of a call as the kernels want them, and how its channels are divided."""
+
+    def __init__(
+        self, plan: str, coefficients: Tensor, variables: Tensor, species: Tensor
+    ) -> None:
+        self.spec = _spec(plan, variables.shape[2], variables.dtype.itemsize * 8)
+        self.coefficients, self.variables = coefficients.contiguous(), variables.contiguous()
+        self.order = torch.argsort(species, stable=True)
+        counts = torch.bincount(species, minlength=coefficients.shape[0])
+        self.species_ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        cost = len(species) * len(self.spec.terms) * self.spec.channels
+        self.shares = threads.shares(self.spec.n_chunks, 2 * cost)
+
+    def coefficient_gradient(self, weighted: bool) -> Tensor:
+        """Zeros to add to; empty where the derivative is not wanted."""
+        return torch.zeros(
+            self.coefficients.shape if weighted else (0,), dtype=self.variables.dtype
+        )
+
+    def run(self, kernel: machine.Kernel, *tensors: Tensor) -> None:
+        """Run a kernel on every share; ``tensors`` follow coefficients and variables."""
+        passed = (self.order, self.species_ptr, self.coefficients, self.variables, *tensors)
+        addresses = [tensor.data_ptr() for tensor in passed]
+        n_species = self.coefficients.shape[0]
+
+        def work(part: int, start: int, stop: int) -> None:
+            work_space = threads.scratch(kernel.work, self.variables.dtype)
+            kernel.run(*addresses, work_space, start, stop, n_species)
+
+        threads.run(work, self.shares)
 
 
 @lru_cache(maxsize=64)
-def _terms(plan: ContractionPlan) -> tuple[_Terms, np.ndarray]:
-    """The terms, and [n_terms, n_couplings]: how couplings weigh each term."""
-    index: dict[tuple[int, ...], int] = {}
-    entries: list[tuple[int, int, float]] = []
+def _terms(key: str) -> tuple[ContractionPlan, int, list[tuple[int, tuple[int, ...]]], np.ndarray]:
+    """The plan, its slots, its terms, and [n_terms, n_couplings]: how couplings weigh each term."""
+    plan_key, _, slots = key.rpartition("|")
+    plan, n_slots = contraction_plan_of(plan_key), int(slots)
+    shared = n_slots == 1
+    found: dict[tuple[int, tuple[int, ...]], list[tuple[int, float]]] = {}
     start = 0
     for target, per_order, rows in zip(plan.targets, plan.bases, plan.weight_slices, strict=True):
         for basis, row in zip(per_order, rows, strict=True):
-            padding = (plan.irreps.dim,) * (3 - basis.order)
             for coupling, component, monomial, value in zip(*basis.terms, strict=True):
-                factors = sorted(int(q) for q in basis.monomials[monomial])
-                term = (start + int(component), *factors, *padding)
-                entries.append((index.setdefault(term, len(index)), row.start + coupling, value))
+                factors = [int(q) for q in basis.monomials[monomial]]
+                if shared:
+                    factors.sort()
+                else:
+                    factors = [slot * plan.irreps.dim + q for slot, q in enumerate(factors)]
+                term = (start + int(component), tuple(factors))
+                found.setdefault(term, []).append((row.start + int(coupling), float(value)))
         start += target.dim
-    table = np.zeros((len(index), plan.n_couplings))
-    for term_index, coupling, value in entries:
-        table[term_index, coupling] += value
-    columns = np.array(list(index), dtype=np.int64).reshape(-1, 4).T
-    return _Terms(*(np.ascontiguousarray(column) for column in columns)), table
+    ordered = sorted(found, key=lambda term: (term[1], term[0]))  # as the kernels meet them
+    table = np.zeros((len(ordered), plan.n_couplings))
+    for number, term in enumerate(ordered):
+        for coupling, value in found[term]:
+            table[number, coupling] += value
+    return plan, n_slots, ordered, table
 
 
 @lru_cache(maxsize=64)
-def _folding_table(plan: ContractionPlan, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(_terms(plan)[1], dtype=dtype)
+def _table(key: str, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(_terms(key)[3], dtype=dtype)
 
 
-class _Polynomial(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, plan: ContractionPlan, species: Tensor, coefficients: Tensor, basis: Tensor
-    ) -> Tensor:
-        ctx.terms = _terms(plan)[0]
-        ctx.species = species
-        ctx.save_for_backward(coefficients, basis)
-        out = basis.new_zeros((basis.shape[0], plan.targets.dim, basis.shape[2]))
-        passed = arrays(coefficients, basis, out)
-        kinds = species.numpy()
-        divide(
-            lambda start, stop: loops.polynomial(start, stop, kinds, *ctx.terms, *passed),
-            basis.shape[0],
-            4 * len(ctx.terms.component) * out[:, 0].numel(),
-            None,
-        )
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[2:]
-        gradients = _PolynomialGradients.apply(
-            ctx.terms, ctx.species, needs, *ctx.saved_tensors, cotangent
-        )
-        return (None, None, *gradients)
-
-
-class _PolynomialGradients(Function):
-    """Both first derivatives of ``cotangent . polynomial``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        terms: _Terms,
-        species: Tensor,
-        needs: tuple[bool, bool],
-        coefficients: Tensor,
-        basis: Tensor,
-        cotangent: Tensor,
-    ) -> tuple[Tensor | None, ...]:
-        ctx.terms, ctx.species = terms, species
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(coefficients, basis, cotangent)
-        d_coefficients, d_basis = None, None
-        if needs[0]:
-            d_coefficients = zeros_like(coefficients)
-            _coefficient_gradient(terms, species, basis, cotangent, d_coefficients)
-        if needs[1]:
-            d_basis = zeros_like(basis)
-            _basis_gradient(terms, species, coefficients, basis, cotangent, d_basis)
-        return d_coefficients, d_basis
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, coefficient_direction: Tensor | None, basis_direction: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        terms, species = ctx.terms, ctx.species
-        coefficients, basis, cotangent = ctx.saved_tensors
-        d_coefficients, d_basis = zeros_like(coefficients), zeros_like(basis)
-        d_cotangent = zeros_like(cotangent)
-        kinds = species.numpy()
-        cost = 8 * len(terms.component) * cotangent[:, 0].numel()
-        if coefficient_direction is not None:
-            passed = arrays(coefficient_direction, basis, d_cotangent)
-            divide(
-                lambda start, stop: loops.polynomial(start, stop, kinds, *terms, *passed),
-                len(kinds),
-                cost,
-                None,
-            )
-            _basis_gradient(terms, species, coefficient_direction, basis, cotangent, d_basis)
-        if basis_direction is not None:
-            given = arrays(coefficients, basis, cotangent, basis_direction, d_basis, d_cotangent)
-            _, second = loops.polynomial_gradients(basis.shape[2])
-            divide(
-                lambda start, stop: second(start, stop, kinds, *terms, *given),
-                len(kinds),
-                2 * cost,
-                None,
-            )
-            order = torch.argsort(species, stable=True).numpy()
-            needed = arrays(basis, cotangent, basis_direction, d_coefficients)
-            divide(
-                lambda start, stop: loops.polynomial_second_coefficients(
-                    start, stop, kinds, order, *terms, *needed
-                ),
-                len(terms.component),
-                cost,
-                None,
-            )
-        return None, None, None, d_coefficients, d_basis, d_cotangent
-
-
-def _coefficient_gradient(
-    terms: _Terms, species: Tensor, basis: Tensor, cotangent: Tensor, d_coefficients: Tensor
-) -> None:
-    kinds, order = species.numpy(), torch.argsort(species, stable=True).numpy()
-    passed = arrays(basis, cotangent, d_coefficients)
-    divide(
-        lambda start, stop: loops.polynomial_coefficient_gradient(
-            start, stop, kinds, order, *terms, *passed
-        ),
-        len(terms.component),
-        4 * len(terms.component) * cotangent[:, 0].numel(),
-        None,
+@lru_cache(maxsize=64)
+def _spec(key: str, channels: int, bits: int) -> PolynomialSpec:
+    plan, n_slots, terms, _ = _terms(key)
+    groups = tuple(range(part.start, part.stop) for part in plan.targets.slices)
+    return PolynomialSpec(
+        f"{key}|{channels}|{bits}",
+        groups,
+        tuple(terms),
+        n_slots * plan.irreps.dim,
+        plan.targets.dim,
+        channels,
+        bits,
     )
 
 
-def _basis_gradient(
-    terms: _Terms,
-    species: Tensor,
-    coefficients: Tensor,
-    basis: Tensor,
-    cotangent: Tensor,
-    d_basis: Tensor,
-) -> None:
-    kinds = species.numpy()
-    passed = arrays(coefficients, basis, cotangent, d_basis)
-    gradient, _ = loops.polynomial_gradients(basis.shape[2])
-    divide(
-        lambda start, stop: gradient(start, stop, kinds, *terms, *passed),
-        len(kinds),
-        6 * len(terms.component) * cotangent[:, 0].numel(),
-        None,
-    )
+@lru_cache(maxsize=256)
+def _kernel(spec: PolynomialSpec, kind: str, weighted: bool) -> machine.Kernel:
+    key = f"{spec.key}|{weighted}"
+    if kind == "polynomial":
+        return machine.kernel(kind, 6, 3, key, lambda: write_forward(spec, kind))
+    if kind == "polynomial_gradients":
+        return machine.kernel(kind, 8, 3, key, lambda: write_gradients(spec, weighted, kind))
+    return machine.kernel(kind, 10, 3, key, lambda: write_second(spec, weighted, kind))

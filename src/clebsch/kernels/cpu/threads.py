@@ -1,9 +1,10 @@
-"""Dividing a kernel's rows among threads, and passing tensors to it."""
+"""Dividing a kernel's rows among threads, and the memory that each thread works in."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,47 +12,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Below this many inner-loop iterations a call is not worth dividing among threads.
-SMALLEST_SHARE = 200_000
+#: Below this many multiply-adds a call is not worth dividing among threads.
+SMALLEST_SHARE = 2_000_000
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_local = threading.local()
 
 
-def divide(
-    work: Callable[[int, int], None], n_rows: int, cost: int, ptr: np.ndarray | None
-) -> None:
-    """Call ``work(start, stop)`` over all rows, on as many threads as torch uses.
+def shares(n_rows: int, cost: int, ptr: Tensor | None = None) -> list[tuple[int, int]]:
+    """Ranges of rows, one for each thread: no more than torch uses, and than are worth it.
 
-    Rows are divided evenly, or so that ``ptr`` (a row pointer) grows evenly.
+    Args:
+        n_rows: rows to divide.
+        cost: multiply-adds of all of them.
+        ptr: [n_rows + 1] int64 row pointer; rows are divided so that it grows evenly.
     """
     n_threads = min(torch.get_num_threads(), cost // SMALLEST_SHARE, n_rows)
     if n_threads < 2:
-        work(0, n_rows)
-        return
+        return [(0, n_rows)]
     if ptr is None:
         bounds = np.linspace(0, n_rows, n_threads + 1).astype(int)
     else:
-        bounds = np.searchsorted(ptr, np.linspace(0, ptr[-1], n_threads + 1))
+        rows = ptr.numpy()
+        bounds = np.searchsorted(rows, np.linspace(0, rows[-1], n_threads + 1))
         bounds[0], bounds[-1] = 0, n_rows
-    key = (os.getpid(), n_threads)  # a pool does not survive a fork
+    return [(int(a), int(b)) for a, b in itertools.pairwise(bounds)]
+
+
+def run(work: Callable[[int, int, int], None], ranges: list[tuple[int, int]]) -> None:
+    """Call ``work(part, start, stop)`` for every range, each in a thread of its own."""
+    if len(ranges) == 1:
+        work(0, *ranges[0])
+        return
+    key = (os.getpid(), len(ranges))  # a pool does not survive a fork
     if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(n_threads - 1, thread_name_prefix="clebsch")
-    others = [_pools[key].submit(work, int(a), int(b)) for a, b in itertools.pairwise(bounds[1:])]
-    work(int(bounds[0]), int(bounds[1]))
+        _pools[key] = ThreadPoolExecutor(len(ranges) - 1, thread_name_prefix="clebsch")
+    others = [_pools[key].submit(work, part, *ranges[part]) for part in range(1, len(ranges))]
+    work(0, *ranges[0])
     for other in others:
         other.result()
 
 
-def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """Tensors as contiguous arrays, sharing their memory where they are contiguous already."""
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+def scratch(size: int, dtype: torch.dtype) -> int:
+    """The address of this thread's scratch memory, kept between calls."""
+    needed = size * dtype.itemsize
+    buffer = getattr(_local, "buffer", None)
+    if buffer is None or buffer.numel() < needed:
+        buffer = _local.buffer = torch.zeros(needed, dtype=torch.uint8)
+    address: int = buffer.data_ptr()
+    return address
 
 
-def zeros_like(tensor: Tensor) -> Tensor:
-    """Contiguous zeros, so that kernels write into them and not into a copy."""
-    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+def copies(tensor: Tensor, n_parts: int) -> list[Tensor]:
+    """One tensor of zeros for each part; the first is ``tensor`` itself."""
+    return [tensor, *(torch.zeros_like(tensor) for _ in range(n_parts - 1))]
 
 
-def numpy_dtype(dtype: torch.dtype) -> type:
-    """The array type of a floating-point tensor type."""
-    return {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+def gather(parts: list[Tensor]) -> None:
+    """Add what the other parts hold to the first, always in the same order."""
+    for part in parts[1:]:
+        parts[0] += part

@@ -1,0 +1,206 @@
+"""A small language for straight-line vector code, on LLVM's instruction builder.
+
+Kernels are written as Python functions that emit instructions: Python loops and conditions unroll,
+``Emitter.loop`` and ``Emitter.when`` stay in the compiled code. Addresses count elements of the
+kernel's real type, whatever that type is; an offset is a Python int or an integer value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from llvmlite import ir
+
+INTEGER = ir.IntType(64)
+POINTER = ir.PointerType()
+
+Index = ir.Value | int
+
+
+class Emitter:
+    """Emits one function, whose arguments are pointers or 64-bit integers and which returns nothing.
+
+    Args:
+        name: of the function.
+        pointers: names of its pointer arguments, which come first; no two of them overlap.
+        integers: names of its integer arguments.
+        bits: of the real type, 32 or 64.
+    """
+
+    def __init__(
+        self, name: str, pointers: Sequence[str], integers: Sequence[str], bits: int
+    ) -> None:
+        self.module = ir.Module(name=name)
+        self.real = ir.FloatType() if bits == 32 else ir.DoubleType()
+        self.bytes = bits // 8
+        types = [POINTER] * len(pointers) + [INTEGER] * len(integers)
+        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
+        self.function.attributes.add("nounwind")
+        self.arguments = dict(zip([*pointers, *integers], self.function.args, strict=True))
+        for argument in self.function.args[: len(pointers)]:
+            argument.add_attribute("noalias")
+        self._entry = self.function.append_basic_block("entry")
+        self._builder = ir.IRBuilder(self.function.append_basic_block("body"))
+        self._body = self._builder.block
+
+    def finish(self, work: int) -> str:
+        """The module as LLVM assembly; ``work`` is how many elements of scratch memory it needs."""
+        size = ir.GlobalVariable(self.module, INTEGER, "work")
+        size.global_constant = True
+        size.initializer = INTEGER(work)
+        self._builder.ret_void()
+        ir.IRBuilder(self._entry).branch(self._body)
+        return str(self.module)
+
+    # --- integers, addresses and control ---
+
+    def integer(self, value: Index) -> ir.Value:
+        """A Python int as a constant; values pass through."""
+        return INTEGER(value) if isinstance(value, int) else value
+
+    def plus(self, a: Index, b: Index) -> Index:
+        """a + b."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a + b
+        return self._builder.add(self.integer(a), self.integer(b), flags=("nsw",))
+
+    def minus(self, a: Index, b: Index) -> ir.Value:
+        """a - b."""
+        return self._builder.sub(self.integer(a), self.integer(b), flags=("nsw",))
+
+    def times(self, a: Index, b: Index) -> Index:
+        """a * b."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        return self._builder.mul(self.integer(a), self.integer(b), flags=("nsw",))
+
+    def smaller(self, a: Index, b: Index) -> ir.Value:
+        """min(a, b)."""
+        left, right = self.integer(a), self.integer(b)
+        return self._builder.select(self.less(left, right), left, right)
+
+    def less(self, a: Index, b: Index) -> ir.Value:
+        """a < b."""
+        return self._builder.icmp_signed("<", self.integer(a), self.integer(b))
+
+    def choose(self, condition: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """a where the condition holds, else b."""
+        return self._builder.select(condition, a, b)
+
+    def at(self, base: ir.Value, *offsets: Index) -> ir.Value:
+        """The address of an element of the real type."""
+        for offset in offsets:
+            if not (isinstance(offset, int) and offset == 0):
+                base = self._builder.gep(
+                    base, [self.integer(offset)], inbounds=True, source_etype=self.real
+                )
+        return base
+
+    def integer_at(self, base: ir.Value, offset: Index) -> ir.Value:
+        """Read one 64-bit integer."""
+        address = self._builder.gep(
+            base, [self.integer(offset)], inbounds=True, source_etype=INTEGER
+        )
+        return self._builder.load(address, typ=INTEGER)
+
+    @contextmanager
+    def loop(self, start: Index, stop: Index, step: int = 1) -> Iterator[ir.Value]:
+        """``for index in range(start, stop, step)``."""
+        first, last = self.integer(start), self.integer(stop)
+        before = self._builder.block
+        body = self._builder.append_basic_block()
+        after = self._builder.append_basic_block()
+        self._builder.cbranch(self.less(first, last), body, after)
+        self._builder.position_at_end(body)
+        index = self._builder.phi(INTEGER)
+        index.add_incoming(first, before)
+        yield index
+        following = self._builder.add(index, INTEGER(step), flags=("nsw",))
+        index.add_incoming(following, self._builder.block)
+        self._builder.cbranch(self.less(following, last), body, after)
+        self._builder.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition: ir.Value) -> Iterator[None]:
+        """``if condition``."""
+        with self._builder.if_then(condition):
+            yield
+
+    # --- numbers ---
+
+    def variable(self, lanes: int) -> ir.Value:
+        """A vector that can be assigned to; it lives in a register."""
+        builder = ir.IRBuilder(self._entry)
+        return builder.alloca(ir.VectorType(self.real, lanes))
+
+    def zero(self, lanes: int) -> ir.Value:
+        """A vector of zeros."""
+        return ir.Constant(ir.VectorType(self.real, lanes), None)
+
+    def constant(self, value: float, lanes: int) -> ir.Value:
+        """A vector of one number."""
+        return ir.Constant(
+            ir.VectorType(self.real, lanes), [ir.Constant(self.real, float(value))] * lanes
+        )
+
+    def get(self, variable: ir.Value, lanes: int) -> ir.Value:
+        """The value of a variable."""
+        return self._builder.load(variable, typ=ir.VectorType(self.real, lanes))
+
+    def put(self, value: ir.Value, variable: ir.Value) -> None:
+        """Assign to a variable."""
+        self._builder.store(value, variable)
+
+    def load(self, address: ir.Value, lanes: int) -> ir.Value:
+        """Read consecutive elements."""
+        return self._builder.load(address, typ=ir.VectorType(self.real, lanes), align=self.bytes)
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        """Write consecutive elements."""
+        self._builder.store(value, address, align=self.bytes)
+
+    def spread(self, address: ir.Value, lanes: int) -> ir.Value:
+        """Read one element into all lanes."""
+        number = self._builder.load(address, typ=self.real, align=self.bytes)
+        kind = ir.VectorType(self.real, lanes)
+        single = self._builder.insert_element(
+            ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0)
+        )
+        order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        return self._builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), order)
+
+    def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """a + b."""
+        return self._builder.fadd(a, b, flags=("contract",))
+
+    def mul(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """a b."""
+        return self._builder.fmul(a, b, flags=("contract",))
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value | None) -> ir.Value:
+        """a b + c, rounded once where the machine can; a b without c."""
+        if c is None:
+            return self.mul(a, b)
+        return self._builder.call(self._multiply_add(a.type), [a, b, c])
+
+    def _multiply_add(self, kind: ir.VectorType) -> ir.Function:
+        name = f"llvm.fmuladd.v{kind.count}f{8 * self.bytes}"
+        if name not in self.module.globals:
+            ir.Function(self.module, ir.FunctionType(kind, [kind] * 3), name)
+        return self.module.globals[name]
+
+    def row_sums(self, vectors: Sequence[ir.Value], lanes: int) -> ir.Value:
+        """The vector whose lane i is the sum of the lanes of ``vectors[i]``; as many as lanes."""
+        level, bits = list(vectors), ir.VectorType(ir.IntType(32), lanes)
+        even = ir.Constant(bits, list(range(0, 2 * lanes, 2)))
+        odd = ir.Constant(bits, list(range(1, 2 * lanes, 2)))
+        while len(level) > 1:
+            level = [
+                self.add(
+                    self._builder.shuffle_vector(a, b, even),
+                    self._builder.shuffle_vector(a, b, odd),
+                )
+                for a, b in zip(level[::2], level[1::2], strict=True)
+            ]
+        return level[0]
