@@ -21,3 +21,4 @@ class Kernels:
     name: str
     convolve_radial: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, Tensor, AtomGraph], Tensor]
     contract: Callable[[ContractionPlan, Tensor, Tensor, Tensor], Tensor]
+    silu: Callable[[Tensor], Tensor]

@@ -26,7 +26,7 @@ def load_backend(name: str) -> Kernels:
         module = importlib.import_module(BACKENDS[name])
     except ImportError as error:
         raise BackendError(f"the {name} backend cannot be used on this machine: {error}") from None
-    return Kernels(name, module.convolve_radial, module.contract)
+    return Kernels(name, module.convolve_radial, module.contract, module.silu)
 
 
 def best_backend(device: torch.device) -> Kernels:

@@ -23,6 +23,14 @@ from clebsch.algebra import CouplingBasis
 from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
 
+#: Makes SiLU keep the second moment of a standard normal input: 1 / sqrt(E[silu(x)^2]).
+SILU_GAIN = 1.6765324703310907
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigma(x), times the factor that keeps the second moment of a standard normal input."""
+    return SILU_GAIN * torch.nn.functional.silu(x)
+
 
 def segment_sum(values: Tensor, row_ptr: Tensor) -> Tensor:
     """Sum consecutive rows: ``out[i] = values[row_ptr[i]:row_ptr[i + 1]].sum(0)``.

@@ -13,9 +13,6 @@ from torch import Tensor, nn
 
 from clebsch.algebra import Irreps
 
-#: Makes SiLU keep the second moment of a standard normal input: 1 / sqrt(E[silu(x)^2]).
-SILU_GAIN = 1.6765324703310907
-
 
 class IrrepsLinear(nn.Module):
     """A linear map over channels, one matrix for each irrep, for each of its input blocks.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clebsch.nn.linear import SILU_GAIN
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import load_backend
 
 
 class PolynomialEnvelope(nn.Module):
@@ -57,12 +58,13 @@ class RadialNetwork(nn.Module):
     """The multilayer perceptron from radial basis to path weights, R of equation 8, without biases.
 
     Without biases and with SiLU(0) = 0 the path weights inherit the envelope's smooth end at the
-    cut-off. The last layer is kept apart as ``last_weight``, for the convolution to apply: a
-    backend may then make path weights block by block (none does yet).
+    cut-off. The last layer is kept apart as ``last_weight``, for the convolution to apply: path
+    weights are then made block by block.
     """
 
     def __init__(self, n_basis: int, hidden: Sequence[int], n_paths: int, channels: int) -> None:
         super().__init__()
+        self.kernels: Kernels = load_backend("reference")
         widths = [n_basis, *hidden]
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(fan_in, fan_out))
@@ -74,7 +76,7 @@ class RadialNetwork(nn.Module):
         """Args: basis [E, n_basis]. Returns: the last hidden layer, [E, hidden[-1]]."""
         hidden = basis
         for weight in self.weights:
-            hidden = SILU_GAIN * nn.functional.silu(hidden @ (weight / math.sqrt(len(weight))))
+            hidden = self.kernels.silu(hidden @ (weight / math.sqrt(len(weight))))
         return hidden
 
     @property

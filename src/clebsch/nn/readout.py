@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from clebsch.nn.linear import SILU_GAIN
+from clebsch.kernels.reference import silu
 
 
 class LinearReadout(nn.Module):
@@ -33,5 +33,4 @@ class MLPReadout(nn.Module):
     def forward(self, scalars: Tensor) -> Tensor:
         """Args: scalars [N, K]. Returns: [N]."""
         hidden = scalars @ (self.inner / math.sqrt(len(self.inner)))
-        hidden = SILU_GAIN * nn.functional.silu(hidden)
-        return hidden @ (self.outer / math.sqrt(len(self.outer)))
+        return silu(hidden) @ (self.outer / math.sqrt(len(self.outer)))

@@ -158,11 +158,11 @@ class _Writer:
         self.e = Emitter(name, [*pointers, "work"], integers, spec.bits)
         self.work = Workspace()
         self.row_ptr, self.senders, self.receivers = (
-            self.e.arguments[name] for name in ("row_ptr", "senders", "receivers")
+            self.e[name] for name in ("row_ptr", "senders", "receivers")
         )
 
     def __getitem__(self, name: str) -> ir.Value:
-        return self.e.arguments[name]
+        return self.e[name]
 
     def scratch(self, size: int) -> ir.Value:
         """The address of scratch memory."""

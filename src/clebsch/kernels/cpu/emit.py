@@ -44,6 +44,9 @@ class Emitter:
         self._builder = ir.IRBuilder(self.function.append_basic_block("body"))
         self._body = self._builder.block
 
+    def __getitem__(self, name: str) -> ir.Value:
+        return self.arguments[name]
+
     def finish(self, work: int) -> str:
         """The module as LLVM assembly; ``work`` is how many elements of scratch memory it needs."""
         size = ir.GlobalVariable(self.module, INTEGER, "work")
@@ -74,6 +77,10 @@ class Emitter:
         if isinstance(a, int) and isinstance(b, int):
             return a * b
         return self._builder.mul(self.integer(a), self.integer(b), flags=("nsw",))
+
+    def remainder(self, a: Index, b: int) -> ir.Value:
+        """a mod b."""
+        return self._builder.srem(self.integer(a), self.integer(b))
 
     def smaller(self, a: Index, b: Index) -> ir.Value:
         """min(a, b)."""
@@ -174,6 +181,40 @@ class Emitter:
         """a + b."""
         return self._builder.fadd(a, b, flags=("contract",))
 
+    def sub(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """a - b."""
+        return self._builder.fsub(a, b, flags=("contract",))
+
+    def negative(self, a: ir.Value) -> ir.Value:
+        """-a."""
+        return self._builder.fneg(a)
+
+    def divide(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """a / b."""
+        return self._builder.fdiv(a, b)
+
+    def minimum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The smaller of each pair; a where that is no number."""
+        return self._builder.select(self._builder.fcmp_ordered(">", a, b), b, a)
+
+    def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The larger of each pair; a where that is no number."""
+        return self._builder.select(self._builder.fcmp_ordered("<", a, b), b, a)
+
+    def nearest(self, a: ir.Value) -> ir.Value:
+        """The nearest whole number."""
+        return self._builder.call(self._intrinsic("rint", a.type, 1), [a])
+
+    def power_of_two(self, n: ir.Value) -> ir.Value:
+        """2^n of whole numbers n in the range of the exponent."""
+        bias, digits = (127, 23) if self.bytes == 4 else (1023, 52)
+        lanes = n.type.count
+        integers = ir.VectorType(ir.IntType(8 * self.bytes), lanes)
+        exponent = self._builder.fptosi(n, integers)
+        exponent = self._builder.add(exponent, ir.Constant(integers, [bias] * lanes))
+        shifted = self._builder.shl(exponent, ir.Constant(integers, [digits] * lanes))
+        return self._builder.bitcast(shifted, n.type)
+
     def mul(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """a b."""
         return self._builder.fmul(a, b, flags=("contract",))
@@ -182,13 +223,13 @@ class Emitter:
         """a b + c, rounded once where the machine can; a b without c."""
         if c is None:
             return self.mul(a, b)
-        return self._builder.call(self._multiply_add(a.type), [a, b, c])
+        return self._builder.call(self._intrinsic("fmuladd", a.type, 3), [a, b, c])
 
-    def _multiply_add(self, kind: ir.VectorType) -> ir.Function:
-        name = f"llvm.fmuladd.v{kind.count}f{8 * self.bytes}"
-        if name not in self.module.globals:
-            ir.Function(self.module, ir.FunctionType(kind, [kind] * 3), name)
-        return self.module.globals[name]
+    def _intrinsic(self, name: str, kind: ir.VectorType, n_arguments: int) -> ir.Function:
+        full = f"llvm.{name}.v{kind.count}f{8 * self.bytes}"
+        if full not in self.module.globals:
+            ir.Function(self.module, ir.FunctionType(kind, [kind] * n_arguments), full)
+        return self.module.globals[full]
 
     def row_sums(self, vectors: Sequence[ir.Value], lanes: int) -> ir.Value:
         """The vector whose lane i is the sum of the lanes of ``vectors[i]``; as many as lanes."""

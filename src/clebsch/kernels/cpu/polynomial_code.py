@@ -92,7 +92,7 @@ class _Writer:
         self.work = Workspace()
 
     def __getitem__(self, name: str) -> ir.Value:
-        return self.e.arguments[name]
+        return self.e[name]
 
     def scratch(self, rows: int) -> ir.Value:
         """Rows of one vector for each atom."""

@@ -1,0 +1,82 @@
+"""The normalised SiLU as torch operators: each derivative is one pass over memory."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.kernels.cpu import machine, threads
+from clebsch.kernels.cpu.activation_code import write
+from clebsch.kernels.cpu.operators import define, differentiable, remember
+
+
+def silu(x: Tensor) -> Tensor:
+    """See ``reference.silu``."""
+    out: Tensor = torch.ops.clebsch.silu(x)
+    return out
+
+
+def _silu(x: Tensor) -> Tensor:
+    return _run("silu", (x,), 1)[0]
+
+
+def _gradient(x: Tensor, cotangent: Tensor) -> Tensor:
+    """The derivative of ``cotangent . silu(x)``."""
+    return _run("silu_gradient", (x, cotangent), 1)[0]
+
+
+def _second(x: Tensor, cotangent: Tensor, t_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of ``t_x . (derivative)`` by x and cotangent."""
+    d_x, d_cotangent = _run("silu_second", (x, cotangent, t_x), 2)
+    return d_x, d_cotangent
+
+
+def _like(x: Tensor, *others: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    remember(ctx, inputs, 0)
+
+
+def _silu_backward(ctx: Any, cotangent: Tensor) -> Tensor:
+    out: Tensor = torch.ops.clebsch.silu_gradient(*ctx.saved_tensors, cotangent)
+    return out
+
+
+def _gradient_backward(ctx: Any, t_x: Tensor) -> tuple[Tensor, Tensor]:
+    d_x, d_cotangent = torch.ops.clebsch.silu_second(*ctx.saved_tensors, t_x)
+    return d_x, d_cotangent
+
+
+define("silu(Tensor x) -> Tensor", _silu, _like)
+define("silu_gradient(Tensor x, Tensor cotangent) -> Tensor", _gradient, _like)
+define(
+    "silu_second(Tensor x, Tensor cotangent, Tensor t_x) -> (Tensor, Tensor)",
+    _second,
+    lambda x, cotangent, t_x: (_like(x), _like(x)),
+)
+differentiable("silu", _setup, _silu_backward)
+differentiable("silu_gradient", _setup, _gradient_backward)
+
+
+def _run(name: str, inputs: tuple[Tensor, ...], n_out: int) -> list[Tensor]:
+    held = [tensor.contiguous() for tensor in inputs]
+    outputs = [_like(held[0]) for _ in range(n_out)]
+    kernel = _kernel(name, held[0].dtype.itemsize * 8)
+    addresses = [tensor.data_ptr() for tensor in (*held, *outputs)]
+    n = held[0].numel()
+    threads.run(
+        lambda part, start, stop: kernel.run(*addresses, None, start, stop),
+        threads.shares(n, 30 * n),
+    )
+    return outputs
+
+
+@lru_cache(maxsize=16)
+def _kernel(name: str, bits: int) -> machine.Kernel:
+    n_pointers = {"silu": 3, "silu_gradient": 4, "silu_second": 6}[name]
+    return machine.kernel(name, n_pointers, 2, str(bits), lambda: write(name, bits))
