@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,3 +22,4 @@ class Kernels:
     convolve_radial: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, Tensor, AtomGraph], Tensor]
     contract: Callable[[ContractionPlan, Tensor, Tensor, Tensor], Tensor]
     silu: Callable[[Tensor], Tensor]
+    linear: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]], Tensor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from dataclasses import fields
 
 import torch
 
@@ -26,7 +27,7 @@ def load_backend(name: str) -> Kernels:
         module = importlib.import_module(BACKENDS[name])
     except ImportError as error:
         raise BackendError(f"the {name} backend cannot be used on this machine: {error}") from None
-    return Kernels(name, module.convolve_radial, module.contract, module.silu)
+    return Kernels(name, *(getattr(module, field.name) for field in fields(Kernels)[1:]))
 
 
 def best_backend(device: torch.device) -> Kernels:

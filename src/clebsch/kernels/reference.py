@@ -12,6 +12,7 @@ components, Q components of the one-particle basis, O components of the messages
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,6 +31,52 @@ SILU_GAIN = 1.6765324703310907
 def silu(x: Tensor) -> Tensor:
     """x sigma(x), times the factor that keeps the second moment of a standard normal input."""
     return SILU_GAIN * torch.nn.functional.silu(x)
+
+
+def linear(
+    features: Tensor,
+    weight: Tensor,
+    species: Tensor | None,
+    dims: Sequence[int],
+    copies: Sequence[int],
+) -> Tensor:
+    """Linear maps over copies and channels, one matrix for each irrep and, if given, species.
+
+    ``out[n, m, k] = sum_(p, k') features[n, (m, p), k'] W[species[n], (p, k'), k]``: features hold
+    P copies of each irrep ("paths", as a convolution returns them), components before copies.
+
+    Args:
+        features: [N, sum of dims x copies, K].
+        weight: [n_species, sum of copies x K, K], irrep after irrep.
+        species: [N] int64; None where n_species is 1.
+        dims: components of each irrep.
+        copies: of each irrep; 0 leaves zeros in the output.
+
+    Returns:
+        [N, sum of dims, K].
+    """
+    channels = features.shape[2]
+    if species is None:
+        groups = [features]
+    else:
+        order = torch.argsort(species, stable=True)
+        counts = torch.bincount(species, minlength=len(weight)).tolist()
+        groups = list(features.index_select(0, order).split(counts))
+    sizes = [dim * n for dim, n in zip(dims, copies, strict=True)]
+    parts = []
+    for group, matrices in zip(groups, weight.unbind(0), strict=True):
+        blocks = []
+        for block, dim, matrix in zip(
+            group.split(sizes, dim=1),
+            dims,
+            matrices.split([n * channels for n in copies]),
+            strict=True,
+        ):
+            rows = block.reshape(len(group) * dim, len(matrix))  # one product, not one per atom
+            blocks.append((rows @ matrix).view(len(group), dim, channels))
+        parts.append(torch.cat(blocks, dim=1))
+    out = torch.cat(parts)
+    return out if species is None else out.index_select(0, torch.argsort(order))
 
 
 def segment_sum(values: Tensor, row_ptr: Tensor) -> Tensor:

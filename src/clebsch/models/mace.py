@@ -36,12 +36,16 @@ class AtomicBasis(nn.Module):
         harmonics = spherical_irreps(config.l_max)
         self.kernels: Kernels = load_backend("reference")
         self.plan = convolution_plan(node_irreps, harmonics, harmonics)
-        self.avg_num_neighbors = avg_num_neighbors
         self.linear_up = IrrepsLinear(node_irreps, config.channels)
         self.radial = RadialNetwork(
             config.radial.n_basis, config.radial.hidden, self.plan.n_paths, config.channels
         )
-        self.linear = IrrepsLinear(self.plan.out_irreps, config.channels, self.plan.paths_per_out)
+        self.linear = IrrepsLinear(
+            self.plan.out_irreps,
+            config.channels,
+            self.plan.paths_per_out,
+            scale=1 / avg_num_neighbors,
+        )
 
     def forward(self, nodes: Tensor, harmonics: Tensor, basis: Tensor, graph: AtomGraph) -> Tensor:
         """Args: nodes [N, H, K], harmonics [E, S], basis [E, n_basis]. Returns: A, [N, Q, K]."""
@@ -53,7 +57,7 @@ class AtomicBasis(nn.Module):
             self.linear_up(nodes),
             graph,
         )
-        return self.linear(summed) / self.avg_num_neighbors
+        return self.linear(summed)
 
 
 class MACELayer(nn.Module):

@@ -42,13 +42,27 @@ def convolve_radial(
     graph: AtomGraph,
 ) -> Tensor:
     """See ``reference.convolve_radial``."""
+    bits = nodes.dtype.itemsize * 8
+    spec = _spec(plan.key, nodes.shape[2], _filled(hidden.shape[1], bits), bits)
+    missing = spec.hidden - hidden.shape[1]
+    if missing:
+        hidden = torch.nn.functional.pad(hidden, (0, missing))
+        last_weight = torch.nn.functional.pad(last_weight, (0, 0, 0, 0, 0, missing))
+    shaped = last_weight.unflatten(2, (spec.n_chunks, spec.chunk))
+    packed = shaped.permute(2, 1, 0, 3).contiguous()  # [chunk, P, F, channel]
     out: Tensor = torch.ops.clebsch.convolve(
-        plan.key, hidden, last_weight, harmonics, nodes, graph.row_ptr, graph.senders, graph.receivers
+        plan.key, hidden, packed, harmonics, nodes, graph.row_ptr, graph.senders, graph.receivers
     )
     return out
 
 
-# --- operators: the radial argument is path weights [E, P, K], or hidden [E, F] with weight [F, P, K]
+def _filled(hidden: int, bits: int) -> int:
+    """The width of hidden layers, filled up to whole vectors."""
+    wide = machine.vector_bytes() * 8 // bits
+    return -(-hidden // wide) * wide
+
+
+# --- operators: the radial argument is path weights [E, P, K], or hidden [E, F] with packed weights
 
 
 def _convolve(
@@ -83,6 +97,7 @@ def _gradients(
     harmonics: Tensor,
     nodes: Tensor,
     cotangent: Tensor,
+    weight_t: Tensor | None,
     row_ptr: Tensor,
     senders: Tensor,
     receivers: Tensor,
@@ -92,9 +107,10 @@ def _gradients(
     kernel = _kernel(call.spec, "convolve_gradients", _wanted(wanted), False)
     derivatives = _Derivatives(call, wanted)
     held = cotangent.contiguous()
-    given = (call.radial, call.weight, call.weight_t, call.harmonics, call.nodes, held)
+    turned = call.radial if weight_t is None else weight_t
+    given = (call.radial, call.weight, turned, call.harmonics, call.nodes, held)
     call.run(kernel, 4, lambda part: (*given, *derivatives.of_part(part)))
-    return derivatives.gathered(harmonics, weight)
+    return derivatives.gathered(harmonics)
 
 
 def _gradients_fake(
@@ -105,7 +121,7 @@ def _gradients_fake(
     harmonics: Tensor,
     nodes: Tensor,
     cotangent: Tensor,
-    *graph: Tensor,
+    *fixed: Tensor | None,
 ) -> tuple[Tensor, ...]:
     sources = (radial, weight, harmonics, nodes)
     return tuple(
@@ -127,6 +143,7 @@ def _second(
     t_radial: Tensor,
     t_harmonics: Tensor,
     t_nodes: Tensor | None,
+    weight_t: Tensor | None,
     row_ptr: Tensor,
     senders: Tensor,
     receivers: Tensor,
@@ -137,13 +154,14 @@ def _second(
     derivatives = _Derivatives(call, wanted)
     d_cotangent = torch.zeros(cotangent.shape, dtype=cotangent.dtype)
     held = (
-        (call.radial, call.padded(t_radial), call.weight, call.weight_t),
+        (call.radial, t_radial.contiguous(), call.weight),
+        (call.radial if weight_t is None else weight_t,),
         (call.harmonics, call.across(t_harmonics), call.nodes),
         (call.nodes if t_nodes is None else t_nodes.contiguous(), cotangent.contiguous()),
     )
     given = tuple(tensor for group in held for tensor in group)
     call.run(kernel, 8, lambda part: (*given, *derivatives.of_part(part), d_cotangent))
-    return (*derivatives.gathered(harmonics, weight), d_cotangent)
+    return (*derivatives.gathered(harmonics), d_cotangent)
 
 
 def _second_fake(
@@ -167,8 +185,9 @@ def _convolve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [needed(ctx, index) for index in range(1, 5)]
     *inputs, row_ptr, senders, receivers = ctx.saved_tensors
+    weight_t = _turned(inputs[1])
     gradients = torch.ops.clebsch.convolve_gradients(
-        *ctx.settings, wanted, *inputs, cotangent, row_ptr, senders, receivers
+        *ctx.settings, wanted, *inputs, cotangent, weight_t, row_ptr, senders, receivers
     )
     kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
     return (None, *kept, None, None, None)
@@ -182,7 +201,7 @@ def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
     plan, returned = ctx.settings
     wanted = [needed(ctx, index) for index in range(2, 6)]
-    radial, weight, harmonics, nodes, cotangent, *graph = ctx.saved_tensors
+    radial, weight, harmonics, nodes, cotangent, weight_t, *graph = ctx.saved_tensors
     kept = [d if want else None for d, want in zip(directions, returned, strict=True)]
     t_radial, t_weight, t_harmonics, t_nodes = kept
     results: list[Tensor | None] = [None] * 5
@@ -198,34 +217,48 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
             torch.zeros_like(radial) if t_radial is None else t_radial,
             torch.zeros_like(harmonics) if t_harmonics is None else t_harmonics,
             t_nodes,
+            weight_t,
             *graph,
         )
         results = [d if want else None for d, want in zip(second, [*wanted, True], strict=True)]
     if t_weight is not None:  # the convolution is linear in the last radial weight
         wanted[1] = False
         more = torch.ops.clebsch.convolve_gradients(
-            plan, wanted, radial, t_weight, harmonics, nodes, cotangent, *graph
+            plan,
+            wanted,
+            radial,
+            t_weight,
+            harmonics,
+            nodes,
+            cotangent,
+            _turned(t_weight),
+            *graph,
         )
         across = torch.ops.clebsch.convolve(plan, radial, t_weight, harmonics, nodes, *graph)
         for place, term in enumerate((*more, across)):
             if place == 4 or wanted[place]:
                 held = results[place]
                 results[place] = term if held is None else held + term
-    return (None, None, *results, None, None, None)
+    return (None, None, *results, None, None, None, None)
+
+
+def _turned(weight: Tensor | None) -> Tensor | None:
+    """Packed weights [chunk, P, F, channel] as [chunk, P, channel, F], a constant."""
+    return None if weight is None else weight.detach().transpose(2, 3).contiguous()
 
 
 _GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers"
 _INPUTS = "Tensor radial, Tensor? weight, Tensor harmonics, Tensor nodes"
 define(f"convolve(str plan, {_INPUTS}, {_GRAPH}) -> Tensor", _convolve, _convolve_fake)
 define(
-    f"convolve_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {_GRAPH}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    f"convolve_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, "
+    f"Tensor? weight_t, {_GRAPH}) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
     _gradients_fake,
 )
 define(
     f"convolve_second(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, Tensor t_radial, "
-    f"Tensor t_harmonics, Tensor? t_nodes, {_GRAPH}) "
+    f"Tensor t_harmonics, Tensor? t_nodes, Tensor? weight_t, {_GRAPH}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _second,
     _second_fake,
@@ -250,38 +283,16 @@ class _Call:
         graph: tuple[Tensor, Tensor, Tensor],
     ) -> None:
         bits = nodes.dtype.itemsize * 8
-        wide = machine.vector_bytes() // nodes.dtype.itemsize
-        self.hidden = 0 if weight is None else -(-radial.shape[1] // wide) * wide
-        self.spec = _spec(plan, nodes.shape[2], self.hidden, bits)
+        hidden = 0 if weight is None else radial.shape[1]
+        self.spec = _spec(plan, nodes.shape[2], hidden, bits)
         self.n_edges, self.n_atoms = radial.shape[0], nodes.shape[0]
-        self.radial, self.nodes = self.padded(radial), nodes.contiguous()
+        self.radial, self.nodes = radial.contiguous(), nodes.contiguous()
+        self.weight = self.radial if weight is None else weight.contiguous()
         self.harmonics = self.across(harmonics)
         self.graph = graph
-        self._weight = weight
-        self.weight = radial if weight is None else self._packed((2, 1, 0, 3))
-        per_edge = len(self.spec.entries) + self.hidden * self.spec.plan.n_paths
+        per_edge = len(self.spec.entries) + hidden * self.spec.plan.n_paths
         self.cost = self.n_edges * per_edge * nodes.shape[2]
         self.shares = threads.shares(self.n_atoms, self.cost, graph[0])
-
-    @property
-    def weight_t(self) -> Tensor:
-        """The last radial weight as [chunk, P, channel, F]."""
-        return self.radial if self._weight is None else self._packed((2, 1, 3, 0))
-
-    def _packed(self, order: tuple[int, ...]) -> Tensor:
-        """The last radial weight [F, P, chunk, channel] in another order of its axes."""
-        assert self._weight is not None
-        width = self.spec.chunk
-        shaped = self._weight.unflatten(2, (-1, width))
-        if shaped.shape[0] < self.hidden:
-            padding = shaped.new_zeros((self.hidden - shaped.shape[0], *shaped.shape[1:]))
-            shaped = torch.cat([shaped, padding])
-        return shaped.permute(order).contiguous()
-
-    def padded(self, radial: Tensor) -> Tensor:
-        """The radial argument; hidden layers are filled up to whole vectors."""
-        missing = self.hidden - radial.shape[1] if self.hidden else 0
-        return torch.nn.functional.pad(radial, (0, missing)) if missing else radial.contiguous()
 
     def across(self, harmonics: Tensor) -> Tensor:
         """Harmonics as [S, E + BLOCK]."""
@@ -316,8 +327,7 @@ class _Derivatives:
         self.harmonics = new((call.n_edges, spec.n_harmonics), dtype=dtype)
         self.weights = self.nodes = [unused] * n_parts
         if wanted[1]:
-            shape = (spec.n_chunks, spec.plan.n_paths, spec.hidden, spec.chunk)
-            self.weights = threads.copies(new(shape, dtype=dtype), n_parts)
+            self.weights = threads.copies(new(call.weight.shape, dtype=dtype), n_parts)
         if wanted[3]:
             self.nodes = threads.copies(new(call.nodes.shape, dtype=dtype), n_parts)
 
@@ -325,25 +335,16 @@ class _Derivatives:
         """d_radial, d_weight, d_harmonics, d_nodes of a share."""
         return self.radial, self.weights[part], self.harmonics, self.nodes[part]
 
-    def gathered(
-        self, harmonics: Tensor, weight: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def gathered(self, harmonics: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Derivatives of the shapes of what they belong to; empty where not wanted."""
         threads.gather(self.weights if self.wanted[1] else [])
         threads.gather(self.nodes if self.wanted[3] else [])
-        d_weight = self.weights[0]
-        if self.wanted[1] and weight is not None:  # [chunk, P, F, channel] to [F, P, K]
-            d_weight = d_weight.permute(2, 1, 0, 3).flatten(2)[: weight.shape[0]].contiguous()
-        unused = self.nodes[0].new_empty(0)
-        radial = self.radial
-        if self.call.hidden and weight is not None and weight.shape[0] < self.call.hidden:
-            radial = radial[:, : weight.shape[0]].contiguous()
         d_harmonics = self.harmonics
         if d_harmonics.shape[1] != harmonics.shape[1]:
             d_harmonics = d_harmonics[:, : harmonics.shape[1]].contiguous()
-        results = (radial, d_weight, d_harmonics, self.nodes[0])
+        results = (self.radial, self.weights[0], d_harmonics, self.nodes[0])
         first, second, third, fourth = (
-            result if want else unused.clone()
+            result if want else harmonics.new_empty(0)
             for result, want in zip(results, self.wanted, strict=True)
         )
         return first, second, third, fourth

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
+from clebsch.kernels.cpu.linear import by_species
 from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
 from clebsch.kernels.cpu.polynomial_code import (
     PolynomialSpec,
@@ -38,23 +39,28 @@ def _evaluate(key: str, variables: Tensor, weights: Tensor, species: Tensor) -> 
     spec = _spec(key, variables.shape[2], variables.dtype.itemsize * 8)
     shaped = weights.unflatten(2, (spec.n_chunks, spec.lanes)).transpose(1, 2)
     coefficients = _table(key, weights.dtype) @ shaped  # [species, chunk, T, channel]
-    out: Tensor = torch.ops.clebsch.polynomial(key, coefficients, variables, species)
+    order, ptr = by_species(species, len(weights))
+    out: Tensor = torch.ops.clebsch.polynomial(key, coefficients, variables, order, ptr)
     return out
 
 
 # --- operators ---
 
 
-def _polynomial(plan: str, coefficients: Tensor, variables: Tensor, species: Tensor) -> Tensor:
-    call = _Call(plan, coefficients, variables, species)
-    out = variables.new_empty((len(species), call.spec.n_outputs, call.spec.channels))
+def _polynomial(
+    plan: str, coefficients: Tensor, variables: Tensor, order: Tensor, ptr: Tensor
+) -> Tensor:
+    call = _Call(plan, coefficients, variables, order, ptr)
+    out = variables.new_empty((len(variables), call.spec.n_outputs, call.spec.channels))
     call.run(_kernel(call.spec, "polynomial", False), out)
     return out
 
 
-def _polynomial_fake(plan: str, coefficients: Tensor, variables: Tensor, species: Tensor) -> Tensor:
+def _polynomial_fake(
+    plan: str, coefficients: Tensor, variables: Tensor, order: Tensor, ptr: Tensor
+) -> Tensor:
     n_outputs = _spec(plan, variables.shape[2], variables.dtype.itemsize * 8).n_outputs
-    return variables.new_empty((species.shape[0], n_outputs, variables.shape[2]))
+    return variables.new_empty((variables.shape[0], n_outputs, variables.shape[2]))
 
 
 def _gradients(
@@ -62,11 +68,12 @@ def _gradients(
     weighted: bool,
     coefficients: Tensor,
     variables: Tensor,
-    species: Tensor,
+    order: Tensor,
+    ptr: Tensor,
     cotangent: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Derivatives by coefficients (empty where not ``weighted``) and variables."""
-    call = _Call(plan, coefficients, variables, species)
+    call = _Call(plan, coefficients, variables, order, ptr)
     d_coefficients = call.coefficient_gradient(weighted)
     d_variables = torch.empty(variables.shape, dtype=variables.dtype)
     kernel = _kernel(call.spec, "polynomial_gradients", weighted)
@@ -79,7 +86,8 @@ def _gradients_fake(
     weighted: bool,
     coefficients: Tensor,
     variables: Tensor,
-    species: Tensor,
+    order: Tensor,
+    ptr: Tensor,
     cotangent: Tensor,
 ) -> tuple[Tensor, Tensor]:
     d_coefficients = coefficients.new_empty(coefficients.shape if weighted else (0,))
@@ -91,12 +99,13 @@ def _second(
     weighted: bool,
     coefficients: Tensor,
     variables: Tensor,
-    species: Tensor,
+    order: Tensor,
+    ptr: Tensor,
     cotangent: Tensor,
     t_variables: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``t_variables . d_variables`` by coefficients, variables and cotangent."""
-    call = _Call(plan, coefficients, variables, species)
+    call = _Call(plan, coefficients, variables, order, ptr)
     d_coefficients = call.coefficient_gradient(weighted)
     d_variables = torch.empty(variables.shape, dtype=variables.dtype)
     d_cotangent = torch.empty(cotangent.shape, dtype=cotangent.dtype)
@@ -111,11 +120,12 @@ def _second_fake(
     weighted: bool,
     coefficients: Tensor,
     variables: Tensor,
-    species: Tensor,
+    order: Tensor,
+    ptr: Tensor,
     cotangent: Tensor,
     t_variables: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    first = _gradients_fake(plan, weighted, coefficients, variables, species, cotangent)
+    first = _gradients_fake(plan, weighted, coefficients, variables, order, ptr, cotangent)
     return (*first, cotangent.new_empty(cotangent.shape))
 
 
@@ -128,7 +138,7 @@ def _polynomial_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
     gradients = torch.ops.clebsch.polynomial_gradients(
         *ctx.settings, weighted, *ctx.saved_tensors, cotangent
     )
-    return None, gradients[0] if weighted else None, gradients[1], None
+    return None, gradients[0] if weighted else None, gradients[1], None, None
 
 
 def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -140,24 +150,24 @@ def _gradients_backward(
     ctx: Any, t_coefficients: Tensor | None, t_variables: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     plan, returned = ctx.settings
-    coefficients, variables, species, cotangent = ctx.saved_tensors
+    coefficients, variables, order, ptr, cotangent = ctx.saved_tensors
     weighted = needed(ctx, 2)
     d_coefficients = d_variables = d_cotangent = None
     if t_variables is not None:
         d_coefficients, d_variables, d_cotangent = torch.ops.clebsch.polynomial_second(
-            plan, weighted, coefficients, variables, species, cotangent, t_variables
+            plan, weighted, coefficients, variables, order, ptr, cotangent, t_variables
         )
     if t_coefficients is not None and returned:  # the polynomial is linear in coefficients
         _, more = torch.ops.clebsch.polynomial_gradients(
-            plan, False, t_coefficients, variables, species, cotangent
+            plan, False, t_coefficients, variables, order, ptr, cotangent
         )
-        across = torch.ops.clebsch.polynomial(plan, t_coefficients, variables, species)
+        across = torch.ops.clebsch.polynomial(plan, t_coefficients, variables, order, ptr)
         d_variables = more if d_variables is None else d_variables + more
         d_cotangent = across if d_cotangent is None else d_cotangent + across
-    return None, None, d_coefficients if weighted else None, d_variables, None, d_cotangent
+    return None, None, d_coefficients if weighted else None, d_variables, None, None, d_cotangent
 
 
-_INPUTS = "Tensor coefficients, Tensor variables, Tensor species"
+_INPUTS = "Tensor coefficients, Tensor variables, Tensor order, Tensor ptr"
 define(f"polynomial(str plan, {_INPUTS}) -> Tensor", _polynomial, _polynomial_fake)
 define(
     f"polynomial_gradients(str plan, bool weighted, {_INPUTS}, Tensor cotangent) "
@@ -182,14 +192,12 @@ class _Call:
     """The inputs of a call as the kernels want them, and how its channels are divided."""
 
     def __init__(
-        self, plan: str, coefficients: Tensor, variables: Tensor, species: Tensor
+        self, plan: str, coefficients: Tensor, variables: Tensor, order: Tensor, ptr: Tensor
     ) -> None:
         self.spec = _spec(plan, variables.shape[2], variables.dtype.itemsize * 8)
         self.coefficients, self.variables = coefficients.contiguous(), variables.contiguous()
-        self.order = torch.argsort(species, stable=True)
-        counts = torch.bincount(species, minlength=coefficients.shape[0])
-        self.species_ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        cost = len(species) * len(self.spec.terms) * self.spec.channels
+        self.order, self.ptr = order, ptr
+        cost = len(variables) * len(self.spec.terms) * self.spec.channels
         self.shares = threads.shares(self.spec.n_chunks, 2 * cost)
 
     def coefficient_gradient(self, weighted: bool) -> Tensor:
@@ -200,7 +208,7 @@ class _Call:
 
     def run(self, kernel: machine.Kernel, *tensors: Tensor) -> None:
         """Run a kernel on every share; ``tensors`` follow coefficients and variables."""
-        passed = (self.order, self.species_ptr, self.coefficients, self.variables, *tensors)
+        passed = (self.order, self.ptr, self.coefficients, self.variables, *tensors)
         addresses = [tensor.data_ptr() for tensor in passed]
         n_species = self.coefficients.shape[0]
 

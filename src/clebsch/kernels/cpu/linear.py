@@ -1,0 +1,245 @@
+"""Linear maps over channels as torch operators, with any number of derivatives.
+
+Maps and their transposes are one operator with different blocks of components. Derivatives by
+weights are larger matrix products, left to torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.kernels.cpu import machine, threads
+from clebsch.kernels.cpu.linear_code import Blocks, LinearSpec, write
+from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
+
+_Sizes = Sequence[int]
+
+
+def linear(
+    features: Tensor, weight: Tensor, species: Tensor | None, dims: _Sizes, copies: _Sizes
+) -> Tensor:
+    """See ``reference.linear``."""
+    order = ptr = None
+    if species is not None:
+        order, ptr = by_species(species, len(weight))
+    matrices = weight.unflatten(1, (-1, weight.shape[2]))
+    out: Tensor = torch.ops.clebsch.linear(
+        features, _packed(matrices), order, ptr, dims, copies, False
+    )
+    return out
+
+
+def by_species(species: Tensor, n_species: int) -> tuple[Tensor, Tensor]:
+    """Atoms in the order of their species, and where each species begins, [n_species + 1]."""
+    kinds, order = torch.sort(species, stable=True)
+    bounds = torch.arange(n_species + 1, device=species.device)
+    return order, torch.searchsorted(kinds, bounds)
+
+
+# --- operators: weights are packed [species, chunk, row, channel]; maps or their transposes ---
+
+
+def _linear(
+    inputs: Tensor,
+    packed: Tensor,
+    order: Tensor | None,
+    ptr: Tensor | None,
+    dims: _Sizes,
+    copies: _Sizes,
+    transposed: bool,
+) -> Tensor:
+    n_atoms, n_inputs, channels = inputs.shape
+    spec = _spec(tuple(dims), tuple(copies), transposed, channels, inputs.dtype.itemsize * 8)
+    assert n_inputs == spec.n_inputs
+    out = inputs.new_empty((n_atoms, len(spec.blocks), channels))
+    if order is None or ptr is None:
+        order, ptr = torch.arange(n_atoms), torch.tensor([0, n_atoms])
+    held = (order, ptr, inputs.contiguous(), packed.contiguous(), _table(spec), out)
+    kernel = _kernel(spec)
+    addresses = [tensor.data_ptr() for tensor in held]
+    cost = n_atoms * channels**2 * sum(count for _, count, _ in spec.blocks)
+    threads.run(
+        lambda part, start, stop: kernel.run(*addresses, None, start, stop, len(packed)),
+        threads.shares(packed.shape[1], cost),
+    )
+    return out
+
+
+def _linear_fake(
+    inputs: Tensor,
+    packed: Tensor,
+    order: Tensor | None,
+    ptr: Tensor | None,
+    dims: _Sizes,
+    copies: _Sizes,
+    transposed: bool,
+) -> Tensor:
+    n_outputs = len(_blocks(tuple(dims), tuple(copies), transposed))
+    return inputs.new_empty((inputs.shape[0], n_outputs, inputs.shape[2]))
+
+
+def _weight(
+    inputs: Tensor,
+    cotangent: Tensor,
+    order: Tensor | None,
+    ptr: Tensor | None,
+    n_species: int,
+    dims: _Sizes,
+    copies: _Sizes,
+    transposed: bool,
+) -> Tensor:
+    """The derivative by the weights, [species, matrix, K, K]."""
+    channels = inputs.shape[2]
+    blocks = _blocks(tuple(dims), tuple(copies), transposed)
+    out = inputs.new_zeros((n_species, sum(copies), channels, channels))
+    bounds = [0, len(inputs)] if ptr is None else ptr.tolist()
+    for kind, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        left, right = inputs, cotangent
+        if order is not None:
+            atoms = order[start:stop]
+            left, right = inputs.index_select(0, atoms), cotangent.index_select(0, atoms)
+        for output, (first, count, row) in enumerate(blocks):
+            if count:
+                rows = left[:, first : first + count].flatten(1)
+                target = out[kind, row : row + count].view(-1, channels)
+                target.addmm_(rows.t(), right[:, output])
+    return out
+
+
+def _weight_fake(
+    inputs: Tensor,
+    cotangent: Tensor,
+    order: Tensor | None,
+    ptr: Tensor | None,
+    n_species: int,
+    dims: _Sizes,
+    copies: _Sizes,
+    transposed: bool,
+) -> Tensor:
+    channels = inputs.shape[2]
+    return inputs.new_empty((n_species, sum(copies), channels, channels))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    remember(ctx, inputs[:4], 0)
+    ctx.sizes = inputs[4:]
+
+
+def _linear_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+    inputs, packed, order, ptr = ctx.saved_tensors
+    dims, copies, transposed = ctx.sizes
+    d_inputs = d_packed = None
+    if needed(ctx, 0):
+        d_inputs = _transposed(cotangent, packed, order, ptr, ctx.sizes)
+    if needed(ctx, 1):
+        d_packed = _packed(
+            torch.ops.clebsch.linear_weight(
+                inputs, cotangent, order, ptr, len(packed), dims, copies, transposed
+            )
+        )
+    return d_inputs, d_packed, None, None, None, None, None
+
+
+def _weight_backward(ctx: Any, t_matrices: Tensor) -> tuple[Any, ...]:
+    inputs, cotangent, order, ptr = ctx.saved_tensors
+    _, *sizes = ctx.sizes
+    packed = _packed(t_matrices)
+    d_inputs = d_cotangent = None
+    if needed(ctx, 0):
+        d_inputs = _transposed(cotangent, packed, order, ptr, sizes)
+    if needed(ctx, 1):
+        d_cotangent = torch.ops.clebsch.linear(inputs, packed, order, ptr, *sizes)
+    return d_inputs, d_cotangent, None, None, None, None, None, None
+
+
+def _transposed(
+    cotangent: Tensor, packed: Tensor, order: Tensor | None, ptr: Tensor | None, sizes: Any
+) -> Tensor:
+    """The transposed map of what goes the other way."""
+    dims, copies, transposed = sizes
+    channels = cotangent.shape[2]
+    matrices = packed.transpose(1, 2).flatten(2).unflatten(1, (-1, channels))
+    out: Tensor = torch.ops.clebsch.linear(
+        cotangent, _packed(matrices.transpose(2, 3)), order, ptr, dims, copies, not transposed
+    )
+    return out
+
+
+def _packed(matrices: Tensor) -> Tensor:
+    """[species, matrix, K, K] as [species, chunk, row, channel]."""
+    channels = matrices.shape[3]
+    chunk = LinearSpec((), 0, 0, channels, matrices.dtype.itemsize * 8).chunk
+    return matrices.unflatten(3, (-1, chunk)).flatten(1, 2).transpose(1, 2).contiguous()
+
+
+_SIZES = "Tensor? order, Tensor? ptr"
+define(
+    f"linear(Tensor inputs, Tensor packed, {_SIZES}, int[] dims, int[] copies, bool transposed) "
+    "-> Tensor",
+    _linear,
+    _linear_fake,
+)
+define(
+    f"linear_weight(Tensor inputs, Tensor cotangent, {_SIZES}, int n_species, int[] dims, "
+    "int[] copies, bool transposed) -> Tensor",
+    _weight,
+    _weight_fake,
+)
+differentiable("linear", _setup, _linear_backward)
+differentiable("linear_weight", _setup, _weight_backward)
+
+
+@lru_cache(maxsize=256)
+def _spec(
+    dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool, channels: int, bits: int
+) -> LinearSpec:
+    n_inputs = sum(dim * n for dim, n in zip(dims, copies, strict=True))
+    return LinearSpec(
+        _blocks(dims, copies, transposed),
+        sum(dims) if transposed else n_inputs,
+        sum(copies),
+        channels,
+        bits,
+    )
+
+
+@lru_cache(maxsize=256)
+def _table(spec: LinearSpec) -> Tensor:
+    return torch.tensor(spec.blocks, dtype=torch.int64).reshape(-1, 3)
+
+
+@lru_cache(maxsize=256)
+def _kernel(spec: LinearSpec) -> machine.Kernel:
+    key = f"{len(spec.blocks)}|{spec.n_inputs}|{spec.n_matrices}|{spec.channels}|{spec.bits}"
+    return machine.kernel("linear", 7, 3, key, lambda: write(spec, "linear"))
+
+
+def _blocks(dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool) -> Blocks:
+    return (_transposed_blocks if transposed else _forward_blocks)(dims, copies)
+
+
+@lru_cache(maxsize=256)
+def _forward_blocks(dims: tuple[int, ...], copies: tuple[int, ...]) -> Blocks:
+    blocks, start, row = [], 0, 0
+    for dim, n_copies in zip(dims, copies, strict=True):
+        for _ in range(dim):
+            blocks.append((start, n_copies, row))
+            start += n_copies
+        row += n_copies
+    return tuple(blocks)
+
+
+@lru_cache(maxsize=256)
+def _transposed_blocks(dims: tuple[int, ...], copies: tuple[int, ...]) -> Blocks:
+    """Every input component comes from one output component."""
+    return tuple(
+        (output, 1, row + copy)
+        for output, (_, n_copies, row) in enumerate(_forward_blocks(dims, copies))
+        for copy in range(n_copies)
+    )
