@@ -157,6 +157,29 @@ def batch_graphs(graphs: Sequence[AtomGraph]) -> AtomGraph:
     )
 
 
+def blank_graph(device: torch.device) -> tuple[Tensor, ...]:
+    """The tensors of a graph in the order of ``AtomGraph``, of no values and different sizes.
+
+    For recordings, which follow shapes: no two sizes that may differ in use are the same here.
+    """
+    atoms, edges, frames = 23, 101, 7
+    real = {"positions": (atoms, 3), "cell": (frames, 3, 3), "images": (edges, 3)}
+    whole = {
+        "species": atoms,
+        "senders": edges,
+        "receivers": edges,
+        "row_ptr": atoms + 1,
+        "sender_order": edges,
+        "sender_ptr": atoms + 1,
+        "frame": atoms,
+        "frame_ptr": frames + 1,
+    }
+    tensors = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in real.items()}
+    tensors |= {name: torch.zeros(size, dtype=torch.int64) for name, size in whole.items()}
+    tensors["pbc"] = torch.zeros((frames, 3), dtype=torch.bool)
+    return tuple(tensors[field.name].to(device) for field in fields(AtomGraph))
+
+
 def _offsets(sizes: Sequence[int]) -> list[int]:
     total, offsets = 0, []
     for size in sizes:

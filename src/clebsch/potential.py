@@ -6,9 +6,10 @@ forces and virial alike, and no strain is ever applied to a structure.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from clebsch.conventions import OUTPUTS
 from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError, did_you_mean
-from clebsch.graph import AtomGraph, batch_graphs
+from clebsch.graph import AtomGraph, batch_graphs, blank_graph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend, load_backend
 from clebsch.kernels.reference import segment_sum
@@ -28,6 +29,10 @@ from clebsch.models.config import ModelConfig
 from clebsch.models.network import Network
 from clebsch.neighbors import neighbor_graph
 from clebsch.nn.energy import EnergyHead
+from clebsch.recording import Recording
+
+#: Evaluations after which one is recorded: recording takes a second or two.
+RECORD_AFTER = 5
 
 
 class Structure(Protocol):
@@ -76,6 +81,7 @@ class Potential(nn.Module):
         model: the network, from edge vectors to energies of each atom and layer.
         head: references, scale and mean energy.
         prior: a pair repulsion, or None.
+        is_tabulated: whether path weights come out of tables; see ``tabulated``.
         provenance: what the model was trained on and how, as its file tells.
     """
 
@@ -97,6 +103,9 @@ class Potential(nn.Module):
         self.provenance = provenance or {}
         self._kernels: Kernels = load_backend("reference")
         self._choose_again = False
+        self.is_tabulated = False
+        self._n_plain = 0
+        self._recordings: dict[bool, tuple[list[str], Recording]] = {}
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
 
     @property
@@ -141,8 +150,13 @@ class Potential(nn.Module):
             self._install(kernels)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make their own recordings."""
+        return {**self.__dict__, "_recordings": {}, "_n_plain": 0}
+
     def _install(self, kernels: Kernels) -> None:
         self._kernels = kernels
+        self._recordings = {}
         for module in self.modules():
             if hasattr(module, "kernels"):
                 setattr(module, "kernels", kernels)  # noqa: B010
@@ -177,6 +191,7 @@ class Potential(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
         before = (self.device, self.dtype)
         super()._apply(fn, recurse)
+        self._recordings = {}
         if (self.device, self.dtype) != before and self._kernels.name != "reference":
             self._choose_again = True
         return self
@@ -249,38 +264,78 @@ class Potential(nn.Module):
             raise ClebschError(
                 "forces are derivatives, which torch.inference_mode rules out; use torch.no_grad"
             )
-        with torch.set_grad_enabled(differentiable or needs_gradient):
+        if differentiable or "hessian" in asked:
+            results = self._with_derivatives(graph, asked, needs_gradient)
+        else:
+            results = self._plain(graph, needs_gradient)
+        if "stress" in asked:
+            results["stress"] = -results["virial"] / volumes[:, None, None]
+        if not differentiable:
+            results = {name: value.detach() for name, value in results.items()}
+        return Prediction(**{name: value for name, value in results.items() if name in asked})
+
+    def _with_derivatives(
+        self, graph: AtomGraph, asked: set[str], needs_gradient: bool
+    ) -> dict[str, Tensor]:
+        """Results that can be differentiated, by weights or, for a Hessian, by positions."""
+        with torch.enable_grad():
             positions = graph.positions
             if "hessian" in asked:
                 if graph.n_frames != 1:
                     raise ClebschError("a Hessian is computed for one structure at a time")
                 positions = positions.detach().requires_grad_()
-            vectors = edge_vectors(graph, positions)
-            if needs_gradient and not vectors.requires_grad:
-                vectors.requires_grad_()
-            contributions = self._contributions(vectors, graph)
-            site_energies = contributions.sum(1)
-            results = {
-                "energy": segment_sum(site_energies, graph.frame_ptr),
-                "site_energies": site_energies,
-                "layer_energies": contributions,
-            }
-            if needs_gradient:
-                (gradient,) = torch.autograd.grad(
-                    site_energies.sum(),
-                    vectors,
-                    create_graph=differentiable or "hessian" in asked,
-                    materialize_grads=True,
-                )
-                results["forces"] = _forces(gradient, graph)
-                results["virial"] = _virial(gradient, vectors, graph)
-            if "stress" in asked:
-                results["stress"] = -results["virial"] / volumes[:, None, None]
+            results = self._results(graph, positions, needs_gradient, create_graph=True)
             if "hessian" in asked:
                 results["hessian"] = _hessian(results["forces"], positions)
-        if not differentiable:
-            results = {name: value.detach() for name, value in results.items()}
-        return Prediction(**{name: value for name, value in results.items() if name in asked})
+        return results
+
+    def _plain(self, graph: AtomGraph, needs_gradient: bool) -> dict[str, Tensor]:
+        """Results that nobody differentiates; replayed from a recording when there are many."""
+        self._n_plain += 1
+        usable = self.backend == "llvm" and min(graph.n_atoms, graph.n_edges) > 1
+        if usable and self._n_plain > RECORD_AFTER:
+            if needs_gradient not in self._recordings:
+                self._recordings[needs_gradient] = self._record(needs_gradient)
+            names, recording = self._recordings[needs_gradient]
+            values = recording(*(getattr(graph, field.name) for field in fields(graph)))
+            return dict(zip(names, values, strict=True))
+        with torch.set_grad_enabled(needs_gradient):
+            return self._results(graph, graph.positions, needs_gradient, create_graph=False)
+
+    def _record(self, needs_gradient: bool) -> tuple[list[str], Recording]:
+        """The evaluation as a list of operations, and the names of its results."""
+        names: list[str] = []
+
+        def evaluate(*tensors: Tensor) -> tuple[Tensor, ...]:
+            graph = AtomGraph(*tensors)
+            with torch.set_grad_enabled(needs_gradient):
+                results = self._results(graph, graph.positions, needs_gradient, create_graph=False)
+            names[:] = results
+            return tuple(value.detach() for value in results.values())
+
+        return names, Recording(evaluate, blank_graph(self.device))
+
+    def _results(
+        self, graph: AtomGraph, positions: Tensor, needs_gradient: bool, create_graph: bool
+    ) -> dict[str, Tensor]:
+        """Energies and, with the gradient, forces and virials."""
+        vectors = edge_vectors(graph, positions)
+        if needs_gradient and not vectors.requires_grad:
+            vectors.requires_grad_()
+        contributions = self._contributions(vectors, graph)
+        site_energies = contributions.sum(1)
+        results = {
+            "energy": segment_sum(site_energies, graph.frame_ptr),
+            "site_energies": site_energies,
+            "layer_energies": contributions,
+        }
+        if needs_gradient:
+            (gradient,) = torch.autograd.grad(
+                site_energies.sum(), vectors, create_graph=create_graph, materialize_grads=True
+            )
+            results["forces"] = _forces(gradient, graph)
+            results["virial"] = _virial(gradient, vectors, graph)
+        return results
 
     def _contributions(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """[N, 1 + T] float64, eV: the terms of equation 13."""
@@ -290,6 +345,20 @@ class Potential(nn.Module):
             first = contributions[:, :1] + self.prior(lengths, graph)[:, None]
             contributions = torch.cat([first, contributions[:, 1:]], dim=1)
         return contributions
+
+    def tabulated(self, spacing: float = 0.015) -> Potential:
+        """A copy for inference whose path weights are tabulated as functions of the distance.
+
+        It is faster where radial networks cost much, and cannot be trained or saved. Its forces
+        differ by what splines cost, of fourth order in ``spacing``.
+
+        Args:
+            spacing: Angstrom between the distances of the tables.
+        """
+        duplicate = copy.deepcopy(self).requires_grad_(False)
+        duplicate.is_tabulated = True
+        duplicate.model.tabulate(spacing)
+        return duplicate.use_backend(self.backend)
 
     def save(
         self,
@@ -301,6 +370,10 @@ class Potential(nn.Module):
         """Write one safetensors file; see ``clebsch.modelfile.save_potential``."""
         from clebsch.modelfile import save_potential
 
+        if self.is_tabulated:
+            raise ClebschError(
+                "a tabulated potential cannot be saved: save the one that it was made from"
+            )
         save_potential(self, path, provenance=provenance, reference=reference)
 
 

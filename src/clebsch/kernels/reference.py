@@ -20,9 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clebsch.algebra import CouplingBasis
+from clebsch.algebra import CouplingBasis, spherical_harmonics
 from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
+
+__all__ = [
+    "channelwise_product",
+    "contract",
+    "contract_slots",
+    "convolve",
+    "convolve_radial",
+    "convolve_table",
+    "coupled_product",
+    "linear",
+    "segment_sum",
+    "silu",
+    "spherical_harmonics",
+]
 
 #: Makes SiLU keep the second moment of a standard normal input: 1 / sqrt(E[silu(x)^2]).
 SILU_GAIN = 1.6765324703310907
@@ -160,6 +174,36 @@ def convolve_radial(
         nodes,
         _senders(graph, slots),
     )
+
+
+def convolve_table(
+    plan: ConvolutionPlan,
+    places: Tensor,
+    table: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    graph: AtomGraph,
+) -> Tensor:
+    """``convolve`` with path weights out of a table: cubic Hermite splines of the distance.
+
+    Args:
+        plan: the paths and their coefficients.
+        places: [E], distances in units of the table's spacing, from 0 to less than n_knots - 1.
+        table: [n_knots, 2, P, K], values and slopes (per interval) of all path weights.
+        harmonics: [E, S].
+        nodes: [N, H, K].
+        graph: edges sorted by receiver.
+
+    Returns:
+        [N, C, K] in the order of ``plan.out_blocks``.
+    """
+    interval = places.detach().to(torch.int64)
+    t = (places - interval)[:, None, None]
+    basis = ((1 + 2 * t) * (1 - t) ** 2, t * (1 - t) ** 2, t**2 * (3 - 2 * t), t**2 * (t - 1))
+    corners = (*table[interval].unbind(1), *table[interval + 1].unbind(1))
+    path_weights = sum(b * corner for b, corner in zip(basis, corners, strict=True))
+    assert isinstance(path_weights, Tensor)
+    return convolve(plan, path_weights, harmonics, nodes, graph)
 
 
 def channelwise_product(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from clebsch.algebra import Irreps, spherical_harmonics, spherical_irreps
+from clebsch.algebra import Irreps, spherical_irreps
 from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
@@ -19,7 +19,13 @@ from clebsch.models.config import MACEConfig
 from clebsch.models.network import Network
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.product import ProductBasis
-from clebsch.nn.radial import BesselBasis, PolynomialEnvelope, RadialNetwork
+from clebsch.nn.radial import (
+    BesselBasis,
+    EdgeGeometry,
+    PolynomialEnvelope,
+    RadialNetwork,
+    RadialTable,
+)
 from clebsch.nn.readout import LinearReadout, MLPReadout
 
 
@@ -34,10 +40,9 @@ class AtomicBasis(nn.Module):
     ) -> None:
         super().__init__()
         harmonics = spherical_irreps(config.l_max)
-        self.kernels: Kernels = load_backend("reference")
         self.plan = convolution_plan(node_irreps, harmonics, harmonics)
         self.linear_up = IrrepsLinear(node_irreps, config.channels)
-        self.radial = RadialNetwork(
+        self.radial: RadialNetwork | RadialTable = RadialNetwork(
             config.radial.n_basis, config.radial.hidden, self.plan.n_paths, config.channels
         )
         self.linear = IrrepsLinear(
@@ -47,16 +52,9 @@ class AtomicBasis(nn.Module):
             scale=1 / avg_num_neighbors,
         )
 
-    def forward(self, nodes: Tensor, harmonics: Tensor, basis: Tensor, graph: AtomGraph) -> Tensor:
-        """Args: nodes [N, H, K], harmonics [E, S], basis [E, n_basis]. Returns: A, [N, Q, K]."""
-        summed = self.kernels.convolve_radial(
-            self.plan,
-            self.radial(basis),
-            self.radial.last_weight,
-            harmonics,
-            self.linear_up(nodes),
-            graph,
-        )
+    def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> Tensor:
+        """Args: nodes [N, H, K]. Returns: A, [N, Q, K]."""
+        summed = self.radial.convolve(self.plan, edges, self.linear_up(nodes), graph)
         return self.linear(summed)
 
 
@@ -93,9 +91,9 @@ class MACELayer(nn.Module):
             channels,
         )
 
-    def forward(self, nodes: Tensor, harmonics: Tensor, basis: Tensor, graph: AtomGraph) -> Tensor:
-        """Args: nodes [N, H, K], harmonics [E, S], basis [E, n_basis]. Returns: [N, O, K]."""
-        atomic_basis = self.atomic_basis(nodes, harmonics, basis, graph)
+    def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> Tensor:
+        """Args: nodes [N, H, K]. Returns: [N, O, K]."""
+        atomic_basis = self.atomic_basis(nodes, edges, graph)
         if not self.residual:
             atomic_basis = self.species_linear(atomic_basis, graph.species)
         update = self.linear(self.product(atomic_basis, graph.species))
@@ -110,6 +108,7 @@ class MACE(Network):
     def __init__(self, config: MACEConfig, n_species: int, avg_num_neighbors: float) -> None:
         super().__init__()
         self.config = config
+        self.kernels: Kernels = load_backend("reference")
         self.avg_num_neighbors = avg_num_neighbors
         self.embedding = nn.Parameter(torch.randn(n_species, config.channels))
         envelope = PolynomialEnvelope(config.cutoff, config.radial.envelope_exponent)
@@ -143,14 +142,26 @@ class MACE(Network):
         Returns:
             [N, T]: each layer's energy of each atom.
         """
-        harmonics = spherical_harmonics(vectors, self.config.l_max)
-        basis = self.radial_basis(torch.linalg.vector_norm(vectors, dim=1))
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        harmonics = self.kernels.spherical_harmonics(vectors, self.config.l_max)
+        edges = EdgeGeometry(lengths, self.radial_basis(lengths), harmonics)
         nodes = self.embedding[graph.species][:, None, :]  # h^0_(k 0 0), [N, 1, K]
         energies = []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
-            nodes = layer(nodes, harmonics, basis, graph)
+            nodes = layer(nodes, edges, graph)
             energies.append(readout(nodes[:, 0]))
         return torch.stack(energies, dim=1)
+
+    def tabulate(self, spacing: float) -> None:
+        """Replace radial networks by tables; see ``RadialTable``."""
+        for layer in self.layers:
+            assert isinstance(layer, MACELayer)
+            radial = layer.atomic_basis.radial
+            if isinstance(radial, RadialNetwork):
+                cutoff = self.config.cutoff
+                layer.atomic_basis.radial = RadialTable(
+                    radial, self.radial_basis, cutoff, spacing
+                )
 
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """What the paper's recipe decays: the weights of equations 10 and 11 (appendix A.5.1)."""

@@ -24,5 +24,13 @@ class Network(nn.Module, ABC):
         """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, T]."""
 
     @abstractmethod
+    def tabulate(self, spacing: float) -> None:
+        """Replace radial networks by tables that are faster and cannot be trained.
+
+        Args:
+            spacing: Angstrom between the distances of the tables.
+        """
+
+    @abstractmethod
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the architecture's published recipe applies weight decay to."""

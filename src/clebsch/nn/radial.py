@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
+from clebsch.kernels.plan import ConvolutionPlan
+
+
+class EdgeGeometry(NamedTuple):
+    """What convolutions need to know of edges."""
+
+    lengths: Tensor
+    """[E], Angstrom."""
+    basis: Tensor
+    """[E, n_basis], the radial basis."""
+    harmonics: Tensor
+    """[E, S], spherical harmonics."""
 
 
 class PolynomialEnvelope(nn.Module):
@@ -73,13 +88,68 @@ class RadialNetwork(nn.Module):
         self.last = nn.Parameter(torch.randn(widths[-1], n_paths, channels))
 
     def forward(self, basis: Tensor) -> Tensor:
-        """Args: basis [E, n_basis]. Returns: the last hidden layer, [E, hidden[-1]]."""
+        """Args: basis [E, n_basis]. Returns: the last hidden layer, [E, width]."""
         hidden = basis
         for weight in self.weights:
             hidden = self.kernels.silu(hidden @ (weight / math.sqrt(len(weight))))
         return hidden
 
+    def convolve(
+        self, plan: ConvolutionPlan, edges: EdgeGeometry, nodes: Tensor, graph: AtomGraph
+    ) -> Tensor:
+        """The convolution of equation 8 with these path weights: [N, C, K]."""
+        hidden = self(edges.basis)
+        return self.kernels.convolve_radial(
+            plan, hidden, self.last_weight, edges.harmonics, nodes, graph
+        )
+
     @property
     def last_weight(self) -> Tensor:
         """[hidden[-1], n_paths, channels], normalised by its fan-in."""
         return self.last / math.sqrt(len(self.last))
+
+
+class RadialTable(nn.Module):
+    """Path weights as a table: cubic Hermite splines of the distance, values and slopes exact.
+
+    It computes what a radial network computed when the table was made; it is for inference.
+
+    Args:
+        network: the radial network.
+        basis: radial basis that it is evaluated with.
+        cutoff: Angstrom, where path weights end at zero.
+        spacing: Angstrom between distances of the table.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self, network: RadialNetwork, basis: nn.Module, cutoff: float, spacing: float
+    ) -> None:
+        super().__init__()
+        self.kernels = network.kernels
+        n_intervals = math.ceil(cutoff / spacing)
+        self.per_angstrom = n_intervals / cutoff
+        double = copy.deepcopy(network).double()
+        double.kernels = load_backend("reference")
+        lengths = torch.linspace(0, cutoff, n_intervals + 1, dtype=torch.float64)
+        lengths[0] = 1e-6  # the basis at 0 is a limit
+
+        def path_weights(lengths: Tensor) -> Tensor:
+            return double(basis(lengths)) @ double.last_weight.flatten(1)
+
+        values, slopes = torch.func.jvp(path_weights, (lengths,), (torch.ones_like(lengths),))
+        knots = torch.stack([values, slopes / self.per_angstrom], dim=1).detach()
+        shaped = knots.unflatten(2, network.last.shape[1:])
+        self.register_buffer("table", shaped.to(network.last.dtype))  # [n_knots, 2, P, K]
+
+    def convolve(
+        self, plan: ConvolutionPlan, edges: EdgeGeometry, nodes: Tensor, graph: AtomGraph
+    ) -> Tensor:
+        """The convolution of equation 8 with these path weights: [N, C, K]."""
+        # Just inside the last interval, beyond which nothing changes.
+        most = (len(self.table) - 1) * (1 - 1e-6)
+        places = (edges.lengths * self.per_angstrom).clamp(max=most)
+        return self.kernels.convolve_table(
+            plan, places, self.table, edges.harmonics, nodes, graph
+        )

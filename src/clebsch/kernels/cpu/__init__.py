@@ -10,8 +10,18 @@ raises torch's own error.
 from __future__ import annotations
 
 from clebsch.kernels.cpu.activation import silu
-from clebsch.kernels.cpu.convolution import convolve, convolve_radial
+from clebsch.kernels.cpu.convolution import convolve, convolve_radial, convolve_table
+from clebsch.kernels.cpu.harmonics import spherical_harmonics
 from clebsch.kernels.cpu.linear import linear
 from clebsch.kernels.cpu.product import contract, contract_slots
 
-__all__ = ["contract", "contract_slots", "convolve", "convolve_radial", "linear", "silu"]
+__all__ = [
+    "contract",
+    "contract_slots",
+    "convolve",
+    "convolve_radial",
+    "convolve_table",
+    "linear",
+    "silu",
+    "spherical_harmonics",
+]

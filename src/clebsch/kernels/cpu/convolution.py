@@ -13,6 +13,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.convolution_code import (
     BLOCK,
+    TABLE,
     ConvolutionSpec,
     Wanted,
     write_forward,
@@ -56,13 +57,32 @@ def convolve_radial(
     return out
 
 
+def convolve_table(
+    plan: ConvolutionPlan,
+    places: Tensor,
+    table: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    graph: AtomGraph,
+) -> Tensor:
+    """See ``reference.convolve_table``; the table is a constant, and there is one derivative."""
+    spec = _spec(plan.key, nodes.shape[2], TABLE, nodes.dtype.itemsize * 8)
+    shaped = table.unflatten(3, (spec.n_chunks, spec.chunk))
+    packed = shaped.permute(0, 3, 2, 1, 4).contiguous()  # [n_knots, chunk, P, 2, channel]
+    out: Tensor = torch.ops.clebsch.convolve(
+        plan.key, places, packed, harmonics, nodes, graph.row_ptr, graph.senders, graph.receivers
+    )
+    return out
+
+
 def _filled(hidden: int, bits: int) -> int:
     """The width of hidden layers, filled up to whole vectors."""
     wide = machine.vector_bytes() * 8 // bits
     return -(-hidden // wide) * wide
 
 
-# --- operators: the radial argument is path weights [E, P, K], or hidden [E, F] with packed weights
+# --- operators: the radial argument is path weights [E, P, K], hidden [E, F] with packed weights, or
+# places [E] with a packed table
 
 
 def _convolve(
@@ -103,6 +123,8 @@ def _gradients(
     receivers: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivatives by radial, weight, harmonics and nodes; empty where not wanted."""
+    if radial.ndim == 1 and wanted[1]:
+        raise NotImplementedError("tabulated path weights are constants")
     call = _Call(plan, radial, weight, harmonics, nodes, (row_ptr, senders, receivers))
     kernel = _kernel(call.spec, "convolve_gradients", _wanted(wanted), False)
     derivatives = _Derivatives(call, wanted)
@@ -149,6 +171,8 @@ def _second(
     receivers: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Derivatives of ``t_radial . d_radial + t_harmonics . d_harmonics + t_nodes . d_nodes``."""
+    if radial.ndim == 1:
+        raise NotImplementedError("tabulated path weights have no second derivative")
     call = _Call(plan, radial, weight, harmonics, nodes, (row_ptr, senders, receivers))
     kernel = _kernel(call.spec, "convolve_second", _wanted(wanted), t_nodes is not None)
     derivatives = _Derivatives(call, wanted)
@@ -243,8 +267,13 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
 
 
 def _turned(weight: Tensor | None) -> Tensor | None:
-    """Packed weights [chunk, P, F, channel] as [chunk, P, channel, F], a constant."""
-    return None if weight is None else weight.detach().transpose(2, 3).contiguous()
+    """Packed weights [chunk, P, F, channel] as [chunk, P, channel, F], a constant.
+
+    None where path weights come out of something else.
+    """
+    if weight is None or weight.ndim == 5:
+        return None
+    return weight.detach().transpose(2, 3).contiguous()
 
 
 _GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers"
@@ -283,14 +312,14 @@ class _Call:
         graph: tuple[Tensor, Tensor, Tensor],
     ) -> None:
         bits = nodes.dtype.itemsize * 8
-        hidden = 0 if weight is None else radial.shape[1]
+        hidden = (TABLE, radial.shape[-1], 0)[radial.ndim - 1]
         self.spec = _spec(plan, nodes.shape[2], hidden, bits)
         self.n_edges, self.n_atoms = radial.shape[0], nodes.shape[0]
         self.radial, self.nodes = radial.contiguous(), nodes.contiguous()
         self.weight = self.radial if weight is None else weight.contiguous()
         self.harmonics = self.across(harmonics)
         self.graph = graph
-        per_edge = len(self.spec.entries) + hidden * self.spec.plan.n_paths
+        per_edge = len(self.spec.entries) + max(hidden, 4) * self.spec.plan.n_paths
         self.cost = self.n_edges * per_edge * nodes.shape[2]
         self.shares = threads.shares(self.n_atoms, self.cost, graph[0])
 

@@ -32,6 +32,9 @@ from clebsch.kernels.plan import ConvolutionPlan
 #: Edges whose path weights are made at once.
 BLOCK = 16
 
+#: In place of a hidden layer's width: path weights come out of a table.
+TABLE = -1
+
 Chunk = list[ir.Value]  # the vectors of one chunk of channels
 
 
@@ -43,7 +46,7 @@ class ConvolutionSpec:
         plan: paths and coefficients.
         channels: K.
         hidden: F, the width of the radial network's last hidden layer, a multiple of ``wide``;
-            0 where path weights are given instead.
+            0 where path weights are given instead, TABLE where they come out of a table.
         bits: of the real type.
     """
 
@@ -329,6 +332,86 @@ class _Writer:
                     add=False,
                 )
 
+    def spline_basis(self, places: ir.Value, edge: ir.Value, slopes: bool) -> list[ir.Value]:
+        """Cubic Hermite functions of an edge's place (or their slopes), in all lanes."""
+        e, lanes = self.e, self.spec.lanes
+        place = e.load(e.at(places, edge), 1)
+        t = e.widened(e.sub(place, e.from_integer(e.whole_part(place))), lanes)
+        coefficients = (
+            ((0, -6, 6), (1, -4, 3), (0, 6, -6), (0, -2, 3))
+            if slopes
+            else ((1, 0, -3, 2), (0, 1, -2, 1), (0, 0, 3, -2), (0, 0, -1, 1))
+        )
+        functions = []
+        for powers in coefficients:
+            total = e.constant(powers[-1], lanes)
+            for power in reversed(powers[:-1]):
+                total = e.fma(total, t, e.constant(power, lanes))
+            functions.append(total)
+        return functions
+
+    def knots(self, places: ir.Value, edge: ir.Value, chunk: ir.Value) -> list[ir.Value]:
+        """Where the table holds an edge's first path: at the knots before and after its place."""
+        e, spec = self.e, self.spec
+        interval = e.whole_part(e.load(e.at(places, edge), 1))
+        panel = 2 * spec.plan.n_paths * spec.chunk
+        first = e.plus(e.times(interval, spec.n_chunks), chunk)
+        return [
+            e.at(self["weight"], e.times(e.plus(first, knot * spec.n_chunks), panel))
+            for knot in range(2)
+        ]
+
+    def splined(
+        self, basis: Sequence[ir.Value], knots: Sequence[ir.Value], path: ir.Value
+    ) -> Chunk:
+        """The path weights, or slopes, of a path."""
+        total: Chunk | None = None
+        corner = 0
+        for knot in knots:
+            for kind in range(2):
+                row = self.e.plus(self.e.times(path, 2), kind)
+                values = self.load(self.e.at(knot, self.e.times(row, self.spec.chunk)))
+                total = self.scale(basis[corner], values, total)
+                corner += 1
+        assert total is not None
+        return total
+
+    def table_weights(
+        self, places: ir.Value, chunk: ir.Value, count: ir.Value, out: ir.Value
+    ) -> None:
+        """R [P, BLOCK, chunk] of a block out of the table [n_knots, chunk, P, 2, channel]."""
+        e, spec = self.e, self.spec
+        with e.loop(0, count) as edge:
+            basis = self.spline_basis(places, edge, slopes=False)
+            knots = self.knots(places, edge, chunk)
+            with e.loop(0, spec.plan.n_paths) as path:
+                place = e.times(e.plus(e.times(path, BLOCK), edge), spec.chunk)
+                self.store(self.splined(basis, knots, path), e.at(out, place))
+
+    def table_gradient(
+        self, d_weights: ir.Value, chunk: ir.Value, start: ir.Value, count: ir.Value
+    ) -> None:
+        """d_places += d_R . (slope of R) of a block."""
+        e, spec = self.e, self.spec
+        places = e.at(self["hidden"], start)
+        with e.loop(0, count) as edge:
+            basis = self.spline_basis(places, edge, slopes=True)
+            knots = self.knots(places, edge, chunk)
+            sums = [e.variable(spec.lanes) for _ in range(spec.vectors)]
+            for variable in sums:
+                e.put(e.zero(spec.lanes), variable)
+            with e.loop(0, spec.plan.n_paths) as path:
+                place = e.times(e.plus(e.times(path, BLOCK), edge), spec.chunk)
+                given = self.load(e.at(d_weights, place))
+                slopes = self.splined(basis, knots, path)
+                for d, slope, variable in zip(given, slopes, sums, strict=True):
+                    e.put(e.fma(d, slope, e.get(variable, spec.lanes)), variable)
+            total = e.get(sums[0], spec.lanes)
+            for variable in sums[1:]:
+                total = e.add(total, e.get(variable, spec.lanes))
+            target = e.at(self["d_hidden"], e.plus(start, edge))
+            e.store(e.add(e.load(target, 1), e.lane_sum(total, spec.lanes)), target)
+
     def hidden_gradient(
         self, d_weights: ir.Value, chunk: ir.Value, start: ir.Value, count: ir.Value
     ) -> None:
@@ -393,13 +476,21 @@ class _Writer:
     # --- where path weights lie ---
 
     def tile_of_weights(
-        self, argument: str, start: ir.Value, chunk: ir.Value, hidden: ir.Value | None
+        self,
+        argument: str,
+        start: ir.Value,
+        count: ir.Value,
+        chunk: ir.Value,
+        hidden: ir.Value | None,
     ) -> tuple[ir.Value, int, int]:
         """Path weights of a block and chunk: address, stride of edges, stride of paths."""
         spec, e = self.spec, self.e
-        if hidden is not None:
+        if spec.hidden:
             out = self.scratch(spec.plan.n_paths * BLOCK * spec.chunk)
-            self.path_weights(hidden, chunk, out)
+            if hidden is None:
+                self.table_weights(e.at(self[argument], start), chunk, count, out)
+            else:
+                self.path_weights(hidden, chunk, out)
             return out, spec.chunk, BLOCK * spec.chunk
         row = spec.plan.n_paths * spec.channels
         address = e.at(self[argument], e.times(start, row), e.times(chunk, spec.chunk))
@@ -439,8 +530,8 @@ def write_forward(spec: ConvolutionSpec, name: str) -> str:
     table = k.scratch(len(spec.entries) * BLOCK)
     for chunk, start, count in k.chunks_and_blocks():
         k.couplings(start, k["harmonics"], table)
-        hidden = k.block_of_hidden(k["hidden"], start) if spec.hidden else None
-        weights, per_edge, per_path = k.tile_of_weights("hidden", start, chunk, hidden)
+        hidden = k.block_of_hidden(k["hidden"], start) if spec.hidden > 0 else None
+        weights, per_edge, per_path = k.tile_of_weights("hidden", start, count, chunk, hidden)
         channel = e.times(chunk, spec.chunk)
         for receiver, a, b in k.runs(start, count):
             row = e.at(k["out"], e.times(receiver, spec.plan.out_dim * spec.channels), channel)
@@ -524,11 +615,11 @@ def write_gradients(spec: ConvolutionSpec, wanted: Wanted, name: str) -> str:
     for chunk, start, count in k.chunks_and_blocks():
         k.couplings(start, k["harmonics"], table)
         channel = e.times(chunk, spec.chunk)
-        hidden = k.block_of_hidden(k["hidden"], start) if spec.hidden else None
-        weights, per_edge, per_path = k.tile_of_weights("hidden", start, chunk, hidden)
+        hidden = k.block_of_hidden(k["hidden"], start) if spec.hidden > 0 else None
+        weights, per_edge, per_path = k.tile_of_weights("hidden", start, count, chunk, hidden)
         d_weights = weights
-        if hidden is None:
-            d_weights = k.tile_of_weights("d_hidden", start, chunk, None)[0]
+        if not spec.hidden:
+            d_weights = k.tile_of_weights("d_hidden", start, count, chunk, None)[0]
         for receiver, a, b in k.runs(start, count):
             offset = e.times(receiver, spec.plan.out_dim * spec.channels)
             k.copy_rows(e.at(k["cotangent"], offset, channel), copied, spec.plan.out_dim)
@@ -547,6 +638,8 @@ def write_gradients(spec: ConvolutionSpec, wanted: Wanted, name: str) -> str:
                     lambda path, step=step: e.at(d_weights, step, path * per_path),
                     place,
                 )
+        if spec.hidden == TABLE and wanted.radial:
+            k.table_gradient(d_weights, chunk, start, count)
         if hidden is not None and wanted.radial:
             k.hidden_gradient(d_weights, chunk, start, count)
         if hidden is not None and wanted.weight:
@@ -637,11 +730,11 @@ def write_second(
         if spec.hidden:
             hidden = k.block_of_hidden(k["hidden"], start)
             t_hidden = k.block_of_hidden(k["t_hidden"], start)
-        weights, per_edge, per_path = k.tile_of_weights("hidden", start, chunk, hidden)
-        t_weights, _, _ = k.tile_of_weights("t_hidden", start, chunk, t_hidden)
+        weights, per_edge, per_path = k.tile_of_weights("hidden", start, count, chunk, hidden)
+        t_weights, _, _ = k.tile_of_weights("t_hidden", start, count, chunk, t_hidden)
         d_weights = weights
-        if hidden is None:
-            d_weights = k.tile_of_weights("d_hidden", start, chunk, None)[0]
+        if not spec.hidden:
+            d_weights = k.tile_of_weights("d_hidden", start, count, chunk, None)[0]
         for receiver, a, b in k.runs(start, count):
             offset = e.plus(e.times(receiver, n_rows * spec.channels), channel)
             k.copy_rows(e.at(k["cotangent"], offset), copied, n_rows)

@@ -82,6 +82,11 @@ class Emitter:
         """a mod b."""
         return self._builder.srem(self.integer(a), self.integer(b))
 
+    def quotient(self, a: Index, b: Index) -> tuple[ir.Value, ir.Value]:
+        """a // b and a mod b, of numbers that are not negative."""
+        whole = self._builder.sdiv(self.integer(a), self.integer(b))
+        return whole, self.minus(a, self.times(whole, b))
+
     def smaller(self, a: Index, b: Index) -> ir.Value:
         """min(a, b)."""
         left, right = self.integer(a), self.integer(b)
@@ -193,6 +198,10 @@ class Emitter:
         """a / b."""
         return self._builder.fdiv(a, b)
 
+    def square_root(self, a: ir.Value) -> ir.Value:
+        """The square root."""
+        return self._builder.call(self._intrinsic("sqrt", a.type, 1), [a])
+
     def minimum(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The smaller of each pair; a where that is no number."""
         return self._builder.select(self._builder.fcmp_ordered(">", a, b), b, a)
@@ -204,6 +213,34 @@ class Emitter:
     def nearest(self, a: ir.Value) -> ir.Value:
         """The nearest whole number."""
         return self._builder.call(self._intrinsic("rint", a.type, 1), [a])
+
+    def whole_part(self, a: ir.Value) -> ir.Value:
+        """The integer below a number that is not negative; ``a`` has one lane."""
+        number = self._builder.extract_element(a, ir.IntType(32)(0))
+        return self._builder.fptosi(number, INTEGER)
+
+    def from_integer(self, a: Index) -> ir.Value:
+        """An integer as a number, in one lane."""
+        number = self._builder.sitofp(self.integer(a), self.real)
+        kind = ir.VectorType(self.real, 1)
+        return self._builder.insert_element(
+            ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0)
+        )
+
+    def widened(self, a: ir.Value, lanes: int) -> ir.Value:
+        """A vector of one lane in all lanes."""
+        order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        return self._builder.shuffle_vector(a, a, order)
+
+    def lane_sum(self, a: ir.Value, lanes: int) -> ir.Value:
+        """The sum of all lanes, in one lane."""
+        while lanes > 1:
+            lanes //= 2
+            kind = ir.VectorType(ir.IntType(32), lanes)
+            low = self._builder.shuffle_vector(a, a, ir.Constant(kind, list(range(lanes))))
+            high = ir.Constant(kind, list(range(lanes, 2 * lanes)))
+            a = self.add(low, self._builder.shuffle_vector(a, a, high))
+        return a
 
     def power_of_two(self, n: ir.Value) -> ir.Value:
         """2^n of whole numbers n in the range of the exponent."""

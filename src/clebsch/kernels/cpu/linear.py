@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
-from clebsch.kernels.cpu.linear_code import Blocks, LinearSpec, write
+from clebsch.kernels.cpu.linear_code import Block, LinearSpec, write
 from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
 
 _Sizes = Sequence[int]
@@ -57,13 +57,13 @@ def _linear(
     n_atoms, n_inputs, channels = inputs.shape
     spec = _spec(tuple(dims), tuple(copies), transposed, channels, inputs.dtype.itemsize * 8)
     assert n_inputs == spec.n_inputs
-    out = inputs.new_empty((n_atoms, len(spec.blocks), channels))
+    out = inputs.new_empty((n_atoms, spec.n_outputs, channels))
     if order is None or ptr is None:
         order, ptr = torch.arange(n_atoms), torch.tensor([0, n_atoms])
     held = (order, ptr, inputs.contiguous(), packed.contiguous(), _table(spec), out)
     kernel = _kernel(spec)
     addresses = [tensor.data_ptr() for tensor in held]
-    cost = n_atoms * channels**2 * sum(count for _, count, _ in spec.blocks)
+    cost = n_atoms * channels**2 * sum(block.dim * block.count for block in spec.blocks)
     threads.run(
         lambda part, start, stop: kernel.run(*addresses, None, start, stop, len(packed)),
         threads.shares(packed.shape[1], cost),
@@ -80,8 +80,9 @@ def _linear_fake(
     copies: _Sizes,
     transposed: bool,
 ) -> Tensor:
-    n_outputs = len(_blocks(tuple(dims), tuple(copies), transposed))
-    return inputs.new_empty((inputs.shape[0], n_outputs, inputs.shape[2]))
+    channels, bits = inputs.shape[2], inputs.dtype.itemsize * 8
+    spec = _spec(tuple(dims), tuple(copies), transposed, channels, bits)
+    return inputs.new_empty((inputs.shape[0], spec.n_outputs, channels))
 
 
 def _weight(
@@ -104,11 +105,13 @@ def _weight(
         if order is not None:
             atoms = order[start:stop]
             left, right = inputs.index_select(0, atoms), cotangent.index_select(0, atoms)
-        for output, (first, count, row) in enumerate(blocks):
-            if count:
-                rows = left[:, first : first + count].flatten(1)
-                target = out[kind, row : row + count].view(-1, channels)
-                target.addmm_(rows.t(), right[:, output])
+        for block in blocks:
+            if block.count:
+                target = out[kind, block.matrix : block.matrix + block.count].view(-1, channels)
+                for m in range(block.dim):
+                    first = block.start + m * block.step
+                    rows = left[:, first : first + block.count].flatten(1)
+                    target.addmm_(rows.t(), right[:, block.out_start + m * block.out_step])
     return out
 
 
@@ -174,7 +177,7 @@ def _transposed(
 def _packed(matrices: Tensor) -> Tensor:
     """[species, matrix, K, K] as [species, chunk, row, channel]."""
     channels = matrices.shape[3]
-    chunk = LinearSpec((), 0, 0, channels, matrices.dtype.itemsize * 8).chunk
+    chunk = LinearSpec((), 0, 0, 0, channels, matrices.dtype.itemsize * 8).chunk
     return matrices.unflatten(3, (-1, chunk)).flatten(1, 2).transpose(1, 2).contiguous()
 
 
@@ -199,47 +202,32 @@ differentiable("linear_weight", _setup, _weight_backward)
 def _spec(
     dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool, channels: int, bits: int
 ) -> LinearSpec:
-    n_inputs = sum(dim * n for dim, n in zip(dims, copies, strict=True))
-    return LinearSpec(
-        _blocks(dims, copies, transposed),
-        sum(dims) if transposed else n_inputs,
-        sum(copies),
-        channels,
-        bits,
-    )
+    n_copies = sum(dim * n for dim, n in zip(dims, copies, strict=True))
+    sizes = (sum(dims), n_copies) if transposed else (n_copies, sum(dims))
+    return LinearSpec(_blocks(dims, copies, transposed), *sizes, sum(copies), channels, bits)
 
 
 @lru_cache(maxsize=256)
-def _table(spec: LinearSpec) -> Tensor:
-    return torch.tensor(spec.blocks, dtype=torch.int64).reshape(-1, 3)
-
-
-@lru_cache(maxsize=256)
-def _kernel(spec: LinearSpec) -> machine.Kernel:
-    key = f"{len(spec.blocks)}|{spec.n_inputs}|{spec.n_matrices}|{spec.channels}|{spec.bits}"
-    return machine.kernel("linear", 7, 3, key, lambda: write(spec, "linear"))
-
-
-def _blocks(dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool) -> Blocks:
-    return (_transposed_blocks if transposed else _forward_blocks)(dims, copies)
-
-
-@lru_cache(maxsize=256)
-def _forward_blocks(dims: tuple[int, ...], copies: tuple[int, ...]) -> Blocks:
-    blocks, start, row = [], 0, 0
-    for dim, n_copies in zip(dims, copies, strict=True):
-        for _ in range(dim):
-            blocks.append((start, n_copies, row))
-            start += n_copies
-        row += n_copies
+def _blocks(
+    dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool
+) -> tuple[Block, ...]:
+    blocks, copied, plain, matrix = [], 0, 0, 0
+    for dim, n in zip(dims, copies, strict=True):
+        if not transposed:
+            blocks.append(Block(dim, copied, n, n, matrix, plain, 1))
+        else:
+            blocks += [Block(dim, plain, 1, 1, matrix + p, copied + p, n) for p in range(n)]
+        copied, plain, matrix = copied + dim * n, plain + dim, matrix + n
     return tuple(blocks)
 
 
 @lru_cache(maxsize=256)
-def _transposed_blocks(dims: tuple[int, ...], copies: tuple[int, ...]) -> Blocks:
-    """Every input component comes from one output component."""
-    return tuple(
-        (output, 1, row + copy)
-        for output, (_, n_copies, row) in enumerate(_forward_blocks(dims, copies))
-        for copy in range(n_copies)
-    )
+def _table(spec: LinearSpec) -> Tensor:
+    return torch.tensor(spec.blocks, dtype=torch.int64).reshape(-1, len(Block._fields))
+
+
+@lru_cache(maxsize=256)
+def _kernel(spec: LinearSpec) -> machine.Kernel:
+    sizes = (len(spec.blocks), spec.n_inputs, spec.n_outputs, spec.n_matrices, spec.channels)
+    key = f"{sizes}|{spec.bits}"
+    return machine.kernel("linear", 7, 3, key, lambda: write(spec, "linear"))

@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.emit import Emitter
 
-#: For every output component: the first input component, how many, and the first row of weights
-#: in units of channels.
-Blocks = tuple[tuple[int, int, int], ...]
+
+
+class Block(NamedTuple):
+    """One irrep (and copy) of a map: component m of it goes from
+
+    ``inputs[start + m step : start + m step + count]`` through ``count`` matrices, the first of
+    which is ``matrix``, to ``out[out_start + m out_step]``.
+    """
+
+    dim: int
+    start: int
+    step: int
+    count: int
+    matrix: int
+    out_start: int
+    out_step: int
 
 
 @dataclass(frozen=True)
@@ -21,15 +35,17 @@ class LinearSpec:
     """What a kernel is compiled for.
 
     Attributes:
-        blocks: where each output component comes from.
+        blocks: which components go where.
         n_inputs: input components.
+        n_outputs: output components.
         n_matrices: weights of one species, in units of [K, K].
         channels: K.
         bits: of the real type.
     """
 
-    blocks: Blocks
+    blocks: tuple[Block, ...]
     n_inputs: int
+    n_outputs: int
     n_matrices: int
     channels: int
     bits: int
@@ -57,37 +73,53 @@ def write(spec: LinearSpec, name: str) -> str:
     """out[n, block] = inputs[n, its components] weights of the species of n.
 
     Arguments: order, species_ptr, inputs [N, C, K], weights [S, chunk, rows, channel], blocks
-    [O, 3], out [N, O, K], work; start and stop, a range of chunks of channels; n_species.
-    Atoms go in tiles of 8; those beyond a species' last repeat it.
+    [number, 7], out [N, O, K], work; start and stop, a range of chunks of channels; n_species.
+
+    Rows of the products are pairs of atom and component, taken in tiles.
     """
     pointers = ("order", "species_ptr", "inputs", "weights", "blocks", "out", "work")
     e = Emitter(name, pointers, ("start", "stop", "n_species"), spec.bits)
     tile = 12 if machine.many_registers() else 4
-    n_chunks, n_rows = spec.channels // spec.chunk, spec.n_matrices * spec.channels
-    with e.loop(e["start"], e["stop"]) as chunk, e.loop(0, e["n_species"]) as kind:
-        panel = e.times(e.plus(e.times(kind, n_chunks), chunk), n_rows * spec.chunk)
-        weights = e.at(e["weights"], panel)
+    n_chunks, length = spec.channels // spec.chunk, spec.n_matrices * spec.channels
+    with (
+        e.loop(e["start"], e["stop"]) as chunk,
+        e.loop(0, e["n_species"]) as kind,
+        e.loop(0, len(spec.blocks)) as number,
+    ):
+        panel = e.times(e.plus(e.times(kind, n_chunks), chunk), length * spec.chunk)
         first = e.integer_at(e["species_ptr"], kind)
-        last = e.integer_at(e["species_ptr"], e.plus(kind, 1))
-        final = e.minus(last, 1)
-        with e.loop(0, len(spec.blocks)) as output, e.loop(first, last, tile) as place:
-            block = e.times(output, 3)
-            start, count, row = (e.integer_at(e["blocks"], e.plus(block, k)) for k in range(3))
-            atoms = [e.integer_at(e["order"], e.smaller(e.plus(place, r), final)) for r in range(tile)]
-            left = [
-                e.at(e["inputs"], e.times(e.plus(e.times(a, spec.n_inputs), start), spec.channels))
-                for a in atoms
-            ]
-            right = e.at(weights, e.times(row, spec.channels * spec.chunk))
-            sums = _product(e, spec, left, right, e.times(count, spec.channels))
-            for atom, values in zip(atoms, sums, strict=True):
-                component = e.plus(e.times(atom, len(spec.blocks)), output)
-                target = e.at(
-                    e["out"], e.times(component, spec.channels), e.times(chunk, spec.chunk)
-                )
-                for v, value in enumerate(values):
-                    e.store(value, e.at(target, v * spec.lanes))
+        n_atoms = e.minus(e.integer_at(e["species_ptr"], e.plus(kind, 1)), first)
+        field = e.times(number, len(Block._fields))
+        block = Block(
+            *(e.integer_at(e["blocks"], e.plus(field, k)) for k in range(len(Block._fields)))
+        )
+        right = e.at(e["weights"], panel, e.times(block.matrix, spec.channels * spec.chunk))
+        last = e.times(n_atoms, block.dim)
+        whole = e.minus(last, e.remainder(last, tile))
+        for rows, begin, end in ((tile, 0, whole), (4, whole, last)):
+            with e.loop(begin, end, rows) as start:
+                _tile(e, spec, block, chunk, first, last, start, rows, right)
     return e.finish(0)
+
+
+def _tile(e, spec, block, chunk, first, last, start, n_rows, right) -> None:  # type: ignore[no-untyped-def]
+    """Rows start.. of the product of one block and species; rows beyond the last repeat it."""
+    left, targets = [], []
+    for r in range(n_rows):
+        row = e.smaller(e.plus(start, r), e.minus(last, 1))
+        which, m = e.quotient(row, block.dim)
+        atom = e.integer_at(e["order"], e.plus(first, which))
+        component = e.plus(block.start, e.times(m, block.step))
+        component = e.plus(component, e.times(atom, spec.n_inputs))
+        left.append(e.at(e["inputs"], e.times(component, spec.channels)))
+        component = e.plus(block.out_start, e.times(m, block.out_step))
+        component = e.plus(component, e.times(atom, spec.n_outputs))
+        place = e.plus(e.times(component, spec.channels), e.times(chunk, spec.chunk))
+        targets.append(e.at(e["out"], place))
+    sums = _product(e, spec, left, right, e.times(block.count, spec.channels))
+    for target, values in zip(targets, sums, strict=True):
+        for v, value in enumerate(values):
+            e.store(value, e.at(target, v * spec.lanes))
 
 
 def _product(e: Emitter, spec: LinearSpec, left: Sequence, right, inner) -> list[list]:  # type: ignore[no-untyped-def, type-arg]

@@ -133,12 +133,21 @@ def cache_folder() -> Path:
     return base / "clebsch"
 
 
+def _sources() -> list[Path]:
+    """The files that say what a kernel does: its code, the plans that it is for, their couplings.
+
+    Coefficients and the order of terms are compiled into kernels, so that these three change them.
+    """
+    here = Path(__file__)
+    writers = [here, here.with_name("emit.py"), *sorted(here.parent.glob("*_code.py"))]
+    plans = [here.with_name("product.py"), here.parents[1] / "plan.py"]
+    return [*writers, *plans, *sorted((here.parents[2] / "algebra").glob("*.py"))]
+
+
 @lru_cache(maxsize=1)
 def _versions() -> str:
     """Everything but the kernel itself that machine code depends on."""
-    here = Path(__file__)
-    writers = [here, here.with_name("emit.py"), *sorted(here.parent.glob("*_code.py"))]
-    sources = [path.read_bytes() for path in writers]
+    sources = [path.read_bytes() for path in _sources()]
     parts = [
         hashlib.sha256(b"".join(sources)).hexdigest(),
         llvmlite.__version__,

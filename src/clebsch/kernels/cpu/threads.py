@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -40,7 +40,11 @@ def shares(n_rows: int, cost: int, ptr: Tensor | None = None) -> list[tuple[int,
 
 
 def run(work: Callable[[int, int, int], None], ranges: list[tuple[int, int]]) -> None:
-    """Call ``work(part, start, stop)`` for every range, each in a thread of its own."""
+    """Call ``work(part, start, stop)`` for every range, each in a thread of its own.
+
+    Whatever is raised, Ctrl-C included, is raised when no thread works any more: they write to
+    memory that belongs to the caller, who is free to give it back then.
+    """
     if len(ranges) == 1:
         work(0, *ranges[0])
         return
@@ -48,7 +52,18 @@ def run(work: Callable[[int, int, int], None], ranges: list[tuple[int, int]]) ->
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(len(ranges) - 1, thread_name_prefix="clebsch")
     others = [_pools[key].submit(work, part, *ranges[part]) for part in range(1, len(ranges))]
-    work(0, *ranges[0])
+    raised: BaseException | None = None
+    try:
+        work(0, *ranges[0])
+    except BaseException as error:
+        raised = error
+    while not all(other.done() for other in others):
+        try:
+            wait(others)
+        except KeyboardInterrupt as error:
+            raised = error
+    if raised is not None:
+        raise raised
     for other in others:
         other.result()
 
