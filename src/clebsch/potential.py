@@ -18,6 +18,7 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from clebsch.conventions import OUTPUTS
 from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError, did_you_mean
@@ -104,8 +105,8 @@ class Potential(nn.Module):
         self._kernels: Kernels = load_backend("reference")
         self._choose_again = False
         self.is_tabulated = False
-        self._n_plain = 0
-        self._recordings: dict[bool, tuple[list[str], Recording]] = {}
+        self._n_calls = {False: 0, True: 0}
+        self._recordings: dict[Any, tuple[list[str], list[Tensor], Recording]] = {}
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
 
     @property
@@ -152,7 +153,7 @@ class Potential(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own recordings."""
-        return {**self.__dict__, "_recordings": {}, "_n_plain": 0}
+        return {**self.__dict__, "_recordings": {}}
 
     def _install(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -264,56 +265,88 @@ class Potential(nn.Module):
             raise ClebschError(
                 "forces are derivatives, which torch.inference_mode rules out; use torch.no_grad"
             )
-        if differentiable or "hessian" in asked:
-            results = self._with_derivatives(graph, asked, needs_gradient)
+        if "hessian" in asked or (differentiable and graph.positions.requires_grad):
+            results = self._eager(graph, asked, needs_gradient, differentiable=True)
+        elif self._replayable(graph, asked, differentiable):
+            results = self._replayed(graph, asked, needs_gradient, differentiable)
         else:
-            results = self._plain(graph, needs_gradient)
+            results = self._eager(graph, asked, needs_gradient, differentiable)
         if "stress" in asked:
             results["stress"] = -results["virial"] / volumes[:, None, None]
         if not differentiable:
             results = {name: value.detach() for name, value in results.items()}
         return Prediction(**{name: value for name, value in results.items() if name in asked})
 
-    def _with_derivatives(
-        self, graph: AtomGraph, asked: set[str], needs_gradient: bool
+    def _eager(
+        self, graph: AtomGraph, asked: set[str], needs_gradient: bool, differentiable: bool
     ) -> dict[str, Tensor]:
-        """Results that can be differentiated, by weights or, for a Hessian, by positions."""
-        with torch.enable_grad():
-            positions = graph.positions
-            if "hessian" in asked:
-                if graph.n_frames != 1:
-                    raise ClebschError("a Hessian is computed for one structure at a time")
-                positions = positions.detach().requires_grad_()
-            results = self._results(graph, positions, needs_gradient, create_graph=True)
+        """Results by running modules."""
+        positions = graph.positions
+        if "hessian" in asked:
+            if graph.n_frames != 1:
+                raise ClebschError("a Hessian is computed for one structure at a time")
+            positions = positions.detach().requires_grad_()
+            differentiable = True
+        with torch.set_grad_enabled(differentiable or needs_gradient):
+            results = self._results(graph, positions, needs_gradient, differentiable)
             if "hessian" in asked:
                 results["hessian"] = _hessian(results["forces"], positions)
         return results
 
-    def _plain(self, graph: AtomGraph, needs_gradient: bool) -> dict[str, Tensor]:
-        """Results that nobody differentiates; replayed from a recording when there are many."""
-        self._n_plain += 1
+    def _replayable(self, graph: AtomGraph, asked: set[str], differentiable: bool) -> bool:
+        """Whether a recording can be used, and there were evaluations enough to make one."""
+        self._n_calls[differentiable] += 1
         usable = self.backend == "llvm" and min(graph.n_atoms, graph.n_edges) > 1
-        if usable and self._n_plain > RECORD_AFTER:
-            if needs_gradient not in self._recordings:
-                self._recordings[needs_gradient] = self._record(needs_gradient)
-            names, recording = self._recordings[needs_gradient]
-            values = recording(*(getattr(graph, field.name) for field in fields(graph)))
-            return dict(zip(names, values, strict=True))
-        with torch.set_grad_enabled(needs_gradient):
-            return self._results(graph, graph.positions, needs_gradient, create_graph=False)
+        if differentiable:
+            usable = usable and not asked & {"site_energies", "layer_energies"}
+        return usable and self._n_calls[differentiable] > RECORD_AFTER
 
-    def _record(self, needs_gradient: bool) -> tuple[list[str], Recording]:
-        """The evaluation as a list of operations, and the names of its results."""
-        names: list[str] = []
+    def _replayed(
+        self, graph: AtomGraph, asked: set[str], needs_gradient: bool, differentiable: bool
+    ) -> dict[str, Tensor]:
+        """Results by replaying a recording, which is made when it is first needed."""
+        wanted = tuple(sorted(asked - {"stress"} | ({"virial"} if "stress" in asked else set())))
+        key = (needs_gradient, wanted if differentiable else ())
+        if key not in self._recordings:
+            self._recordings[key] = self._record(needs_gradient, wanted, differentiable)
+        names, parameters, recording = self._recordings[key]
+        tensors = [getattr(graph, field.name) for field in fields(graph)]
+        if differentiable:
+            values = _Replay.apply(recording, len(tensors), *tensors, *parameters)
+        else:
+            values = recording(*tensors)
+        return dict(zip(names, values, strict=True))
 
-        def evaluate(*tensors: Tensor) -> tuple[Tensor, ...]:
-            graph = AtomGraph(*tensors)
-            with torch.set_grad_enabled(needs_gradient):
-                results = self._results(graph, graph.positions, needs_gradient, create_graph=False)
-            names[:] = results
-            return tuple(value.detach() for value in results.values())
+    def _record(
+        self, needs_gradient: bool, wanted: tuple[str, ...], differentiable: bool
+    ) -> tuple[list[str], list[Tensor], Recording]:
+        """Names of results, the parameters they are differentiated by, and the recording.
 
-        return names, Recording(evaluate, blank_graph(self.device))
+        With ``differentiable`` the recording takes the cotangents of what is wanted late, and
+        gives the derivatives by parameters.
+        """
+        names: list[str] = list(wanted) if differentiable else []
+        parameters = [p for p in self.parameters() if p.requires_grad] if differentiable else []
+        early = blank_graph(self.device)
+
+        def evaluate(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            graph = AtomGraph(*tensors[: len(early)])
+            with torch.set_grad_enabled(differentiable or needs_gradient):
+                results = self._results(graph, graph.positions, needs_gradient, differentiable)
+                if not differentiable:
+                    names[:] = results
+                values = [results[name] for name in names]
+                gradients: tuple[Tensor, ...] = ()
+                if differentiable:
+                    gradients = torch.autograd.grad(
+                        values, parameters, list(tensors[len(early) :]), materialize_grads=True
+                    )
+            return tuple(value.detach() for value in values), gradients
+
+        n_atoms, n_frames = len(early[0]), len(early[1])
+        shapes = {"energy": (n_frames,), "forces": (n_atoms, 3), "virial": (n_frames, 3, 3)}
+        late = [torch.zeros(shapes[name], dtype=torch.float64) for name in names if differentiable]
+        return names, parameters, Recording(evaluate, early, late)
 
     def _results(
         self, graph: AtomGraph, positions: Tensor, needs_gradient: bool, create_graph: bool
@@ -375,6 +408,24 @@ class Potential(nn.Module):
                 "a tabulated potential cannot be saved: save the one that it was made from"
             )
         save_potential(self, path, provenance=provenance, reference=reference)
+
+
+class _Replay(torch.autograd.Function):
+    """A recording's results, differentiable by parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, recording: Recording, n_tensors: int, *tensors: Tensor) -> Any:
+        ctx.recording = recording
+        values, ctx.begun = recording.begin(*tensors[:n_tensors])
+        ctx.n_tensors = n_tensors
+        return tuple(value.clone() for value in values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.recording.finish(ctx.begun, *cotangents)
+        ctx.begun = None
+        return (None, None, *[None] * ctx.n_tensors, *gradients)
 
 
 def example_structure(potential: Potential) -> Atoms:
