@@ -32,8 +32,8 @@ from clebsch.neighbors import neighbor_graph
 from clebsch.nn.energy import EnergyHead
 from clebsch.recording import Recording
 
-#: Evaluations after which one is recorded: recording takes a second or two.
-RECORD_AFTER = 5
+#: Evaluations after which one is recorded: recording takes a few seconds.
+RECORD_AFTER = 20
 
 
 class Structure(Protocol):

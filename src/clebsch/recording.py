@@ -57,7 +57,7 @@ class Recording:
         self._n_results = n_results[0]
         self._prepare, self._first, self._second = _stages(traced, len(early), n_results[0])
         self._prepared: tuple[Any, ...] = ()
-        self._state: list[tuple[int, int]] = []
+        self._state: list[Any] = []
 
     def __call__(self, *inputs: Tensor) -> Tensors:
         """The early results for these inputs and the weights as they are now."""
@@ -66,11 +66,21 @@ class Recording:
     def begin(self, *inputs: Tensor) -> tuple[Tensors, tuple[Any, ...]]:
         """The early results, and what ``finish`` needs."""
         with torch.no_grad():
-            state = [(weight.data_ptr(), weight._version) for weight in self._weights]
+            state = self._state_of_weights()
             if state != self._state:
                 self._prepared, self._state = self._prepare(), state
             values = self._first(*self._prepared, *inputs)
         return values[: self._n_results], (self._prepared, values[self._n_results :])
+
+    def _state_of_weights(self) -> list[Any]:
+        """Changes when a weight does.
+
+        Versions alone would not: fused optimisers and ``weight.data`` leave them as they are.
+        """
+        versions = [(weight.data_ptr(), weight._version) for weight in self._weights]
+        numbers = [weight for weight in self._weights if weight.is_floating_point()]
+        norms = torch.stack([n.double() for n in torch._foreach_norm(numbers)]).tolist()
+        return [*versions, *norms]
 
     def finish(self, begun: tuple[Any, ...], *inputs: Tensor) -> Tensors:
         """The late results."""

@@ -196,7 +196,10 @@ def test_evaluations_come_when_asked_for_and_always_at_the_end(tmp_path: Path) -
     assert [record["epoch"] for record in history(result.run)] == [2, 4, 5]
 
 
-def test_a_time_limit_ends_the_run_with_a_model(tmp_path: Path, console: Console) -> None:
+def test_a_time_limit_ends_the_run_with_a_model(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)  # it takes longer than the run
     settings = config(
         data_file(tmp_path), "training.max_epochs=null", "training.max_minutes=0.03",
         "training.eval_every=1000000", "training.warmup_steps=0",
