@@ -1,12 +1,11 @@
 """Linear maps over channels as torch operators, with any number of derivatives.
 
-Maps and their transposes are one operator with different blocks of components. Derivatives by
-weights are larger matrix products, left to torch.
+Maps and their transposes are one operator with different blocks of components; another one gives the
+derivative by weights. Both are bilinear, and each other's derivatives.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
-from clebsch.kernels.cpu.linear_code import Block, LinearSpec, write
+from clebsch.kernels.cpu.linear_code import Block, LinearSpec, write_map, write_weight
 from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
 
 _Sizes = Sequence[int]
@@ -54,21 +53,32 @@ def _linear(
     copies: _Sizes,
     transposed: bool,
 ) -> Tensor:
-    n_atoms, n_inputs, channels = inputs.shape
+    n_atoms, _, channels = inputs.shape
     spec = _spec(tuple(dims), tuple(copies), transposed, channels, inputs.dtype.itemsize * 8)
-    assert n_inputs == spec.n_inputs
     out = inputs.new_empty((n_atoms, spec.n_outputs, channels))
+    _run("linear", spec, (order, ptr, inputs, packed), out, len(packed))
+    return out
+
+
+def _run(
+    name: str,
+    spec: LinearSpec,
+    inputs: tuple[Tensor | None, Tensor | None, Tensor, Tensor],
+    out: Tensor,
+    n_species: int,
+) -> None:
+    order, ptr, *tensors = inputs
+    n_atoms = len(inputs[2])
     if order is None or ptr is None:
         order, ptr = torch.arange(n_atoms), torch.tensor([0, n_atoms])
-    held = (order, ptr, inputs.contiguous(), packed.contiguous(), _table(spec), out)
-    kernel = _kernel(spec)
+    held = (order, ptr, *(tensor.contiguous() for tensor in tensors), _table(spec), out)
+    kernel = _kernel(name, spec)
     addresses = [tensor.data_ptr() for tensor in held]
-    cost = n_atoms * channels**2 * sum(block.dim * block.count for block in spec.blocks)
+    cost = n_atoms * spec.channels**2 * sum(block.dim * block.count for block in spec.blocks)
     threads.run(
-        lambda part, start, stop: kernel.run(*addresses, None, start, stop, len(packed)),
-        threads.shares(packed.shape[1], cost),
+        lambda part, start, stop: kernel.run(*addresses, None, start, stop, n_species),
+        threads.shares(spec.channels // spec.chunk, cost),
     )
-    return out
 
 
 def _linear_fake(
@@ -97,21 +107,9 @@ def _weight(
 ) -> Tensor:
     """The derivative by the weights, [species, matrix, K, K]."""
     channels = inputs.shape[2]
-    blocks = _blocks(tuple(dims), tuple(copies), transposed)
-    out = inputs.new_zeros((n_species, sum(copies), channels, channels))
-    bounds = [0, len(inputs)] if ptr is None else ptr.tolist()
-    for kind, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        left, right = inputs, cotangent
-        if order is not None:
-            atoms = order[start:stop]
-            left, right = inputs.index_select(0, atoms), cotangent.index_select(0, atoms)
-        for block in blocks:
-            if block.count:
-                target = out[kind, block.matrix : block.matrix + block.count].view(-1, channels)
-                for m in range(block.dim):
-                    first = block.start + m * block.step
-                    rows = left[:, first : first + block.count].flatten(1)
-                    target.addmm_(rows.t(), right[:, block.out_start + m * block.out_step])
+    spec = _spec(tuple(dims), tuple(copies), transposed, channels, inputs.dtype.itemsize * 8)
+    out = inputs.new_empty((n_species, spec.n_matrices, channels, channels))
+    _run("linear_weight", spec, (order, ptr, inputs, cotangent), out, n_species)
     return out
 
 
@@ -227,7 +225,8 @@ def _table(spec: LinearSpec) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _kernel(spec: LinearSpec) -> machine.Kernel:
+def _kernel(name: str, spec: LinearSpec) -> machine.Kernel:
     sizes = (len(spec.blocks), spec.n_inputs, spec.n_outputs, spec.n_matrices, spec.channels)
     key = f"{sizes}|{spec.bits}"
-    return machine.kernel("linear", 7, 3, key, lambda: write(spec, "linear"))
+    write = write_map if name == "linear" else write_weight
+    return machine.kernel(name, 7, 3, key, lambda: write(spec, name))

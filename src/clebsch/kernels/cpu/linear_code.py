@@ -69,7 +69,7 @@ class LinearSpec:
         return self.lanes * self.vectors
 
 
-def write(spec: LinearSpec, name: str) -> str:
+def write_map(spec: LinearSpec, name: str) -> str:
     """out[n, block] = inputs[n, its components] weights of the species of n.
 
     Arguments: order, species_ptr, inputs [N, C, K], weights [S, chunk, rows, channel], blocks
@@ -81,18 +81,8 @@ def write(spec: LinearSpec, name: str) -> str:
     e = Emitter(name, pointers, ("start", "stop", "n_species"), spec.bits)
     tile = 12 if machine.many_registers() else 4
     n_chunks, length = spec.channels // spec.chunk, spec.n_matrices * spec.channels
-    with (
-        e.loop(e["start"], e["stop"]) as chunk,
-        e.loop(0, e["n_species"]) as kind,
-        e.loop(0, len(spec.blocks)) as number,
-    ):
+    for chunk, kind, first, n_atoms, block in _blocks_of_species(e, spec):
         panel = e.times(e.plus(e.times(kind, n_chunks), chunk), length * spec.chunk)
-        first = e.integer_at(e["species_ptr"], kind)
-        n_atoms = e.minus(e.integer_at(e["species_ptr"], e.plus(kind, 1)), first)
-        field = e.times(number, len(Block._fields))
-        block = Block(
-            *(e.integer_at(e["blocks"], e.plus(field, k)) for k in range(len(Block._fields)))
-        )
         right = e.at(e["weights"], panel, e.times(block.matrix, spec.channels * spec.chunk))
         last = e.times(n_atoms, block.dim)
         whole = e.minus(last, e.remainder(last, tile))
@@ -100,6 +90,63 @@ def write(spec: LinearSpec, name: str) -> str:
             with e.loop(begin, end, rows) as start:
                 _tile(e, spec, block, chunk, first, last, start, rows, right)
     return e.finish(0)
+
+
+def write_weight(spec: LinearSpec, name: str) -> str:
+    """The derivative by weights: sums over atoms and components of inputs times cotangents.
+
+    Arguments: order, species_ptr, inputs [N, C, K], cotangent [N, O, K], blocks [number, 7],
+    d_weights [S, rows, K], which is written, work; start and stop, a range of chunks of channels;
+    n_species.
+    """
+    pointers = ("order", "species_ptr", "inputs", "cotangent", "blocks", "d_weights", "work")
+    e = Emitter(name, pointers, ("start", "stop", "n_species"), spec.bits)
+    largest = 8 if machine.many_registers() else 4
+    tile = next(size for size in (largest, 4, 2, 1) if spec.channels % size == 0)
+    for chunk, kind, first, n_atoms, block in _blocks_of_species(e, spec):
+        column = e.times(chunk, spec.chunk)
+        matrix = e.plus(e.times(kind, spec.n_matrices), block.matrix)
+        target = e.at(e["d_weights"], e.times(matrix, spec.channels**2), column)
+        with e.loop(0, e.times(block.count, spec.channels), tile) as row:
+            sums = [[e.variable(spec.lanes) for _ in range(spec.vectors)] for _ in range(tile)]
+            for r, v in np.ndindex(tile, spec.vectors):
+                e.put(e.zero(spec.lanes), sums[r][v])
+            with e.loop(0, n_atoms) as place, e.loop(0, block.dim) as m:
+                atom = e.integer_at(e["order"], e.plus(first, place))
+                component = e.plus(block.start, e.times(m, block.step))
+                component = e.plus(component, e.times(atom, spec.n_inputs))
+                left = e.at(e["inputs"], e.times(component, spec.channels), row)
+                component = e.plus(block.out_start, e.times(m, block.out_step))
+                component = e.plus(component, e.times(atom, spec.n_outputs))
+                right = e.at(e["cotangent"], e.times(component, spec.channels), column)
+                values = [
+                    e.load(e.at(right, v * spec.lanes), spec.lanes) for v in range(spec.vectors)
+                ]
+                for r in range(tile):
+                    number = e.spread(e.at(left, r), spec.lanes)
+                    for v, value in enumerate(values):
+                        total = e.get(sums[r][v], spec.lanes)
+                        e.put(e.fma(number, value, total), sums[r][v])
+            for r, v in np.ndindex(tile, spec.vectors):
+                place = e.at(target, e.times(e.plus(row, r), spec.channels), v * spec.lanes)
+                e.store(e.get(sums[r][v], spec.lanes), place)
+    return e.finish(0)
+
+
+def _blocks_of_species(e: Emitter, spec: LinearSpec):  # type: ignore[no-untyped-def]
+    """(chunk of channels, species, its first place in the order, its atoms, block)."""
+    with (
+        e.loop(e["start"], e["stop"]) as chunk,
+        e.loop(0, e["n_species"]) as kind,
+        e.loop(0, len(spec.blocks)) as number,
+    ):
+        first = e.integer_at(e["species_ptr"], kind)
+        n_atoms = e.minus(e.integer_at(e["species_ptr"], e.plus(kind, 1)), first)
+        field = e.times(number, len(Block._fields))
+        block = Block(
+            *(e.integer_at(e["blocks"], e.plus(field, k)) for k in range(len(Block._fields)))
+        )
+        yield chunk, kind, first, n_atoms, block
 
 
 def _tile(e, spec, block, chunk, first, last, start, n_rows, right) -> None:  # type: ignore[no-untyped-def]
