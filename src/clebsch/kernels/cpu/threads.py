@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 #: Below this many multiply-adds a call is not worth dividing among threads.
-SMALLEST_SHARE = 2_000_000
+SMALLEST_SHARE = 10_000_000
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _local = threading.local()
