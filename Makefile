@@ -6,6 +6,8 @@
 #   make test-slow    the long ones
 #   make lint types   ruff, mypy
 #   make wheel-test   build the wheel and use it in an environment that holds nothing else
+#   make peers        mace-torch in .peers, an environment of its own, to be measured against
+#   make test-peers   the tests that need it
 #   make setup        everything that developing needs;  make clean removes all of it
 
 PYTHON ?= python3
@@ -16,13 +18,15 @@ BIN := $(VENV)/bin
 # torch comes first and alone, so that nothing but its pin decides which build is taken.
 PIP := -m pip install -qq --disable-pip-version-check -c constraints.txt
 WHEEL_TEST := build/wheel-test
+PEERS := .peers
+PEER := mace-torch==0.3.16
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint types wheel wheel-test clean
+.PHONY: help setup demo test test-slow peers test-peers lint types wheel wheel-test clean
 
 help:
-	@sed -n '4,9s/^# *//p' Makefile
+	@sed -n '4,11s/^# *//p' Makefile
 
 setup: $(VENV)/.developer
 
@@ -64,6 +68,20 @@ lint: $(VENV)/.developer
 types: $(VENV)/.developer
 	$(BIN)/mypy
 
+peers: $(PEERS)/.mace-torch
+
+# The peer runs on the very torch that Clebsch runs on.
+$(PEERS)/.mace-torch: constraints.txt
+	@$(PYTHON) -m venv $(PEERS)
+	@echo "Installing torch into $(PEERS) ..."
+	@$(PEERS)/bin/python $(PIP) torch
+	@echo "Installing $(PEER) into $(PEERS) ..."
+	@$(PEERS)/bin/python $(PIP) $(PEER)
+	@touch $@
+
+test-peers: $(VENV)/.developer $(PEERS)/.mace-torch
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m peers $(ARGS)
+
 wheel: $(VENV)/.developer
 	rm -rf build/lib build/bdist.* dist
 	$(BIN)/python -m build --wheel --outdir dist . > build.log 2>&1 || { cat build.log; exit 1; }
@@ -78,5 +96,5 @@ wheel-test: wheel
 	cd $(WHEEL_TEST) && bin/python -I "$(CURDIR)/tests/packaging/use_installed.py"
 
 clean:
-	rm -rf $(VENV) build dist build.log src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist build.log src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,6 +33,8 @@ COMMANDS = (
     "relax",
     "scan",
     "presets",
+    "bench",
+    "doctor",
 )
 SETTINGS = {"preset": "mace_tiny", "channels": 2, "l_max": 1, "correlation": 2, "cutoff": 3.0}
 

@@ -18,6 +18,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from clebsch.benchmarks.command import bench
+from clebsch.cli_doctor import doctor
 from clebsch.cli_options import (
     AsJSON,
     Data,
@@ -377,6 +379,10 @@ def presets() -> None:
         assumed = f" (assumed: {', '.join(preset.assumed)})" if preset.assumed else ""
         table.add_row(name, *map(str, numbers), escape(preset.source + assumed))
     Console().print(table)
+
+
+app.command()(bench)
+app.command()(doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -106,7 +106,7 @@ class Potential(nn.Module):
         self._choose_again = False
         self.is_tabulated = False
         self._n_calls = {False: 0, True: 0}
-        self._recordings: dict[Any, tuple[list[str], list[Tensor], Recording]] = {}
+        self._recordings: dict[Any, tuple[list[str], list[nn.Parameter], Recording]] = {}
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
 
     @property
@@ -319,7 +319,7 @@ class Potential(nn.Module):
 
     def _record(
         self, needs_gradient: bool, wanted: tuple[str, ...], differentiable: bool
-    ) -> tuple[list[str], list[Tensor], Recording]:
+    ) -> tuple[list[str], list[nn.Parameter], Recording]:
         """Names of results, the parameters they are differentiated by, and the recording.
 
         With ``differentiable`` the recording takes the cotangents of what is wanted late, and

@@ -99,6 +99,47 @@ def test_radial_convolution_is_convolution_of_the_last_layer(backend: ModuleType
 
 
 @BACKENDS
+@pytest.mark.parametrize("message_l", [0, 1])
+def test_tabulated_convolution_is_convolution_with_splines(
+    backend: ModuleType, message_l: int
+) -> None:
+    """Splines through a cubic polynomial are that polynomial."""
+    graph = GRAPHS["random"]
+    plan, (_, harmonics, nodes) = convolution_inputs(graph, message_l)
+    powers = randn(4, plan.n_paths, CHANNELS)
+
+    def weights(x: Tensor) -> Tensor:
+        return torch.einsum("en,npk->epk", (1 + x[:, None]) ** torch.arange(4), powers)
+
+    knots = torch.arange(6.0, dtype=torch.float64)
+    pair = torch.autograd.functional.jvp(weights, knots, torch.ones_like(knots))
+    table = torch.stack(pair, dim=1).detach()
+    places = (torch.rand(graph.n_edges, dtype=torch.float64) * 4.99).requires_grad_()
+
+    def function(places: Tensor, harmonics: Tensor, nodes: Tensor) -> Tensor:
+        return backend.convolve_table(plan, places, table, harmonics, nodes, graph)
+
+    torch.testing.assert_close(
+        function(places, harmonics, nodes),
+        reference.convolve(plan, weights(places), harmonics, nodes, graph),
+    )
+    assert torch.autograd.gradcheck(function, (places, harmonics, nodes))
+
+
+@BACKENDS
+@pytest.mark.parametrize("l_max", [1, 3, 5])
+def test_spherical_harmonics_derivatives(backend: ModuleType, l_max: int) -> None:
+    vectors = randn(3, 3)
+
+    def function(vectors: Tensor) -> Tensor:
+        return backend.spherical_harmonics(vectors, l_max)
+
+    torch.testing.assert_close(function(vectors), reference.spherical_harmonics(vectors, l_max))
+    assert torch.autograd.gradcheck(function, vectors)
+    assert torch.autograd.gradgradcheck(function, vectors)
+
+
+@BACKENDS
 @pytest.mark.parametrize("correlation", [1, 2, 3, 4])
 @pytest.mark.parametrize("reduced", [True, False], ids=["reduced", "unreduced"])
 def test_contraction_is_the_polynomial_of_equations_10_and_11(

@@ -28,6 +28,7 @@ LAYERS = (
     "kernels",
     "nn",
     "models",
+    "recording",
     "potential",
     "factory",
     "modelfile",
@@ -38,6 +39,9 @@ LAYERS = (
     "simulation",
     "demo",
     "cli_options",
+    "benchmarks",
+    "doctor",
+    "cli_doctor",
     "cli",
     "__main__",
 )
@@ -155,7 +159,7 @@ def test_an_import_against_the_order_is_noticed(text: str, caught: bool):
 
 def test_the_command_line_starts_without_torch():
     """``clebsch --help`` is for people: it must not wait for torch, ASE's readers or plots."""
-    heavy = ("torch", "ase", "numba", "scipy", "matplotlib")
+    heavy = ("torch", "ase", "llvmlite", "scipy", "matplotlib")
     code = f"import sys, clebsch.cli; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

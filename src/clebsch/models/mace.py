@@ -159,9 +159,7 @@ class MACE(Network):
             radial = layer.atomic_basis.radial
             if isinstance(radial, RadialNetwork):
                 cutoff = self.config.cutoff
-                layer.atomic_basis.radial = RadialTable(
-                    radial, self.radial_basis, cutoff, spacing
-                )
+                layer.atomic_basis.radial = RadialTable(radial, self.radial_basis, cutoff, spacing)
 
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """What the paper's recipe decays: the weights of equations 10 and 11 (appendix A.5.1)."""

@@ -135,11 +135,15 @@ class RadialTable(nn.Module):
         lengths = torch.linspace(0, cutoff, n_intervals + 1, dtype=torch.float64)
         lengths[0] = 1e-6  # the basis at 0 is a limit
 
-        def path_weights(lengths: Tensor) -> Tensor:
-            return double(basis(lengths)) @ double.last_weight.flatten(1)
+        def hidden(lengths: Tensor) -> Tensor:
+            out: Tensor = double(basis(lengths))
+            return out
 
-        values, slopes = torch.func.jvp(path_weights, (lengths,), (torch.ones_like(lengths),))
-        knots = torch.stack([values, slopes / self.per_angstrom], dim=1).detach()
+        # Two reverse passes: torch's forward mode warns of parts of torch that it loads.
+        ones = torch.ones_like(lengths)
+        pair = torch.autograd.functional.jvp(hidden, lengths, ones)
+        values, slopes = (part.detach() @ double.last_weight.detach().flatten(1) for part in pair)
+        knots = torch.stack([values, slopes / self.per_angstrom], dim=1)
         shaped = knots.unflatten(2, network.last.shape[1:])
         self.register_buffer("table", shaped.to(network.last.dtype))  # [n_knots, 2, P, K]
 
@@ -150,6 +154,4 @@ class RadialTable(nn.Module):
         # Just inside the last interval, beyond which nothing changes.
         most = (len(self.table) - 1) * (1 - 1e-6)
         places = (edges.lengths * self.per_angstrom).clamp(max=most)
-        return self.kernels.convolve_table(
-            plan, places, self.table, edges.harmonics, nodes, graph
-        )
+        return self.kernels.convolve_table(plan, places, self.table, edges.harmonics, nodes, graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,8 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
         if trainer.config.tensorboard:
             log.open_tensorboard(trainer.state.step)
         assert isinstance(trainer.config.threads, int)
+        # Whatever lives now lives until the end: no need to look through it for garbage.
+        gc.freeze()
         with threads(trainer.config.threads):
             with log.progress(), stop_on_signals() as request:
                 reason = _loop(trainer, request)
@@ -174,6 +177,7 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
         trainer.write_model()
         raise
     finally:
+        gc.unfreeze()
         log.close()
     result = _result(trainer.run, state, reason)
     _say_end(result, trainer, log)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.activation_code import write
-from clebsch.kernels.cpu.operators import define, differentiable, remember
+from clebsch.kernels.cpu.operators import define, differentiable, last, remember
 
 
 def silu(x: Tensor) -> Tensor:
@@ -61,6 +61,7 @@ define(
 )
 differentiable("silu", _setup, _silu_backward)
 differentiable("silu_gradient", _setup, _gradient_backward)
+last("silu_second")
 
 
 def _run(name: str, inputs: tuple[Tensor, ...], n_out: int) -> list[Tensor]:

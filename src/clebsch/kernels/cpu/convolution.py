@@ -11,16 +11,9 @@ from torch import Tensor
 
 from clebsch.graph import AtomGraph
 from clebsch.kernels.cpu import machine, threads
-from clebsch.kernels.cpu.convolution_code import (
-    BLOCK,
-    TABLE,
-    ConvolutionSpec,
-    Wanted,
-    write_forward,
-    write_gradients,
-    write_second,
-)
-from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
+from clebsch.kernels.cpu.convolution_code import write_forward, write_gradients, write_second
+from clebsch.kernels.cpu.convolution_spec import BLOCK, TABLE, ConvolutionSpec, Wanted
+from clebsch.kernels.cpu.operators import define, differentiable, last, needed, remember
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
@@ -29,7 +22,14 @@ def convolve(
 ) -> Tensor:
     """See ``reference.convolve``."""
     out: Tensor = torch.ops.clebsch.convolve(
-        plan.key, path_weights, None, harmonics, nodes, graph.row_ptr, graph.senders, graph.receivers
+        plan.key,
+        path_weights,
+        None,
+        harmonics,
+        nodes,
+        graph.row_ptr,
+        graph.senders,
+        graph.receivers,
     )
     return out
 
@@ -81,8 +81,8 @@ def _filled(hidden: int, bits: int) -> int:
     return -(-hidden // wide) * wide
 
 
-# --- operators: the radial argument is path weights [E, P, K], hidden [E, F] with packed weights, or
-# places [E] with a packed table
+# --- operators: the radial argument is path weights [E, P, K], or hidden [E, F] with weights
+# [chunk, P, F, channel], or places [E] with a table [n_knots, chunk, P, 2, channel]
 
 
 def _convolve(
@@ -104,7 +104,12 @@ def _convolve(
 
 
 def _convolve_fake(
-    plan: str, radial: Tensor, weight: Tensor | None, harmonics: Tensor, nodes: Tensor, *graph: Tensor
+    plan: str,
+    radial: Tensor,
+    weight: Tensor | None,
+    harmonics: Tensor,
+    nodes: Tensor,
+    *graph: Tensor,
 ) -> Tensor:
     return nodes.new_empty((nodes.shape[0], convolution_plan_of(plan).out_dim, nodes.shape[2]))
 
@@ -294,6 +299,7 @@ define(
 )
 differentiable("convolve", _convolve_setup, _convolve_backward)
 differentiable("convolve_gradients", _gradients_setup, _gradients_backward)
+last("convolve_second")
 
 
 # --- calls ---

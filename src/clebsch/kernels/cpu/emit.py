@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from llvmlite import ir
 
 INTEGER = ir.IntType(64)
 POINTER = ir.PointerType()
 
-Index = ir.Value | int
+Index: TypeAlias = ir.Value | int
 
 
 class Emitter:
-    """Emits one function, whose arguments are pointers or 64-bit integers and which returns nothing.
+    """Emits one function of pointers and 64-bit integers, which returns nothing.
 
     Args:
         name: of the function.
@@ -282,3 +283,15 @@ class Emitter:
                 for a, b in zip(level[::2], level[1::2], strict=True)
             ]
         return level[0]
+
+
+class Workspace:
+    """Hands out places in a kernel's scratch memory, in elements, each on a cache line."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, size: int) -> int:
+        """The offset of ``size`` elements."""
+        start, self.size = self.size, self.size + -(-size // 16) * 16
+        return start

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.harmonics_code import write
-from clebsch.kernels.cpu.operators import define, differentiable, remember
+from clebsch.kernels.cpu.operators import define, differentiable, last, remember
 
 
 def spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
@@ -28,9 +28,7 @@ def _gradient(xyz: Tensor, cotangent: Tensor, l_max: int) -> Tensor:
     return _run("harmonics_gradient", l_max, (xyz, cotangent), (3,))[0]
 
 
-def _second(
-    xyz: Tensor, cotangent: Tensor, t_xyz: Tensor, l_max: int
-) -> tuple[Tensor, Tensor]:
+def _second(xyz: Tensor, cotangent: Tensor, t_xyz: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
     """Derivatives of ``t_xyz . (derivative)`` by vectors and cotangent."""
     n_rows = (l_max + 1) ** 2
     d_xyz, d_cotangent = _run("harmonics_second", l_max, (xyz, cotangent, t_xyz), (3, n_rows))
@@ -47,9 +45,7 @@ def _harmonics_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
 
 
 def _gradient_backward(ctx: Any, t_xyz: Tensor) -> tuple[Tensor, Tensor, None]:
-    d_xyz, d_cotangent = torch.ops.clebsch.harmonics_second(
-        *ctx.saved_tensors, t_xyz, ctx.l_max
-    )
+    d_xyz, d_cotangent = torch.ops.clebsch.harmonics_second(*ctx.saved_tensors, t_xyz, ctx.l_max)
     return d_xyz, d_cotangent, None
 
 
@@ -74,6 +70,7 @@ define(
 )
 differentiable("harmonics", _setup, _harmonics_backward)
 differentiable("harmonics_gradient", _setup, _gradient_backward)
+last("harmonics_second")
 
 
 def _run(

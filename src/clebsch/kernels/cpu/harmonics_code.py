@@ -194,9 +194,7 @@ def _second(point: _Point) -> None:
     b = _weighted_gradient(point, cotangent)
     t_u, u_b = point.dot(t, u), point.dot(u, b)
     hessian: dict[tuple[int, int], ir.Value | None] = {}
-    for row, (g, p) in enumerate(
-        zip(cotangent, harmonic_polynomials(point.l_max), strict=True)
-    ):
+    for row, (g, p) in enumerate(zip(cotangent, harmonic_polynomials(point.l_max), strict=True)):
         change = None  # t . grad P - l P (t . u)
         for i in range(3):
             first = derivative(p, i)
@@ -213,7 +211,9 @@ def _second(point: _Point) -> None:
         point.write("d_cotangent", row, e.mul(change, point.inverse))
     s = e.sub(point.dot(t, b), e.mul(t_u, u_b))
     d = point.along(e.negative(u_b), t, _applied(point, hessian, t))
-    d = point.along(e.negative(t_u), point.along(e.constant(1, point.lanes), b, _applied(point, hessian, u)), d)
+    d = point.along(
+        e.negative(t_u), point.along(e.constant(1, point.lanes), b, _applied(point, hessian, u)), d
+    )
     inward = e.negative(e.add(point.dot(u, d), s))
     for row, value in enumerate(point.along(inward, u, d)):
         point.write("d_xyz", row, e.mul(value, e.mul(point.inverse, point.inverse)))

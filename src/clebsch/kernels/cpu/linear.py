@@ -1,7 +1,7 @@
 """Linear maps over channels as torch operators, with any number of derivatives.
 
-Maps and their transposes are one operator with different blocks of components; another one gives the
-derivative by weights. Both are bilinear, and each other's derivatives.
+Maps and their transposes are one operator with different blocks of components; another one gives
+the derivative by weights. Both are bilinear, and each other's derivatives.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ def _run(
     order, ptr, *tensors = inputs
     n_atoms = len(inputs[2])
     if order is None or ptr is None:
-        order, ptr = torch.arange(n_atoms), torch.tensor([0, n_atoms])
+        order, ptr = _all_atoms(n_atoms)
     held = (order, ptr, *(tensor.contiguous() for tensor in tensors), _table(spec), out)
     kernel = _kernel(name, spec)
     addresses = [tensor.data_ptr() for tensor in held]
-    cost = n_atoms * spec.channels**2 * sum(block.dim * block.count for block in spec.blocks)
+    cost = n_atoms * spec.channels**2 * sum(block.dim * block.copies for block in spec.blocks)
     threads.run(
         lambda part, start, stop: kernel.run(*addresses, None, start, stop, n_species),
         threads.shares(spec.channels // spec.chunk, cost),
@@ -196,6 +196,12 @@ differentiable("linear", _setup, _linear_backward)
 differentiable("linear_weight", _setup, _weight_backward)
 
 
+@lru_cache(maxsize=16)
+def _all_atoms(n_atoms: int) -> tuple[Tensor, Tensor]:
+    """Order and bounds of a single species."""
+    return torch.arange(n_atoms), torch.tensor([0, n_atoms])
+
+
 @lru_cache(maxsize=256)
 def _spec(
     dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool, channels: int, bits: int
@@ -206,9 +212,7 @@ def _spec(
 
 
 @lru_cache(maxsize=256)
-def _blocks(
-    dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool
-) -> tuple[Block, ...]:
+def _blocks(dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool) -> tuple[Block, ...]:
     blocks, copied, plain, matrix = [], 0, 0, 0
     for dim, n in zip(dims, copies, strict=True):
         if not transposed:

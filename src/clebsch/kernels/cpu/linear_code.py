@@ -1,4 +1,4 @@
-"""The kernel of linear maps over channels: small matrix products, gathered and scattered in place."""
+"""The kernels of linear maps over channels: small matrix products that gather and scatter."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.emit import Emitter
 
 
-
 class Block(NamedTuple):
     """One irrep (and copy) of a map: component m of it goes from
 
-    ``inputs[start + m step : start + m step + count]`` through ``count`` matrices, the first of
+    ``inputs[start + m step : start + m step + copies]`` through ``copies`` matrices, the first of
     which is ``matrix``, to ``out[out_start + m out_step]``.
     """
 
     dim: int
     start: int
     step: int
-    count: int
+    copies: int
     matrix: int
     out_start: int
     out_step: int
@@ -107,7 +106,7 @@ def write_weight(spec: LinearSpec, name: str) -> str:
         column = e.times(chunk, spec.chunk)
         matrix = e.plus(e.times(kind, spec.n_matrices), block.matrix)
         target = e.at(e["d_weights"], e.times(matrix, spec.channels**2), column)
-        with e.loop(0, e.times(block.count, spec.channels), tile) as row:
+        with e.loop(0, e.times(block.copies, spec.channels), tile) as row:
             sums = [[e.variable(spec.lanes) for _ in range(spec.vectors)] for _ in range(tile)]
             for r, v in np.ndindex(tile, spec.vectors):
                 e.put(e.zero(spec.lanes), sums[r][v])
@@ -163,13 +162,13 @@ def _tile(e, spec, block, chunk, first, last, start, n_rows, right) -> None:  # 
         component = e.plus(component, e.times(atom, spec.n_outputs))
         place = e.plus(e.times(component, spec.channels), e.times(chunk, spec.chunk))
         targets.append(e.at(e["out"], place))
-    sums = _product(e, spec, left, right, e.times(block.count, spec.channels))
+    sums = _product(e, spec, left, right, e.times(block.copies, spec.channels))
     for target, values in zip(targets, sums, strict=True):
         for v, value in enumerate(values):
             e.store(value, e.at(target, v * spec.lanes))
 
 
-def _product(e: Emitter, spec: LinearSpec, left: Sequence, right, inner) -> list[list]:  # type: ignore[no-untyped-def, type-arg]
+def _product(e: Emitter, spec: LinearSpec, left: Sequence, right, inner) -> list[list]:  # type: ignore[no-untyped-def]
     """One row of sums for each address in ``left``."""
     sums = [[e.variable(spec.lanes) for _ in range(spec.vectors)] for _ in left]
     for r, v in np.ndindex(len(left), spec.vectors):

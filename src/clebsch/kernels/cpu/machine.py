@@ -139,7 +139,8 @@ def _sources() -> list[Path]:
     Coefficients and the order of terms are compiled into kernels, so that these three change them.
     """
     here = Path(__file__)
-    writers = [here, here.with_name("emit.py"), *sorted(here.parent.glob("*_code.py"))]
+    names = ("emit.py", "*_code.py", "convolution_*.py")
+    writers = [here, *(path for name in names for path in sorted(here.parent.glob(name)))]
     plans = [here.with_name("product.py"), here.parents[1] / "plan.py"]
     return [*writers, *plans, *sorted((here.parents[2] / "algebra").glob("*.py"))]
 

@@ -18,13 +18,21 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     torch.library.register_fake(f"clebsch::{name}", fake, lib=_library)
 
 
-def differentiable(
-    name: str, setup: Callable[..., None], backward: Callable[..., Any]
-) -> None:
+def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
     """Register the derivative of ``clebsch::name``."""
-    torch.library.register_autograd(
-        f"clebsch::{name}", backward, setup_context=setup, lib=_library
-    )
+    torch.library.register_autograd(f"clebsch::{name}", backward, setup_context=setup, lib=_library)
+
+
+def last(name: str) -> None:
+    """Refuse to differentiate ``clebsch::name``: torch alone would warn and leave the term out."""
+
+    def refuse(ctx: Any, *cotangents: Any) -> None:
+        raise NotImplementedError(
+            f"clebsch::{name} has no derivative: the llvm backend has first and second "
+            "derivatives; use_backend('reference') has all"
+        )
+
+    torch.library.register_autograd(f"clebsch::{name}", refuse, lib=_library)
 
 
 def remember(ctx: Any, inputs: tuple[Any, ...], n_settings: int) -> None:

@@ -15,8 +15,7 @@ from functools import cached_property
 from llvmlite import ir
 
 from clebsch.kernels.cpu import machine
-from clebsch.kernels.cpu.convolution_code import Workspace
-from clebsch.kernels.cpu.emit import Emitter
+from clebsch.kernels.cpu.emit import Emitter, Workspace
 
 Atoms = list[ir.Value]  # one vector of channels for each atom of a block
 
@@ -111,6 +110,12 @@ class _Writer:
             place = (index * self.n_atoms + a) * self.spec.lanes
             self.e.store(value, self.e.at(memory, place))
 
+    def add_to_row(self, memory: ir.Value, index: int, values: Atoms) -> None:
+        """Add to a row of scratch memory."""
+        held = self.row(memory, index)
+        sums = [self.e.add(x, y) for x, y in zip(held, values, strict=True)]
+        self.set_row(memory, index, sums)
+
     def mul(self, a: Atoms, b: Atoms) -> Atoms:
         return [self.e.mul(x, y) for x, y in zip(a, b, strict=True)]
 
@@ -164,7 +169,9 @@ class _Writer:
                 value = e.load(e.at(source, e.times(row, self.n_atoms * lanes)), lanes)
                 e.store(value, e.at(target, e.times(row, self.spec.channels)))
 
-    def sum_into(self, panel: ir.Value, number: int, products: Sequence[tuple[Atoms, Atoms]]) -> None:
+    def sum_into(
+        self, panel: ir.Value, number: int, products: Sequence[tuple[Atoms, Atoms]]
+    ) -> None:
         """Add products, summed over the block's atoms, to the derivative by a coefficient."""
         place = self.e.at(panel, number * self.spec.lanes)
         total = self.e.load(place, self.spec.lanes)
@@ -215,9 +222,7 @@ def write_gradients(spec: PolynomialSpec, weighted: bool, name: str) -> str:
     cotangent = k.scratch(spec.n_outputs)
     for channel, offset, place, count in k.blocks():
         k.read("basis", spec.n_variables, channel, place, count, basis)
-        k.read(
-            "cotangent", spec.n_outputs, channel, place, count, cotangent, missing_as_zero=True
-        )
+        k.read("cotangent", spec.n_outputs, channel, place, count, cotangent, missing_as_zero=True)
         _clear(k, d_basis)
         walk = _Reverse(
             k,
@@ -229,7 +234,7 @@ def write_gradients(spec: PolynomialSpec, weighted: bool, name: str) -> str:
         )
         for factor, node in spec.tree(range(spec.n_outputs)).children.items():
             value = walk.visit(node, k.row(basis, factor))
-            k.set_row(d_basis, factor, [k.e.add(x, y) for x, y in zip(k.row(d_basis, factor), value)])
+            k.add_to_row(d_basis, factor, value)
         k.write("d_basis", spec.n_variables, channel, place, count, d_basis)
     return k.e.finish(k.work.size)
 
@@ -302,8 +307,7 @@ def write_second(spec: PolynomialSpec, weighted: bool, name: str) -> str:
         for factor, node in spec.tree(range(spec.n_outputs)).children.items():
             _, t_value = walk.visit(node, k.row(basis, factor), k.row(t_basis, factor))
             if t_value is not None:
-                held = k.row(d_basis, factor)
-                k.set_row(d_basis, factor, [k.e.add(x, y) for x, y in zip(held, t_value)])
+                k.add_to_row(d_basis, factor, t_value)
         for output in range(spec.n_outputs):
             zeros = [k.e.zero(spec.lanes)] * k.n_atoms
             k.set_row(d_cotangent, output, walk.sums.get(output) or zeros)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.linear import by_species
-from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
+from clebsch.kernels.cpu.operators import define, differentiable, last, needed, remember
 from clebsch.kernels.cpu.polynomial_code import (
     PolynomialSpec,
     write_forward,
@@ -183,6 +183,7 @@ define(
 )
 differentiable("polynomial", _polynomial_setup, _polynomial_backward)
 differentiable("polynomial_gradients", _gradients_setup, _gradients_backward)
+last("polynomial_second")
 
 
 # --- calls ---
@@ -248,7 +249,9 @@ def _terms(key: str) -> tuple[ContractionPlan, int, list[tuple[int, tuple[int, .
 
 @lru_cache(maxsize=64)
 def _table(key: str, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(_terms(key)[3], dtype=dtype)
+    # Outside inference mode: a tensor born inside it could never be used in training.
+    with torch.inference_mode(False):
+        return torch.tensor(_terms(key)[3], dtype=dtype)
 
 
 @lru_cache(maxsize=64)

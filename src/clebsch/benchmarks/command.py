@@ -1,0 +1,214 @@
+"""``clebsch bench``: options, a table, a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from clebsch.cli_options import precision
+from clebsch.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from clebsch.benchmarks.jobs import Case, Contender, Mode
+
+DEFAULT_MODEL = "mace_small"
+DEFAULT_SIZES = "9,216,1000"
+_PEERS, _SUITES = ("mace-torch",), ("paper",)
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(help=f"Preset, or model file; {DEFAULT_MODEL} if not given."),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of atoms: 9 is ethanol, the others are rattled silicon, as near as a "
+            f"supercell comes; {DEFAULT_SIZES} if not given."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    step: Annotated[bool, typer.Option(help="Time a training step too.")] = True,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure a peer of equal architecture in turns: mace-torch (make peers)."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="paper: MACE as published, on 3BPA and silicon, instead of a model."),
+    ] = None,
+    tabulate: Annotated[
+        bool,
+        typer.Option(help="Measure tabulated path weights too, and the force error they make."),
+    ] = False,
+    kernels: Annotated[
+        bool, typer.Option(help="Also time each kernel, as a fraction of a large matrix product.")
+    ] = False,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Processes for each measurement; they take turns.")
+    ] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Of timed calls in each process, at least.")
+    ] = 2.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON with all times; clebsch-bench-DATE.json if not given."),
+    ] = None,
+) -> None:
+    """Time energies, forces and training steps here, and against mace-torch."""
+    from clebsch.benchmarks.compare import measure_all
+    from clebsch.benchmarks.record import results_table, write_record
+
+    modes: list[Mode] = ["energy_forces", "step"] if step else ["energy_forces"]
+    cases = _cases(model, sizes, suite)
+    contenders = _contenders(against, tabulate, cases)
+    path = out or Path(f"clebsch-bench-{datetime.now():%Y%m%d-%H%M%S}.json")
+    settings = _settings(dtype, threads, rounds)
+    if kernels:
+        settings["kernels"] = _kernels(cases[-1], dtype, threads, settings)
+    write_record(path, [], settings)  # a folder that cannot be written is found out now
+    with _progress() as progress:
+        rows = measure_all(
+            cases,
+            contenders,
+            modes=modes,
+            dtype=dtype,
+            threads=threads,
+            rounds=rounds,
+            timing={"min_seconds": seconds, "max_seconds": max(20.0, seconds)},
+            progress=progress,
+            save=lambda rows: write_record(path, rows, settings),
+        )
+    console = Console()
+    console.print(results_table(rows))
+    console.print(
+        f"{settings['dtype']}, threads: {threads}, rounds: {rounds}; large matrix product: "
+        f"{settings['gemm_multiply_adds_per_second'] / 1e9:.1f} G multiply-adds/s",
+        highlight=False,
+    )
+    console.print(f"All times: {path}", markup=False, highlight=False, soft_wrap=True)
+    failed = [f"{row.case.system.name}, {row.mode}: {row.error}" for row in rows if row.error]
+    for line in failed:
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _settings(dtype: str, threads: int, rounds: int) -> dict[str, Any]:
+    from clebsch.benchmarks.rates import gemm_rate
+
+    number = precision(dtype)
+    assert number is not None
+    return {
+        "command": ["clebsch", *sys.argv[1:]],
+        "dtype": dtype,
+        "threads": threads,
+        "rounds": rounds,
+        "gemm_multiply_adds_per_second": gemm_rate(number, threads),
+    }
+
+
+def _cases(model: str | None, sizes: str | None, suite: str | None) -> list[Case]:
+    from clebsch.benchmarks.compare import paper_cases
+    from clebsch.benchmarks.jobs import Case
+    from clebsch.benchmarks.structures import system_of_size
+
+    if suite is not None:
+        if suite not in _SUITES:
+            raise ConfigError(f"unknown --suite {suite!r}. {did_you_mean(suite, _SUITES)}")
+        if model is not None or sizes is not None:
+            raise ConfigError("--suite has its own models and sizes; give one or the other")
+        return paper_cases()
+    model = model or DEFAULT_MODEL
+    name, config, species = _model(model)
+    file = None if species is None else Path(model)
+    cases = []
+    for size in _numbers(sizes or DEFAULT_SIZES):
+        system = system_of_size(size, species)
+        cases.append(Case(system, config, name, species or system.species, file))
+    return cases
+
+
+def _model(model: str) -> tuple[str, Any, tuple[str, ...] | None]:
+    """Name, architecture, and the elements of a model file (None for a preset)."""
+    from clebsch.modelfile import load
+    from clebsch.models.presets import PRESETS, preset_config
+
+    if model in PRESETS or not (Path(model).exists() or model.endswith(".safetensors")):
+        return model, preset_config(model), None
+    potential = load(model)
+    return Path(model).name, potential.config, potential.species
+
+
+def _numbers(sizes: str) -> list[int]:
+    try:
+        return [int(size) for size in sizes.split(",")]
+    except ValueError:
+        raise ConfigError(f"--sizes are whole numbers such as 9,216,1000, not {sizes!r}") from None
+
+
+def _kernels(
+    case: Case, dtype: str, threads: int, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Rates of the last case's kernels on silicon of its size, printed at once."""
+    from clebsch.benchmarks.rates import kernel_rates, rates_table
+
+    number = precision(dtype)
+    assert number is not None
+    rates = kernel_rates(case.config, case.system.n_atoms, number, threads)
+    Console().print(rates_table(rates, settings["gemm_multiply_adds_per_second"]))
+    return [
+        {
+            "kernel": one.kernel,
+            "shape": one.shape,
+            "multiply_adds": one.multiply_adds,
+            "seconds": one.seconds,
+        }
+        for one in rates
+    ]
+
+
+def _contenders(against: str | None, tabulate: bool, cases: Sequence[Case]) -> list[Contender]:
+    from clebsch.benchmarks.jobs import OURS, TABULATED, mace_torch
+
+    ours = [OURS, TABULATED] if tabulate else [OURS]
+    if against is None:
+        return ours
+    if against not in _PEERS:
+        raise ConfigError(f"unknown --against {against!r}. {did_you_mean(against, _PEERS)}")
+    for case in cases:
+        if case.config.zbl:
+            raise ConfigError(f"{case.name}: mace-torch's repulsion is another one; use zbl=false")
+    return [*ours, *mace_torch()]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error that says what is being measured."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )

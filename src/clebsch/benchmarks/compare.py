@@ -1,0 +1,194 @@
+"""Measurements that take turns, their summaries, and ratios paired within one run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from clebsch.benchmarks.jobs import Case, Contender, MeasurementError, Mode, run_job
+from clebsch.benchmarks.structures import paper_systems
+from clebsch.models.config import MACEConfig
+
+#: The four rows of the published comparison and a larger crystal: system, channels, L.
+_PAPER_ROWS = (
+    ("5 x 3BPA", 256, 2),
+    ("5 x 3BPA", 256, 0),
+    ("Si 216", 128, 1),
+    ("Si 216", 128, 0),
+    ("Si 1000", 128, 1),
+)
+
+#: Called before every measurement with what it is, how many are done, and how many there are.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Row:
+    """One contender on one case in one mode, over all rounds.
+
+    Attributes:
+        case: system and model.
+        mode: energies and forces, or a training step.
+        contender: who.
+        results: what the process of each round gave; None where it failed.
+        error: why the last one that failed did, or None.
+    """
+
+    case: Case
+    mode: Mode
+    contender: str
+    results: list[dict[str, Any] | None] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """Results of the rounds that did not fail."""
+        return [result for result in self.results if result is not None]
+
+    @property
+    def round_medians(self) -> list[float | None]:
+        """Median time of a call in each round, s; None where it failed."""
+        return [
+            None if result is None else statistics.median(result["timing"]["seconds"])
+            for result in self.results
+        ]
+
+    def summary(self) -> dict[str, Any] | None:
+        """Times of all rounds' calls together in s, peak memory in MiB; None without any.
+
+        Memory "above" is the highest peak over what the process held before its first call.
+        """
+        if not self.done:
+            return None
+        seconds = [s for result in self.done for s in result["timing"]["seconds"]]
+        low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
+        timings = [result["timing"] for result in self.done]
+        known = [timing for timing in timings if timing["peak_mib"] is not None]
+        return {
+            "calls": len(seconds),
+            "median": median,
+            "min": min(seconds),
+            "lower_quartile": low,
+            "upper_quartile": high,
+            "max": max(seconds),
+            "us_per_atom": 1e6 * median / self.case.system.n_atoms,
+            "peak_mib": max((t["peak_mib"] for t in known), default=None),
+            "peak_above_mib": max((t["peak_mib"] - t["baseline_mib"] for t in known), default=None),
+        }
+
+
+def paper_cases() -> list[Case]:
+    """The published architecture with residual first layer, on molecules and silicon."""
+    systems = paper_systems()
+    return [
+        Case(
+            system=systems[name],
+            config=MACEConfig(
+                channels=channels, message_l=message_l, first_layer="residual", couplings="reduced"
+            ),
+            name=hidden_irreps(channels, message_l),
+            species=systems[name].species,
+        )
+        for name, channels, message_l in _PAPER_ROWS
+    ]
+
+
+def hidden_irreps(channels: int, message_l: int) -> str:
+    """Node features in the usual notation: 128x0e+1o."""
+    return f"{channels}x" + "+".join(
+        f"{degree}{'eo'[degree % 2]}" for degree in range(message_l + 1)
+    )
+
+
+def measure_all(
+    cases: Sequence[Case],
+    contenders: Sequence[Contender],
+    *,
+    modes: Sequence[Mode],
+    dtype: str,
+    threads: int,
+    rounds: int,
+    timing: Mapping[str, Any],
+    progress: Progress,
+    save: Callable[[Sequence[Row]], None],
+) -> list[Row]:
+    """Measure every contender on every case, one process at a time, in turns.
+
+    Within a round each case is measured by all contenders in a row, so that what they are compared
+    on happens within minutes; every round begins with another one.
+
+    Args:
+        cases: models on systems.
+        contenders: who.
+        modes: what is timed.
+        dtype: "float32" or "float64".
+        threads: of the CPU.
+        rounds: how often each measurement is repeated in a new process.
+        timing: arguments of ``clebsch.benchmarks.timing.measure``.
+        progress: called before every measurement.
+        save: called after every measurement with all rows so far.
+    """
+    rows = {
+        (i, mode, one.name): Row(case, mode, one.name)
+        for i, case in enumerate(cases)
+        for mode in modes
+        for one in contenders
+        if mode in one.modes
+    }
+    done, total = 0, rounds * len(rows)
+    for turn in range(rounds):
+        first = turn % len(contenders)
+        order = [*contenders[first:], *contenders[:first]]
+        for i, case in enumerate(cases):
+            for mode in modes:
+                job = case.job(mode, dtype, threads, timing)
+                for contender in (one for one in order if mode in one.modes):
+                    progress(f"{case.system.name}, {case.name}: {contender.name}", done, total)
+                    _measure(rows[i, mode, contender.name], contender, job)
+                    save(list(rows.values()))
+                    done += 1
+    return list(rows.values())
+
+
+def _measure(row: Row, contender: Contender, job: Mapping[str, Any]) -> None:
+    try:
+        row.results.append(run_job(contender, job))
+    except MeasurementError as error:
+        row.results.append(None)
+        row.error = str(error)
+
+
+def ratios(ours: Row, theirs: Row) -> dict[str, Any] | None:
+    """How many times as long theirs takes and as much memory: median and range over rounds.
+
+    Times are paired round by round. None if no round has both.
+    """
+    pairs = [
+        (mine, other)
+        for mine, other in zip(ours.round_medians, theirs.round_medians, strict=True)
+        if mine is not None and other is not None
+    ]
+    if not pairs:
+        return None
+    times = [other / mine for mine, other in pairs]
+    mine, other = ((row.summary() or {})["peak_above_mib"] for row in (ours, theirs))
+    return {
+        "time": statistics.median(times),
+        "time_min": min(times),
+        "time_max": max(times),
+        "memory": other / mine if mine and other is not None else None,
+    }
+
+
+def pairs(rows: Sequence[Row], ours: str) -> list[tuple[Row, Row]]:
+    """Every other contender's row with ours of the same case and mode."""
+    mine = {(id(row.case), row.mode): row for row in rows if row.contender == ours}
+    return [
+        (mine[id(row.case), row.mode], row)
+        for row in rows
+        if row.contender != ours and (id(row.case), row.mode) in mine
+    ]

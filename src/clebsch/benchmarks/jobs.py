@@ -1,0 +1,157 @@
+"""What is measured, by whom, and the process of its own in which it happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from clebsch.benchmarks.structures import System
+from clebsch.errors import ClebschError, ConfigError
+from clebsch.models.config import MACEConfig
+
+Mode = Literal["energy_forces", "step"]
+
+#: Where ``make peers`` puts the peer's environment: the root of the repository.
+PEERS = Path(__file__).resolve().parents[3] / ".peers"
+#: glibc settings that keep freed memory instead of returning it: without them about half of the
+#: peer's time goes into page faults of large temporaries.
+TUNED_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "1073741824",
+}
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who is measured.
+
+    Attributes:
+        name: for tables.
+        command: the process, which takes a job as JSON and prints its result as JSON.
+        environment: variables that it gets beside those of this process.
+        modes: what it is asked for.
+        options: what its jobs have beside those of others.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    modes: tuple[Mode, ...] = ("energy_forces", "step")
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+OURS = Contender("clebsch", (sys.executable, "-m", "clebsch.benchmarks.speed"))
+#: With path weights out of tables, for energies and forces.
+TABULATED = Contender(
+    "clebsch, tabulated", OURS.command, modes=("energy_forces",), options={"tabulated": True}
+)
+
+
+def mace_torch(peers: Path | None = None) -> tuple[Contender, Contender]:
+    """mace-torch as it comes, and with the tuned allocator.
+
+    Args:
+        peers: where its environment is; ``PEERS`` if None.
+
+    Raises:
+        ConfigError: its environment is missing.
+    """
+    peers = PEERS if peers is None else peers
+    python = peers / "bin" / "python"
+    if not (peers / ".mace-torch").exists():
+        raise ConfigError(f"mace-torch is not installed in {peers}: run make peers in a clone")
+    command = (str(python), str(_HERE / "peers" / "mace_torch.py"))
+    return (
+        Contender("mace-torch", command),
+        Contender("mace-torch, tuned malloc", command, TUNED_ALLOCATOR),
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a system.
+
+    Attributes:
+        system: the structures.
+        config: the architecture.
+        name: of the model, for tables.
+        species: the model's elements.
+        model: a model file with weights; random weights if None.
+    """
+
+    system: System
+    config: MACEConfig
+    name: str
+    species: tuple[str, ...]
+    model: Path | None = None
+
+    def job(
+        self, mode: Mode, dtype: str, threads: int, timing: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """As JSON: all that either side needs to know; lengths in Angstrom.
+
+        Args:
+            mode: energies and forces, or a training step.
+            dtype: "float32" or "float64".
+            threads: of the CPU.
+            timing: arguments of ``clebsch.benchmarks.timing.measure``.
+        """
+        n_edges = self.system.n_edges(self.config.cutoff)
+        return {
+            "architecture": self.config.model_dump(mode="json"),
+            "model": None if self.model is None else str(self.model),
+            "species": [atomic_numbers[symbol] for symbol in self.species],
+            "avg_num_neighbors": max(n_edges, 1) / self.system.n_atoms,
+            "structures": [
+                {
+                    "numbers": atoms.numbers.tolist(),
+                    "positions": atoms.positions.tolist(),
+                    "cell": np.asarray(atoms.cell).tolist(),
+                    "pbc": atoms.pbc.tolist(),
+                }
+                for atoms in self.system.frames
+            ],
+            "mode": mode,
+            "dtype": dtype,
+            "threads": threads,
+            "timing": dict(timing),
+        }
+
+
+class MeasurementError(ClebschError):
+    """A process that measures ended without a result."""
+
+
+def run_job(contender: Contender, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure in a process of its own, so that peak memory is that of this case alone.
+
+    The allocator is glibc's as it comes, unless the contender says otherwise.
+
+    Raises:
+        MeasurementError: the process failed; the message has its last line.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in TUNED_ALLOCATOR}
+    environment |= {"OMP_NUM_THREADS": str(job["threads"]), **contender.environment}
+    ended = subprocess.run(
+        contender.command,
+        input=json.dumps({**job, **contender.options}),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if ended.returncode != 0:
+        last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+        raise MeasurementError(f"{contender.name}: {last}")
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return result

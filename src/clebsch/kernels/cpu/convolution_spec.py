@@ -1,0 +1,128 @@
+"""What a convolution's kernels are compiled for, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from clebsch.kernels.cpu import machine
+from clebsch.kernels.plan import ConvolutionPlan
+
+#: Edges whose path weights are made at once.
+BLOCK = 16
+#: In place of a hidden layer's width: path weights come out of a table.
+TABLE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class ConvolutionSpec:
+    """What a kernel is compiled for.
+
+    Attributes:
+        plan: paths and coefficients.
+        channels: K.
+        hidden: F, the width of the radial network's last hidden layer, a multiple of ``wide``;
+            0 where path weights are given instead, TABLE where they come out of a table.
+        bits: of the real type.
+    """
+
+    plan: ConvolutionPlan
+    channels: int
+    hidden: int
+    bits: int
+
+    @property
+    def wide(self) -> int:
+        """Lanes of the machine's vectors."""
+        return machine.vector_bytes() * 8 // self.bits
+
+    @cached_property
+    def lanes(self) -> int:
+        """Lanes of the vectors that hold channels: the most that divide their number."""
+        lanes = self.wide
+        while self.channels % lanes:
+            lanes //= 2
+        return lanes
+
+    @cached_property
+    def vectors(self) -> int:
+        """Vectors in a chunk of channels."""
+        return 2 if self.channels % (2 * self.lanes) == 0 else 1
+
+    @property
+    def chunk(self) -> int:
+        """Channels in a chunk."""
+        return self.lanes * self.vectors
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks in all channels."""
+        return self.channels // self.chunk
+
+    @cached_property
+    def n_harmonics(self) -> int:
+        """Components of the harmonics, rounded up so that their sums fill whole vectors."""
+        return -(-self.plan.harmonic_irreps.dim // self.lanes) * self.lanes
+
+    @cached_property
+    def entries(self) -> dict[tuple[int, int, int], list[tuple[int, float]]]:
+        """(path, m2, m3) -> [(harmonic component, coefficient)], without what is zero."""
+        found = {}
+        for index, path in enumerate(self.plan.paths):
+            table = self.plan.coefficients(path)
+            start = self.plan.harmonic_irreps.slices[path.harmonic].start
+            for m2 in range(table.shape[1]):
+                for m3 in range(table.shape[2]):
+                    nonzero = np.flatnonzero(np.abs(table[:, m2, m3]) > 1e-14)
+                    if len(nonzero):
+                        terms = [(start + int(m), float(table[m, m2, m3])) for m in nonzero]
+                        found[index, m2, m3] = terms
+        return found
+
+    @cached_property
+    def rank(self) -> dict[tuple[int, int, int], int]:
+        """Numbers the entries."""
+        return {entry: index for index, entry in enumerate(self.entries)}
+
+    @cached_property
+    def out_component(self) -> list[list[int]]:
+        """[path][m3]: the component of the output."""
+        seen = [0] * len(self.plan.out_irreps)
+        components = []
+        for path in self.plan.paths:
+            block, copies = self.plan.out_blocks[path.out], self.plan.paths_per_out[path.out]
+            dim = self.plan.out_irreps[path.out].dim
+            components.append([block.start + m * copies + seen[path.out] for m in range(dim)])
+            seen[path.out] += 1
+        return components
+
+    def node_component(self, path: int, m2: int) -> int:
+        """The component of the sender's features."""
+        return self.plan.node_irreps.slices[self.plan.paths[path].node].start + m2
+
+    def node_dim(self, path: int) -> int:
+        """Number of m2."""
+        return self.plan.node_irreps[self.plan.paths[path].node].dim
+
+    def out_dim(self, path: int) -> int:
+        """Number of m3."""
+        return self.plan.out_irreps[self.plan.paths[path].out].dim
+
+    @property
+    def key(self) -> str:
+        """Tells this specification from others."""
+        plan = self.plan
+        irreps = f"{plan.node_irreps}|{plan.harmonic_irreps}|{plan.out_irreps}"
+        return f"{irreps}|{self.channels}|{self.hidden}|{self.bits}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which derivatives a kernel computes."""
+
+    radial: bool  # d_hidden, or d_weights where path weights are given
+    weight: bool  # d_weight, of the last radial layer
+    nodes: bool
+    harmonics: bool

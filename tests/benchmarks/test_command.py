@@ -1,0 +1,96 @@
+"""``clebsch bench`` from its options to its table and file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import clebsch
+from clebsch.benchmarks import jobs
+from clebsch.cli import main
+
+SETTINGS = {"channels": 2, "l_max": 1, "correlation": 2, "cutoff": 3.0, "first_layer": "residual"}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    clebsch.build(SETTINGS, ["H", "C", "O"]).save(tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *map(str, arguments)])
+    return int(ended.value.code or 0)
+
+
+def test_a_model_file_is_measured(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    out = tmp_path / "bench.json"
+    options = ("--sizes", "9", "--no-step", "--rounds", "1", "--seconds", "0", "--out", out)
+    assert run(model, *options) == 0
+    printed = capsys.readouterr().out
+    assert "ethanol" in printed
+    assert "G multiply-adds/s" in printed
+    assert str(out) in printed
+    written = json.loads(out.read_text())
+    (result,) = written["results"]
+    assert result["mode"] == "energy_forces"
+    assert result["config"]["channels"] == 2
+    assert result["summary"]["calls"] >= 5
+    assert written["rounds"] == 1
+
+
+def test_what_failed_is_said_and_the_rest_is_kept(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    code = "raise MemoryError('too little')"
+    monkeypatch.setattr(jobs, "OURS", jobs.Contender("clebsch", (sys.executable, "-c", code)))
+    out = tmp_path / "bench.json"
+    assert run(model, "--sizes", "9", "--no-step", "--rounds", "1", "--out", out) == 1
+    captured = capsys.readouterr()
+    assert "failed" in captured.out
+    assert "MemoryError: too little" in captured.err
+    assert "too little" in json.loads(out.read_text())["results"][0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mace_smal",), "'mace_small'"),
+        (("absent.safetensors",), "absent.safetensors"),
+        (("--dtype", "float16"), "float16"),
+        (("--sizes", "many"), "'many'"),
+        (("--sizes", "0"), "1 or more"),
+        (("--suite", "papers"), "'paper'"),
+        (("--suite", "paper", "--sizes", "9"), "has its own"),
+        (("--against", "mace"), "'mace-torch'"),
+        (("--against", "mace-torch"), "run make peers"),
+        (("--sizes", "9", "--out", "absent/bench.json"), "absent"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "PEERS", tmp_path)
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not list(tmp_path.glob("*.json"))

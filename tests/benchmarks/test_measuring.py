@@ -1,0 +1,238 @@
+"""What is timed, how it is summed up, and what the file says. No test asserts a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clebsch.benchmarks import compare, jobs, rates, record, speed, timing
+from clebsch.benchmarks.structures import system_of_size
+from clebsch.errors import ConfigError
+from clebsch.models.config import MACEConfig
+
+TINY = MACEConfig(
+    channels=2, l_max=1, message_l=1, correlation=2, cutoff=3.0, first_layer="residual"
+)
+QUICK = {"min_calls": 2, "min_seconds": 0.0, "max_seconds": 5.0}
+
+
+def case(size: int = 9) -> jobs.Case:
+    system = system_of_size(size)
+    return jobs.Case(system, TINY, "tiny", system.species)
+
+
+def row(contender: str, *rounds: list[float] | None, of: jobs.Case | None = None) -> compare.Row:
+    """A row as processes would have left it: each peak 10 MiB above 100."""
+    measured = compare.Row(of or case(), "step", contender)
+    for seconds in rounds:
+        times = {"seconds": seconds, "baseline_mib": 100.0, "peak_mib": 110.0}
+        versions = {contender: "1.0"}
+        result = {"timing": times, "n_edges": 5, "n_parameters": 7, "versions": versions}
+        measured.results.append(None if seconds is None else result)
+    return measured
+
+
+# --- timing -----------------------------------------------------------------------------------
+
+
+def test_warm_ups_are_not_timed():
+    calls = []
+    timed = timing.measure(lambda: calls.append(1), min_calls=4, min_seconds=0.0)
+    assert len(timed["seconds"]) == 4
+    assert len(calls) == 4 + timing.WARMUPS
+
+
+def test_a_slow_call_is_timed_once():
+    timed = timing.measure(lambda: time.sleep(0.02), min_seconds=9.0, max_seconds=0.01)
+    assert len(timed["seconds"]) == 1
+    assert timed["seconds"][0] >= 0.02
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_peak_memory_is_that_of_the_calls():
+    def call() -> None:
+        np.ones(8 * 2**20)  # 64 MiB, freed at once
+
+    np.ones(32 * 2**20)  # 256 MiB before the measurement do not count
+    timed = timing.measure(call, min_calls=1, min_seconds=0.0)
+    assert 60 <= timed["peak_mib"] - timed["baseline_mib"] <= 120
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_memory_that_was_freed_before_is_not_called_held():
+    blocks = [bytearray(60_000) for _ in range(1500)]  # 86 MiB that the allocator keeps when freed
+    kept = bytearray(60_000)  # at the end of the heap, so that it is not trimmed by itself
+    blocks.clear()
+    held = timing.memory_mib("VmRSS")
+    timed = timing.measure(lambda: None, min_calls=1, min_seconds=0.0)
+    assert held is not None
+    assert timed["baseline_mib"] < held - 40
+    assert len(kept) == 60_000
+
+
+def test_the_matrix_product_has_a_rate():
+    before = torch.get_num_threads()
+    assert rates.gemm_rate(torch.float32, 1, size=64) > 1e6
+    assert torch.get_num_threads() == before
+
+
+def test_rates_are_shown_beside_the_matrix_product():
+    rate = rates.KernelRate("convolve", "64 atoms", multiply_adds=10**9, seconds=0.1)
+    assert rate.rate == 1e10
+    assert list(rates.rates_table([rate], gemm=4e10).columns[4].cells) == ["25%"]
+
+
+# --- our side ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["energy_forces", "step"])
+def test_a_measurement_says_what_it_ran(mode: jobs.Mode):
+    result = speed.measure_job(case().job(mode, "float64", 1, QUICK))
+    assert result["n_atoms"] == 9
+    assert result["n_edges"] == system_of_size(9).n_edges(3.0)
+    assert len(result["timing"]["seconds"]) == 2
+    assert min(result["timing"]["seconds"]) > 0
+    assert result["timing"]["cpu_per_wall"] > 0
+    json.dumps(result)
+
+
+def test_a_step_trains_every_weight():
+    job = case().job("step", "float64", 1, QUICK)
+    potential = speed._potential(job)
+    before = {name: p.detach().clone() for name, p in potential.named_parameters()}
+    speed.training_step(potential, [speed._frame(one) for one in job["structures"]])()
+    # hydrogen, carbon and oxygen are all there, so no weight is without a gradient
+    for name, parameter in potential.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+def contender(code: str, **environment: str) -> jobs.Contender:
+    return jobs.Contender("somebody", (sys.executable, "-c", code), environment)
+
+
+def test_a_process_that_fails_is_named_with_its_last_line():
+    with pytest.raises(jobs.MeasurementError, match="somebody: ValueError: no such luck"):
+        jobs.run_job(contender("raise ValueError('no such luck')"), {"threads": 1})
+
+
+def test_the_allocator_is_as_it_comes_unless_tuned(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "5")
+    code = (
+        "import json, os; "
+        "print(json.dumps({k: v for k, v in os.environ.items() if k[:4] in ('MALL', 'OMP_')}))"
+    )
+    plain = jobs.run_job(contender(code), {"threads": 3})
+    tuned = jobs.run_job(contender(code, **jobs.TUNED_ALLOCATOR), {"threads": 3})
+    assert "MALLOC_TOP_PAD_" not in plain
+    assert plain["OMP_NUM_THREADS"] == "3"
+    assert tuned["MALLOC_TOP_PAD_"] == "1073741824"
+
+
+def test_a_missing_peer_says_how_to_get_it(tmp_path: Path):
+    with pytest.raises(ConfigError, match="run make peers"):
+        jobs.mace_torch(tmp_path)
+
+
+def test_contenders_take_turns_and_a_failure_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch):
+    order = []
+
+    def run_job(who: jobs.Contender, job: dict[str, Any]) -> dict[str, Any]:
+        order.append(who.name)
+        if who.name == "b" and len(order) > 2:
+            raise jobs.MeasurementError("b: out of memory")
+        times = {"seconds": [1.0], "baseline_mib": None, "peak_mib": None}
+        return {"timing": times, "n_edges": 1, "versions": {}}
+
+    monkeypatch.setattr(compare, "run_job", run_job)
+    seen: list[tuple[int, int]] = []
+    rows = compare.measure_all(
+        [case()],
+        [jobs.Contender("a", ()), jobs.Contender("b", ())],
+        modes=["step"],
+        dtype="float32",
+        threads=1,
+        rounds=2,
+        timing=QUICK,
+        progress=lambda what, done, total: seen.append((done, total)),
+        save=lambda rows: None,
+    )
+    assert order == ["a", "b", "b", "a"]
+    assert seen == [(i, 4) for i in range(4)]
+    assert [one.round_medians for one in rows] == [[1.0, 1.0], [1.0, None]]
+    assert rows[1].error == "b: out of memory"
+    assert rows[1].summary()["peak_mib"] is None
+
+
+# --- summaries --------------------------------------------------------------------------------
+
+
+def test_a_summary_is_over_all_calls_of_all_rounds():
+    summary = row("clebsch", [1.0, 2.0], None, [3.0, 4.0, 5.0]).summary()
+    assert summary is not None
+    assert summary["calls"] == 5
+    assert (summary["min"], summary["median"], summary["max"]) == (1.0, 3.0, 5.0)
+    assert (summary["lower_quartile"], summary["upper_quartile"]) == (2.0, 4.0)
+    assert summary["us_per_atom"] == pytest.approx(3e6 / 9)
+    assert (summary["peak_mib"], summary["peak_above_mib"]) == (110.0, 10.0)
+
+
+def test_ratios_are_paired_round_by_round():
+    ours, theirs = row("clebsch", [1.0], [2.0], [1.0]), row("peer", [4.0], [6.0], None)
+    ratio = compare.ratios(ours, theirs)
+    # 4/1 and 6/2; the ratio of the medians would be another one, 5/1
+    assert ratio == {"time": 3.5, "time_min": 3.0, "time_max": 4.0, "memory": 1.0}
+    assert compare.ratios(row("clebsch", None), row("peer", [1.0])) is None
+
+
+def test_the_paper_suite_is_the_published_architecture():
+    cases = compare.paper_cases()
+    assert [(one.system.name, one.name) for one in cases] == [
+        ("5 x 3BPA", "256x0e+1o+2e"),
+        ("5 x 3BPA", "256x0e"),
+        ("Si 216", "128x0e+1o"),
+        ("Si 216", "128x0e"),
+        ("Si 1000", "128x0e+1o"),
+    ]
+    assert {one.config.first_layer for one in cases} == {"residual"}
+
+
+def test_the_file_holds_everything(tmp_path: Path):
+    shared = case()
+    rows = [
+        row("clebsch", [1.0, 1.5], [2.0], of=shared),
+        row("peer", [4.0], None, of=shared),
+        row("late", of=shared),
+    ]
+    settings = {"dtype": "float32", "threads": 1, "rounds": 2}
+    record.write_record(tmp_path / "bench.json", rows, settings)
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["format"] == "clebsch-bench"
+    assert {"cpu", "cores", "memory_gib", "python"} <= set(written["machine"])
+    assert written["versions"] == {"clebsch": {"clebsch": "1.0"}, "peer": {"peer": "1.0"}}
+    assert written["threads"] == 1
+    ours, theirs = written["results"]
+    assert ours["rounds"][0]["seconds"] == [1.0, 1.5]
+    assert theirs["rounds"][1] is None
+    assert ours["config"]["channels"] == 2
+    assert (ours["n_atoms"], ours["n_edges"], ours["n_parameters"]) == (9, 5, 7)
+    assert [one["ratio"]["time"] for one in written["ratios"]] == [3.2]
+
+
+def test_the_table_shows_failures_and_ratios():
+    shared = case()
+    table = record.results_table(
+        [row("clebsch", [0.001], of=shared), row("peer", [0.004], of=shared), row("lost", None)]
+    )
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["ms"] == ["1.00", "4.00", "failed"]
+    assert columns["x ours"] == ["", "4.00", ""]

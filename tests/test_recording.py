@@ -1,0 +1,159 @@
+"""Replaying a recording is running the modules: the same bits, whatever changes in between."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from ase import Atoms
+from torch import Tensor
+
+import clebsch
+from builders import MODELS, STRUCTURES, ethanol, potential, skewed_cell
+from clebsch.recording import Recording
+
+OUTPUTS = ("energy", "forces", "virial", "site_energies", "layer_energies")
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record at the first evaluation."""
+    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+
+
+def same(one: clebsch.Prediction, other: clebsch.Prediction) -> bool:
+    pairs = [(getattr(one, name), getattr(other, name)) for name in OUTPUTS]
+    return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("model", list(MODELS))
+def test_a_replayed_evaluation_has_the_bits_of_the_modules(
+    model: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded once, replayed for other sizes, alone and in batches."""
+    tested = potential(model, dtype)
+    batches = [[build()] for build in STRUCTURES.values()] + [[ethanol(), skewed_cell()] * 2]
+    for atoms in batches:
+        graph = tested.graph(atoms)
+        monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+        expected = tested(graph, OUTPUTS)
+        monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+        assert same(tested(graph, OUTPUTS), expected)
+        energy = tested(graph, "energy").energy
+        assert energy is not None
+        assert expected.energy is not None
+        assert torch.equal(energy, expected.energy)
+    assert len(tested._recordings) == 2  # with and without derivatives
+
+
+def gradients(tested: clebsch.Potential, atoms: Atoms | list[Atoms]) -> list[Tensor]:
+    prediction = tested(tested.graph(atoms), ("energy", "forces", "virial"), differentiable=True)
+    assert prediction.energy is not None
+    assert prediction.forces is not None
+    assert prediction.virial is not None
+    loss = prediction.energy.square().sum() + prediction.forces.square().sum()
+    loss = loss + prediction.virial.square().sum()
+    parameters = list(tested.parameters())
+    return list(torch.autograd.grad(loss, parameters, materialize_grads=True))
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_a_replayed_gradient_has_the_bits_of_autograd(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = potential(model)
+    for atoms in (skewed_cell(), [skewed_cell(), skewed_cell(), ethanol()]):
+        monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+        expected = gradients(tested, atoms)
+        monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+        for found, wanted in zip(gradients(tested, atoms), expected, strict=True):
+            assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("how", ["fused optimiser", "data", "copy_", "load_state_dict"])
+def test_every_change_of_weights_is_noticed(always: None, how: str) -> None:
+    tested = potential()
+    graph = tested.graph(ethanol())
+    before = tested(graph).energy
+    parameters = [p for p in tested.model.parameters() if p.requires_grad]
+    if how == "fused optimiser":
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.Adam(parameters, lr=0.01, fused=True).step()
+    elif how == "data":
+        parameters[0].data *= 1.01
+    elif how == "copy_":
+        with torch.no_grad():
+            parameters[0].copy_(1.01 * parameters[0])
+    else:
+        changed = {name: 1.01 * value for name, value in tested.state_dict().items()}
+        tested.load_state_dict(changed)
+    after = tested(graph).energy
+    tested._recordings.clear()
+    assert before is not None
+    assert after is not None
+    assert not torch.equal(before, after)
+    again = copy.deepcopy(tested).use_backend("llvm")
+    expected = again(graph).energy
+    assert expected is not None
+    assert torch.equal(after, expected)
+
+
+def test_structures_too_small_to_replay_are_evaluated(always: None) -> None:
+    tested = potential()
+    for atoms in (Atoms("O"), Atoms("OH", [[0, 0, 0], [0, 0, 20]]), ethanol()):
+        prediction = tested(tested.graph(atoms))
+        assert prediction.forces is not None
+        assert torch.isfinite(prediction.forces).all()
+
+
+def test_copies_and_other_backends_do_not_inherit_recordings(always: None) -> None:
+    tested = potential()
+    graph = tested.graph(ethanol())
+    forces = tested(graph).forces
+    assert tested._recordings
+    assert not copy.deepcopy(tested)._recordings
+    tested.float()
+    assert not tested._recordings
+    tested.double().use_backend("reference")
+    reference = tested(graph).forces
+    assert not tested._recordings
+    assert forces is not None
+    assert reference is not None
+    torch.testing.assert_close(forces, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_recording_comes_after_a_number_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 3)
+    tested = potential()
+    graph = tested.graph(ethanol())
+    for call in range(5):
+        tested(graph)
+        assert bool(tested._recordings) == (call >= 3)
+
+
+def test_work_on_weights_is_done_once() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+
+    def function(x: Tensor, cotangent: Tensor) -> tuple[tuple[Tensor], tuple[Tensor]]:
+        y = x.detach() @ torch.linalg.matrix_exp(weight)
+        (gradient,) = torch.autograd.grad(y, weight, cotangent)
+        return (y.detach(),), (gradient,)
+
+    recording = Recording(function, [torch.zeros(7, 4).double()], [torch.zeros(7, 4).double()])
+    prepared = [str(node.target) for node in recording._prepare.graph.nodes]
+    assert any("matrix_exp" in name for name in prepared)
+    assert not any("matrix_exp" in str(node.target) for node in recording._first.graph.nodes)
+    x, g = torch.randn(5, 4).double(), torch.randn(5, 4).double()
+    (y,), begun = recording.begin(x)
+    (gradient,) = recording.finish(begun, g)
+    expected = x @ torch.linalg.matrix_exp(weight)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, weight, g)[0])
