@@ -106,6 +106,19 @@ def test_every_change_of_weights_is_noticed(always: None, how: str) -> None:
     assert torch.equal(after, expected)
 
 
+def test_parameters_unfrozen_later_get_their_gradients(always: None) -> None:
+    tested = potential().requires_grad_(False)
+    tested.model.embedding.requires_grad_(True)
+    graph = tested.graph(ethanol())
+    for unfrozen in ([], [tested.model.layers[0].product.weights]):
+        for parameter in unfrozen:
+            parameter.requires_grad_(True)
+        forces = tested(graph, "forces", differentiable=True).forces
+        assert forces is not None
+        forces.square().sum().backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in unfrozen)
+
+
 def test_structures_too_small_to_replay_are_evaluated(always: None) -> None:
     tested = potential()
     for atoms in (Atoms("O"), Atoms("OH", [[0, 0, 0], [0, 0, 20]]), ethanol()):

@@ -306,7 +306,9 @@ class Potential(nn.Module):
     ) -> dict[str, Tensor]:
         """Results by replaying a recording, which is made when it is first needed."""
         wanted = tuple(sorted(asked - {"stress"} | ({"virial"} if "stress" in asked else set())))
-        key = (needs_gradient, wanted if differentiable else ())
+        key: Any = needs_gradient
+        if differentiable:
+            key = (needs_gradient, wanted, *(p.requires_grad for p in self.parameters()))
         if key not in self._recordings:
             self._recordings[key] = self._record(needs_gradient, wanted, differentiable)
         names, parameters, recording = self._recordings[key]
@@ -383,7 +385,7 @@ class Potential(nn.Module):
         """A copy for inference whose path weights are tabulated as functions of the distance.
 
         It is faster where radial networks cost much, and cannot be trained or saved. Its forces
-        differ by what splines cost, of fourth order in ``spacing``.
+        differ by the slopes' error of cubic splines, of third order in ``spacing``.
 
         Args:
             spacing: Angstrom between the distances of the tables.

@@ -144,6 +144,9 @@ def _cells(row: Row, ratio: Mapping[str, Any] | None) -> list[str]:
     edges = str(row.done[0]["n_edges"]) if row.done else ""
     cells = [system.name, str(system.n_atoms), edges, row.case.name]
     cells += [_MODES[row.mode], row.contender]
+    error = row.done[0].get("force_error") if row.done else None
+    if error is not None:
+        cells[-1] += f" (forces to {error:.0e} eV/Å)"
     summary = row.summary()
     if summary is None:
         return [*cells, "failed"]

@@ -19,13 +19,13 @@ def load_backend(name: str) -> Kernels:
     """A backend by name.
 
     Raises:
-        BackendError: no such backend, or one that this machine cannot import.
+        BackendError: no such backend, or one that this machine cannot import or compile.
     """
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}. {did_you_mean(name, BACKENDS)}")
     try:
         module = importlib.import_module(BACKENDS[name])
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:
         raise BackendError(f"the {name} backend cannot be used on this machine: {error}") from None
     return Kernels(name, *(getattr(module, field.name) for field in fields(Kernels)[1:]))
 

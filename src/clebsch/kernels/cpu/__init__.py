@@ -4,11 +4,12 @@
 ``polynomial_code`` write them, ``convolution`` and ``product`` are the operators that torch sees,
 with first and second derivatives. Values and derivatives equal those of
 ``clebsch.kernels.reference`` to rounding. Third derivatives do not exist here: asking for them
-raises torch's own error.
+raises an error.
 """
 
 from __future__ import annotations
 
+from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.activation import silu
 from clebsch.kernels.cpu.convolution import convolve, convolve_radial, convolve_table
 from clebsch.kernels.cpu.harmonics import spherical_harmonics
@@ -25,3 +26,5 @@ __all__ = [
     "silu",
     "spherical_harmonics",
 ]
+
+machine.check()

@@ -24,7 +24,7 @@ def write(name: str, bits: int) -> str:
     formula, n_in, n_out = _FORMULAS[name]
     names = [f"in{i}" for i in range(n_in)] + [f"out{i}" for i in range(n_out)]
     e = Emitter(name, [*names, "work"], ("start", "stop"), bits)
-    wide = machine.vector_bytes() * 8 // bits
+    wide = machine.wide(bits)
     whole = e.minus(e["stop"], e.remainder(e.minus(e["stop"], e["start"]), wide))
     for lanes, start, stop in ((wide, e["start"], whole), (1, whole, e["stop"])):
         with e.loop(start, stop, lanes) as i:

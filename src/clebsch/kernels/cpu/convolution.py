@@ -77,7 +77,7 @@ def convolve_table(
 
 def _filled(hidden: int, bits: int) -> int:
     """The width of hidden layers, filled up to whole vectors."""
-    wide = machine.vector_bytes() * 8 // bits
+    wide = machine.wide(bits)
     return -(-hidden // wide) * wide
 
 

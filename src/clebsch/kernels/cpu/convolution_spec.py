@@ -36,15 +36,12 @@ class ConvolutionSpec:
     @property
     def wide(self) -> int:
         """Lanes of the machine's vectors."""
-        return machine.vector_bytes() * 8 // self.bits
+        return machine.wide(self.bits)
 
     @cached_property
     def lanes(self) -> int:
         """Lanes of the vectors that hold channels: the most that divide their number."""
-        lanes = self.wide
-        while self.channels % lanes:
-            lanes //= 2
-        return lanes
+        return machine.lanes(self.channels, self.bits)
 
     @cached_property
     def vectors(self) -> int:

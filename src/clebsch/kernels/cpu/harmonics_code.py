@@ -156,7 +156,7 @@ def write(name: str, l_max: int, bits: int) -> str:
         "harmonics_second": (_second, ("xyz", "cotangent", "t_xyz", "d_xyz", "d_cotangent")),
     }[name]
     e = Emitter(name, [*pointers, "work"], ("start", "stop", "n_edges"), bits)
-    wide = machine.vector_bytes() * 8 // bits
+    wide = machine.wide(bits)
     whole = e.minus(e["stop"], e.remainder(e.minus(e["stop"], e["start"]), wide))
     for lanes, start, stop in ((wide, e["start"], whole), (1, whole, e["stop"])):
         with e.loop(start, stop, lanes) as edge:

@@ -46,6 +46,19 @@ def vector_bytes() -> int:
     return 32 if features().get("avx") else 16
 
 
+def wide(bits: int) -> int:
+    """Numbers in a vector register."""
+    return vector_bytes() * 8 // bits
+
+
+def lanes(channels: int, bits: int) -> int:
+    """Numbers in the widest vectors that divide the number of channels."""
+    count = wide(bits)
+    while channels % count:
+        count //= 2
+    return count
+
+
 @lru_cache(maxsize=1)
 def many_registers() -> bool:
     """Whether there are 32 vector registers; else there are 16."""
@@ -105,6 +118,15 @@ def _target_machine() -> Any:
         codemodel="jitdefault",
         jit=True,
     )
+
+
+def check() -> None:
+    """Find out whether LLVM can compile for this machine.
+
+    Raises:
+        RuntimeError: it cannot.
+    """
+    _target_machine()
 
 
 def _compile(assembly: str) -> bytes:

@@ -60,10 +60,7 @@ class PolynomialSpec:
     @cached_property
     def lanes(self) -> int:
         """Lanes of the vectors: the most that divide the number of channels."""
-        lanes = machine.vector_bytes() * 8 // self.bits
-        while self.channels % lanes:
-            lanes //= 2
-        return lanes
+        return machine.lanes(self.channels, self.bits)
 
     @property
     def n_chunks(self) -> int:

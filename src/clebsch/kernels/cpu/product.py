@@ -38,7 +38,9 @@ def contract_slots(
 def _evaluate(key: str, variables: Tensor, weights: Tensor, species: Tensor) -> Tensor:
     spec = _spec(key, variables.shape[2], variables.dtype.itemsize * 8)
     shaped = weights.unflatten(2, (spec.n_chunks, spec.lanes)).transpose(1, 2)
-    coefficients = _table(key, weights.dtype) @ shaped  # [species, chunk, T, channel]
+    coefficients = (
+        torch.from_numpy(_table(key, weights.dtype)) @ shaped
+    )  # [species, chunk, T, channel]
     order, ptr = by_species(species, len(weights))
     out: Tensor = torch.ops.clebsch.polynomial(key, coefficients, variables, order, ptr)
     return out
@@ -248,10 +250,10 @@ def _terms(key: str) -> tuple[ContractionPlan, int, list[tuple[int, tuple[int, .
 
 
 @lru_cache(maxsize=64)
-def _table(key: str, dtype: torch.dtype) -> Tensor:
-    # Outside inference mode: a tensor born inside it could never be used in training.
-    with torch.inference_mode(False):
-        return torch.tensor(_terms(key)[3], dtype=dtype)
+def _table(key: str, dtype: torch.dtype) -> np.ndarray:
+    """An array: a tensor born while recording, or in inference mode, could not serve elsewhere."""
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    return _terms(key)[3].astype(kind)
 
 
 @lru_cache(maxsize=64)
