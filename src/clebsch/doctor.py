@@ -20,11 +20,9 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from clebsch.errors import BackendError, ModelFileError
-from clebsch.factory import assemble
+from clebsch.errors import BackendError
 from clebsch.kernels.dispatch import BACKENDS, load_backend
-from clebsch.modelfile import FORMAT, FORMAT_VERSION, TOLERANCES, read_tensors
-from clebsch.models.presets import model_config
+from clebsch.modelfile import TOLERANCES, read_potential, reference_structure
 from clebsch.potential import Potential, example_structure
 
 #: What networks compute in.
@@ -124,21 +122,8 @@ def read_unverified(path: Path | str) -> tuple[Potential, Stored]:
     Raises:
         ModelFileError: the file is missing, damaged, or holds something else.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT or metadata["format_version"] > FORMAT_VERSION:
-        raise ModelFileError(f"{path}: not a potential that this Clebsch can read")
-    potential = assemble(
-        model_config(metadata["config"]),
-        metadata["species"],
-        avg_num_neighbors=metadata["avg_num_neighbors"],
-        dtype=getattr(torch, metadata["dtype"]),
-    )
-    try:
-        potential.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ModelFileError(f"{path}: the weights do not fit the configuration: {error}") from None
-    stored = metadata["reference"]
-    atoms = Atoms(stored["numbers"], stored["positions"], cell=stored["cell"], pbc=stored["pbc"])
+    potential, stored = read_potential(path)
+    atoms = reference_structure(stored)
     stress = None if stored["stress"] is None else np.array(stored["stress"])
     return potential, Stored(atoms, stored["energy"], np.array(stored["forces"]), stress)
 

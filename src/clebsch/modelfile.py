@@ -119,6 +119,21 @@ def load(
     path = Path(path)
     if dtype not in (None, *TOLERANCES):
         raise ModelFileError(f"{path}: potentials compute in float32 or float64, not in {dtype}")
+    potential, reference = read_potential(path)
+    saved_dtype = potential.dtype
+    potential.model.to(dtype or saved_dtype)
+    potential.to(device).requires_grad_(False).use_backend()
+    coarser = max(saved_dtype, potential.dtype, key=lambda kind: torch.finfo(kind).eps)
+    _verify(potential, reference, TOLERANCES[coarser], path)
+    return potential
+
+
+def read_potential(path: Path | str) -> tuple[Potential, dict[str, Any]]:
+    """A potential as it was saved, on the reference backend, and what it said then; not verified.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, of a newer format, or holds something else.
+    """
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ModelFileError(f"{path}: holds {metadata.get('format')!r}, not a potential")
@@ -138,12 +153,12 @@ def load(
     except (ConfigError, KeyError, RuntimeError, AttributeError) as error:
         raise ModelFileError(f"{path}: the weights do not fit the configuration: {error}") from None
     potential.provenance = metadata["provenance"]
-    saved_dtype = potential.dtype
-    potential.model.to(dtype or saved_dtype)
-    potential.to(device).requires_grad_(False).use_backend()
-    coarser = max(saved_dtype, potential.dtype, key=lambda kind: torch.finfo(kind).eps)
-    _verify(potential, metadata["reference"], TOLERANCES[coarser], path)
-    return potential
+    return potential, metadata["reference"]
+
+
+def reference_structure(stored: dict[str, Any]) -> Atoms:
+    """The structure whose energies, forces and stress a file holds."""
+    return Atoms(**{name: stored[name] for name in ("numbers", "positions", "cell", "pbc")})
 
 
 def _checksum(tensors: dict[str, Tensor], text: str) -> str:
@@ -174,12 +189,7 @@ def _answers(potential: Potential, structure: Structure) -> dict[str, Any]:
 def _verify(
     potential: Potential, stored: dict[str, Any], tolerances: tuple[float, float], path: Path
 ) -> None:
-    structure = Atoms(
-        numbers=stored["numbers"],
-        positions=stored["positions"],
-        cell=stored["cell"],
-        pbc=stored["pbc"],
-    )
+    structure = reference_structure(stored)
     here = _answers(potential, structure)
     energy_tolerance, tolerance = tolerances
     largest_force = np.abs(np.array(stored["forces"])).max()

@@ -265,9 +265,7 @@ class Potential(nn.Module):
             raise ClebschError(
                 "forces are derivatives, which torch.inference_mode rules out; use torch.no_grad"
             )
-        if "hessian" in asked or (differentiable and graph.positions.requires_grad):
-            results = self._eager(graph, asked, needs_gradient, differentiable=True)
-        elif self._replayable(graph, asked, differentiable):
+        if self._replayable(graph, asked, differentiable):
             results = self._replayed(graph, asked, needs_gradient, differentiable)
         else:
             results = self._eager(graph, asked, needs_gradient, differentiable)
@@ -295,6 +293,8 @@ class Potential(nn.Module):
 
     def _replayable(self, graph: AtomGraph, asked: set[str], differentiable: bool) -> bool:
         """Whether a recording can be used, and there were evaluations enough to make one."""
+        if "hessian" in asked or (differentiable and graph.positions.requires_grad):
+            return False
         self._n_calls[differentiable] += 1
         usable = self.backend == "llvm" and min(graph.n_atoms, graph.n_edges) > 1
         if differentiable:
@@ -347,7 +347,7 @@ class Potential(nn.Module):
 
         n_atoms, n_frames = len(early[0]), len(early[1])
         shapes = {"energy": (n_frames,), "forces": (n_atoms, 3), "virial": (n_frames, 3, 3)}
-        late = [torch.zeros(shapes[name], dtype=torch.float64) for name in names if differentiable]
+        late = [torch.zeros(shapes[name], dtype=torch.float64) for name in names]
         return names, parameters, Recording(evaluate, early, late)
 
     def _results(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from clebsch.cli_options import precision
 from clebsch.errors import ConfigError, did_you_mean
@@ -70,6 +68,7 @@ def bench(
     """Time energies, forces and training steps here, and against mace-torch."""
     from clebsch.benchmarks.compare import measure_all
     from clebsch.benchmarks.record import results_table, write_record
+    from clebsch.evaluation.run import progress_bar
 
     modes: list[Mode] = ["energy_forces", "step"] if step else ["energy_forces"]
     cases = _cases(model, sizes, suite)
@@ -79,7 +78,7 @@ def bench(
     if kernels:
         settings["kernels"] = _kernels(cases[-1], dtype, threads, settings)
     write_record(path, [], settings)  # a folder that cannot be written is found out now
-    with _progress() as progress:
+    with progress_bar("Measuring") as progress:
         rows = measure_all(
             cases,
             contenders,
@@ -88,7 +87,7 @@ def bench(
             threads=threads,
             rounds=rounds,
             timing={"min_seconds": seconds, "max_seconds": max(20.0, seconds)},
-            progress=progress,
+            progress=lambda what, done, total: progress(done, total, what),
             save=lambda rows: write_record(path, rows, settings),
         )
     console = Console()
@@ -192,23 +191,3 @@ def _contenders(against: str | None, tabulate: bool, cases: Sequence[Case]) -> l
         if case.config.zbl:
             raise ConfigError(f"{case.name}: mace-torch's repulsion is another one; use zbl=false")
     return [*ours, *mace_torch()]
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error that says what is being measured."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
-        )

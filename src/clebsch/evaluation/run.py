@@ -101,8 +101,11 @@ def evaluate_files(
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error with the time left, driven by ``progress(done, total)``."""
+def progress_bar(description: str) -> Iterator[Callable[..., None]]:
+    """A bar on standard error with the time left, driven by ``progress(done, total)``.
+
+    A third argument is a new description.
+    """
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
@@ -116,7 +119,9 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     )
     with bar:
         task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total, description=description: bar.update(
+            task, completed=done, total=total, description=description
+        )
 
 
 def _set_names(paths: Sequence[Path]) -> dict[str, Path]:

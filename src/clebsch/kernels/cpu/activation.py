@@ -68,12 +68,9 @@ def _run(name: str, inputs: tuple[Tensor, ...], n_out: int) -> list[Tensor]:
     held = [tensor.contiguous() for tensor in inputs]
     outputs = [_like(held[0]) for _ in range(n_out)]
     kernel = _kernel(name, held[0].dtype.itemsize * 8)
-    addresses = [tensor.data_ptr() for tensor in (*held, *outputs)]
     n = held[0].numel()
-    threads.run(
-        lambda part, start, stop: kernel.run(*addresses, None, start, stop),
-        threads.shares(n, 30 * n),
-    )
+    ranges = threads.shares(n, 30 * n)
+    threads.launch(kernel, held[0].dtype, ranges, lambda part: (*held, *outputs))
     return outputs
 
 

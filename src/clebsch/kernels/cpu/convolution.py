@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -99,7 +99,7 @@ def _convolve(
     out = nodes.new_zeros((nodes.shape[0], call.spec.plan.out_dim, nodes.shape[2]))
     kernel = _kernel(call.spec, "convolve", None, False)
     given = (call.radial, call.weight, call.harmonics, call.nodes, out)
-    call.run(kernel, 1, lambda part: given)
+    call.run(kernel, lambda part: given)
     return out
 
 
@@ -136,7 +136,7 @@ def _gradients(
     held = cotangent.contiguous()
     turned = call.radial if weight_t is None else weight_t
     given = (call.radial, call.weight, turned, call.harmonics, call.nodes, held)
-    call.run(kernel, 4, lambda part: (*given, *derivatives.of_part(part)))
+    call.run(kernel, lambda part: (*given, *derivatives.of_part(part)))
     return derivatives.gathered(harmonics)
 
 
@@ -189,7 +189,7 @@ def _second(
         (call.nodes if t_nodes is None else t_nodes.contiguous(), cotangent.contiguous()),
     )
     given = tuple(tensor for group in held for tensor in group)
-    call.run(kernel, 8, lambda part: (*given, *derivatives.of_part(part), d_cotangent))
+    call.run(kernel, lambda part: (*given, *derivatives.of_part(part), d_cotangent))
     return (*derivatives.gathered(harmonics), d_cotangent)
 
 
@@ -335,36 +335,32 @@ class _Call:
         out[:, : self.n_edges] = harmonics.t()
         return out
 
-    def run(self, kernel: machine.Kernel, n_given: int, tensors: Any) -> None:
-        """Run a kernel on every share; ``tensors(part)`` gives its arguments."""
+    def run(self, kernel: machine.Kernel, tensors: Callable[[int], Sequence[Tensor]]) -> None:
+        """Run a kernel on every share; ``tensors(part)`` follow the graph's."""
         if self.n_edges == 0:
             return
         graph = [tensor.contiguous() for tensor in self.graph]
-
-        def work(part: int, start: int, stop: int) -> None:
-            addresses = [tensor.data_ptr() for tensor in (*graph, *tensors(part))]
-            work_space = threads.scratch(kernel.work, self.nodes.dtype)
-            kernel.run(*addresses, work_space, start, stop, self.n_edges)
-
-        threads.run(work, self.shares)
+        dtype = self.nodes.dtype
+        threads.launch(
+            kernel, dtype, self.shares, lambda part: (*graph, *tensors(part)), self.n_edges
+        )
 
 
 class _Derivatives:
     """The results of a call: shared where rows belong to receivers, else one for each share."""
 
     def __init__(self, call: _Call, wanted: Sequence[bool]) -> None:
-        self.call, self.wanted = call, list(wanted)
+        self.wanted = list(wanted)
         spec, n_parts = call.spec, len(call.shares)
-        new = torch.zeros
         dtype = call.nodes.dtype
         unused = call.nodes.new_empty(0)
-        self.radial = new(call.radial.shape, dtype=dtype)
-        self.harmonics = new((call.n_edges, spec.n_harmonics), dtype=dtype)
+        self.radial = torch.zeros(call.radial.shape, dtype=dtype)
+        self.harmonics = torch.zeros((call.n_edges, spec.n_harmonics), dtype=dtype)
         self.weights = self.nodes = [unused] * n_parts
         if wanted[1]:
-            self.weights = threads.copies(new(call.weight.shape, dtype=dtype), n_parts)
+            self.weights = threads.copies(torch.zeros(call.weight.shape, dtype=dtype), n_parts)
         if wanted[3]:
-            self.nodes = threads.copies(new(call.nodes.shape, dtype=dtype), n_parts)
+            self.nodes = threads.copies(torch.zeros(call.nodes.shape, dtype=dtype), n_parts)
 
     def of_part(self, part: int) -> tuple[Tensor, ...]:
         """d_radial, d_weight, d_harmonics, d_nodes of a share."""
@@ -387,7 +383,7 @@ class _Derivatives:
 
 @lru_cache(maxsize=256)
 def _spec(plan: str, channels: int, hidden: int, bits: int) -> ConvolutionSpec:
-    return ConvolutionSpec(convolution_plan_of(plan), channels, hidden, bits)
+    return ConvolutionSpec(channels, bits, convolution_plan_of(plan), hidden)
 
 
 def _wanted(wanted: Sequence[bool]) -> Wanted:

@@ -17,46 +17,22 @@ TABLE = -1
 
 
 @dataclass(frozen=True, eq=False)
-class ConvolutionSpec:
+class ConvolutionSpec(machine.Channels):
     """What a kernel is compiled for.
 
     Attributes:
         plan: paths and coefficients.
-        channels: K.
         hidden: F, the width of the radial network's last hidden layer, a multiple of ``wide``;
             0 where path weights are given instead, TABLE where they come out of a table.
-        bits: of the real type.
     """
 
     plan: ConvolutionPlan
-    channels: int
     hidden: int
-    bits: int
 
     @property
     def wide(self) -> int:
         """Lanes of the machine's vectors."""
         return machine.wide(self.bits)
-
-    @cached_property
-    def lanes(self) -> int:
-        """Lanes of the vectors that hold channels: the most that divide their number."""
-        return machine.lanes(self.channels, self.bits)
-
-    @cached_property
-    def vectors(self) -> int:
-        """Vectors in a chunk of channels."""
-        return 2 if self.channels % (2 * self.lanes) == 0 else 1
-
-    @property
-    def chunk(self) -> int:
-        """Channels in a chunk."""
-        return self.lanes * self.vectors
-
-    @property
-    def n_chunks(self) -> int:
-        """Chunks in all channels."""
-        return self.channels // self.chunk
 
     @cached_property
     def n_harmonics(self) -> int:

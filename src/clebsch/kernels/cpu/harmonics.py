@@ -79,12 +79,9 @@ def _run(
     held = [tensor.contiguous() for tensor in inputs]
     outputs = [_rows(held[0], rows) for rows in n_rows]
     kernel = _kernel(name, l_max, held[0].dtype.itemsize * 8)
-    addresses = [tensor.data_ptr() for tensor in (*held, *outputs)]
     n_edges = held[0].shape[1]
-    threads.run(
-        lambda part, start, stop: kernel.run(*addresses, None, start, stop, n_edges),
-        threads.shares(n_edges, 10 * n_edges * (l_max + 1) ** 2),
-    )
+    ranges = threads.shares(n_edges, 10 * n_edges * (l_max + 1) ** 2)
+    threads.launch(kernel, held[0].dtype, ranges, lambda part: (*held, *outputs), n_edges)
     return outputs
 
 

@@ -73,12 +73,9 @@ def _run(
         order, ptr = _all_atoms(n_atoms)
     held = (order, ptr, *(tensor.contiguous() for tensor in tensors), _table(spec), out)
     kernel = _kernel(name, spec)
-    addresses = [tensor.data_ptr() for tensor in held]
     cost = n_atoms * spec.channels**2 * sum(block.dim * block.copies for block in spec.blocks)
-    threads.run(
-        lambda part, start, stop: kernel.run(*addresses, None, start, stop, n_species),
-        threads.shares(spec.channels // spec.chunk, cost),
-    )
+    ranges = threads.shares(spec.n_chunks, cost)
+    threads.launch(kernel, out.dtype, ranges, lambda part: held, n_species)
 
 
 def _linear_fake(
@@ -175,7 +172,7 @@ def _transposed(
 def _packed(matrices: Tensor) -> Tensor:
     """[species, matrix, K, K] as [species, chunk, row, channel]."""
     channels = matrices.shape[3]
-    chunk = LinearSpec((), 0, 0, 0, channels, matrices.dtype.itemsize * 8).chunk
+    chunk = machine.Channels(channels, matrices.dtype.itemsize * 8).chunk
     return matrices.unflatten(3, (-1, chunk)).flatten(1, 2).transpose(1, 2).contiguous()
 
 
@@ -208,7 +205,7 @@ def _spec(
 ) -> LinearSpec:
     n_copies = sum(dim * n for dim, n in zip(dims, copies, strict=True))
     sizes = (sum(dims), n_copies) if transposed else (n_copies, sum(dims))
-    return LinearSpec(_blocks(dims, copies, transposed), *sizes, sum(copies), channels, bits)
+    return LinearSpec(channels, bits, _blocks(dims, copies, transposed), *sizes, sum(copies))
 
 
 @lru_cache(maxsize=256)

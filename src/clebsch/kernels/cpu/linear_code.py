@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LinearSpec:
+class LinearSpec(machine.Channels):
     """What a kernel is compiled for.
 
     Attributes:
@@ -38,31 +37,12 @@ class LinearSpec:
         n_inputs: input components.
         n_outputs: output components.
         n_matrices: weights of one species, in units of [K, K].
-        channels: K.
-        bits: of the real type.
     """
 
     blocks: tuple[Block, ...]
     n_inputs: int
     n_outputs: int
     n_matrices: int
-    channels: int
-    bits: int
-
-    @cached_property
-    def lanes(self) -> int:
-        """Lanes of the vectors: the most that divide the number of channels."""
-        return machine.lanes(self.channels, self.bits)
-
-    @cached_property
-    def vectors(self) -> int:
-        """Vectors in a chunk of channels."""
-        return 2 if self.channels % (2 * self.lanes) == 0 else 1
-
-    @property
-    def chunk(self) -> int:
-        """Channels in a chunk."""
-        return self.lanes * self.vectors
 
 
 def write_map(spec: LinearSpec, name: str) -> str:
@@ -76,7 +56,7 @@ def write_map(spec: LinearSpec, name: str) -> str:
     pointers = ("order", "species_ptr", "inputs", "weights", "blocks", "out", "work")
     e = Emitter(name, pointers, ("start", "stop", "n_species"), spec.bits)
     tile = 12 if machine.many_registers() else 4
-    n_chunks, length = spec.channels // spec.chunk, spec.n_matrices * spec.channels
+    n_chunks, length = spec.n_chunks, spec.n_matrices * spec.channels
     for chunk, kind, first, n_atoms, block in _blocks_of_species(e, spec):
         panel = e.times(e.plus(e.times(kind, n_chunks), chunk), length * spec.chunk)
         right = e.at(e["weights"], panel, e.times(block.matrix, spec.channels * spec.chunk))

@@ -18,9 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -51,12 +51,43 @@ def wide(bits: int) -> int:
     return vector_bytes() * 8 // bits
 
 
-def lanes(channels: int, bits: int) -> int:
-    """Numbers in the widest vectors that divide the number of channels."""
-    count = wide(bits)
-    while channels % count:
-        count //= 2
-    return count
+@dataclass(frozen=True, eq=False)  # two kernels of equal channels are not the same
+class Channels:
+    """How a kernel takes its channels: in vectors, and some of those at once.
+
+    Attributes:
+        channels: K.
+        bits: of the real type.
+    """
+
+    channels: int
+    bits: int
+
+    #: Vectors that a kernel takes at once, where channels fill them.
+    AT_ONCE: ClassVar[int] = 2
+
+    @cached_property
+    def lanes(self) -> int:
+        """Lanes of the vectors: the most that divide the number of channels."""
+        count = wide(self.bits)
+        while self.channels % count:
+            count //= 2
+        return count
+
+    @cached_property
+    def vectors(self) -> int:
+        """Vectors in a chunk of channels."""
+        return self.AT_ONCE if self.channels % (self.AT_ONCE * self.lanes) == 0 else 1
+
+    @property
+    def chunk(self) -> int:
+        """Channels in a chunk."""
+        return self.lanes * self.vectors
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks in all channels."""
+        return self.channels // self.chunk
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from llvmlite import ir
 
@@ -36,7 +35,7 @@ class Monomial:
 
 
 @dataclass(frozen=True, eq=False)
-class PolynomialSpec:
+class PolynomialSpec(machine.Channels):
     """What a kernel is compiled for.
 
     Attributes:
@@ -45,8 +44,6 @@ class PolynomialSpec:
         terms: (output component, factors) of every term, in the order of its coefficients.
         n_variables: V, number of components of A, all slots counted.
         n_outputs: O.
-        channels: K.
-        bits: of the real type.
     """
 
     key: str
@@ -54,18 +51,8 @@ class PolynomialSpec:
     terms: tuple[tuple[int, tuple[int, ...]], ...]
     n_variables: int
     n_outputs: int
-    channels: int
-    bits: int
 
-    @cached_property
-    def lanes(self) -> int:
-        """Lanes of the vectors: the most that divide the number of channels."""
-        return machine.lanes(self.channels, self.bits)
-
-    @property
-    def n_chunks(self) -> int:
-        """Vectors in all channels."""
-        return self.channels // self.lanes
+    AT_ONCE = 1
 
     def tree(self, outputs: range) -> Monomial:
         """The monomials of some outputs."""

@@ -38,9 +38,8 @@ def contract_slots(
 def _evaluate(key: str, variables: Tensor, weights: Tensor, species: Tensor) -> Tensor:
     spec = _spec(key, variables.shape[2], variables.dtype.itemsize * 8)
     shaped = weights.unflatten(2, (spec.n_chunks, spec.lanes)).transpose(1, 2)
-    coefficients = (
-        torch.from_numpy(_table(key, weights.dtype)) @ shaped
-    )  # [species, chunk, T, channel]
+    table = torch.from_numpy(_table(key, weights.dtype))
+    coefficients = table @ shaped  # [species, chunk, T, channel]
     order, ptr = by_species(species, len(weights))
     out: Tensor = torch.ops.clebsch.polynomial(key, coefficients, variables, order, ptr)
     return out
@@ -58,9 +57,7 @@ def _polynomial(
     return out
 
 
-def _polynomial_fake(
-    plan: str, coefficients: Tensor, variables: Tensor, order: Tensor, ptr: Tensor
-) -> Tensor:
+def _polynomial_fake(plan: str, coefficients: Tensor, variables: Tensor, *rest: Tensor) -> Tensor:
     n_outputs = _spec(plan, variables.shape[2], variables.dtype.itemsize * 8).n_outputs
     return variables.new_empty((variables.shape[0], n_outputs, variables.shape[2]))
 
@@ -84,13 +81,7 @@ def _gradients(
 
 
 def _gradients_fake(
-    plan: str,
-    weighted: bool,
-    coefficients: Tensor,
-    variables: Tensor,
-    order: Tensor,
-    ptr: Tensor,
-    cotangent: Tensor,
+    plan: str, weighted: bool, coefficients: Tensor, variables: Tensor, *rest: Tensor
 ) -> tuple[Tensor, Tensor]:
     d_coefficients = coefficients.new_empty(coefficients.shape if weighted else (0,))
     return d_coefficients, variables.new_empty(variables.shape)
@@ -127,7 +118,7 @@ def _second_fake(
     cotangent: Tensor,
     t_variables: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    first = _gradients_fake(plan, weighted, coefficients, variables, order, ptr, cotangent)
+    first = _gradients_fake(plan, weighted, coefficients, variables)
     return (*first, cotangent.new_empty(cotangent.shape))
 
 
@@ -212,14 +203,8 @@ class _Call:
     def run(self, kernel: machine.Kernel, *tensors: Tensor) -> None:
         """Run a kernel on every share; ``tensors`` follow coefficients and variables."""
         passed = (self.order, self.ptr, self.coefficients, self.variables, *tensors)
-        addresses = [tensor.data_ptr() for tensor in passed]
-        n_species = self.coefficients.shape[0]
-
-        def work(part: int, start: int, stop: int) -> None:
-            work_space = threads.scratch(kernel.work, self.variables.dtype)
-            kernel.run(*addresses, work_space, start, stop, n_species)
-
-        threads.run(work, self.shares)
+        dtype, n_species = self.variables.dtype, self.coefficients.shape[0]
+        threads.launch(kernel, dtype, self.shares, lambda part: passed, n_species)
 
 
 @lru_cache(maxsize=64)
@@ -261,13 +246,13 @@ def _spec(key: str, channels: int, bits: int) -> PolynomialSpec:
     plan, n_slots, terms, _ = _terms(key)
     groups = tuple(range(part.start, part.stop) for part in plan.targets.slices)
     return PolynomialSpec(
+        channels,
+        bits,
         f"{key}|{channels}|{bits}",
         groups,
         tuple(terms),
         n_slots * plan.irreps.dim,
         plan.targets.dim,
-        channels,
-        bits,
     )
 
 

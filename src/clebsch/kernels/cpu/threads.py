@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from clebsch.kernels.cpu.machine import Kernel
 
 #: Below this many multiply-adds a call is not worth dividing among threads.
 SMALLEST_SHARE = 10_000_000
@@ -66,6 +68,31 @@ def run(work: Callable[[int, int, int], None], ranges: list[tuple[int, int]]) ->
         raise raised
     for other in others:
         other.result()
+
+
+def launch(
+    kernel: Kernel,
+    dtype: torch.dtype,
+    ranges: list[tuple[int, int]],
+    tensors: Callable[[int], Sequence[Tensor]],
+    *integers: int,
+) -> None:
+    """Run a compiled kernel on every range.
+
+    Args:
+        kernel: takes addresses, scratch memory, start and stop of its range, and ``integers``.
+        dtype: of its scratch memory.
+        ranges: see ``shares``.
+        tensors: contiguous ones, whose addresses a part takes.
+        integers: the same for all parts.
+    """
+
+    def work(part: int, start: int, stop: int) -> None:
+        held = tensors(part)
+        addresses = [tensor.data_ptr() for tensor in held]
+        kernel.run(*addresses, scratch(kernel.work, dtype), start, stop, *integers)
+
+    run(work, ranges)
 
 
 def scratch(size: int, dtype: torch.dtype) -> int:
