@@ -19,7 +19,7 @@ from clebsch.models.config import MACEConfig
 from clebsch.models.mace import MACE, AtomicBasis, MACELayer
 from clebsch.nn.product import ProductBasis
 from clebsch.nn.radial import RadialNetwork
-from clebsch.training.threads import threads as torch_threads
+from clebsch.training.shares import threads as torch_threads
 
 #: Rows and columns of the matrices.
 SIZE = 2048

@@ -36,7 +36,7 @@ from clebsch.simulation.scan import ScanResult, run_scan
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import TrainingResult, train
 from clebsch.training.report import read_history, run_facts, run_sets
-from clebsch.training.threads import threads
+from clebsch.training.shares import threads
 
 _PACKAGES = ("clebsch", "torch", "numpy", "llvmlite", "ase", "tblite")
 

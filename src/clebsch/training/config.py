@@ -160,8 +160,14 @@ class Config(Section):
     device: Device = Field("cpu", description="where to train: cpu, cuda, cuda:1, ...")
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="CPU threads; auto: as many as make a step faster, found by timing, "
-        "at most as many as torch takes (OMP_NUM_THREADS)",
+        description="CPU threads of each process; auto: as many as make a step faster, found by "
+        "timing, at most as many as torch takes (OMP_NUM_THREADS) over all processes",
+    )
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="CPU processes among which the structures of a batch are divided; auto: one "
+        "for each thread that torch takes, in runs that are not over in a minute, unless threads "
+        "is given",
     )
     run: AbsolutePath = Field(
         default_factory=lambda: _absolute(Path("run")), description="folder of results"

@@ -19,8 +19,8 @@ from clebsch.training.config import Config, TrainingConfig
 from clebsch.training.configfile import config_dict, load_config, write_config
 from clebsch.training.log import RunLog
 from clebsch.training.prepare import prepare
+from clebsch.training.shares import threads, with_shares
 from clebsch.training.state import Finished, TrainingState, read_newest_state, state_files
-from clebsch.training.threads import threads, with_threads
 from clebsch.training.trainer import Trainer
 
 Reason = Finished | Literal["interrupted"]
@@ -92,7 +92,7 @@ def train(
         run.mkdir(parents=True, exist_ok=True)
         log = RunLog(run, console)
         prepared = prepare(config, log.say)
-        config = with_threads(config, prepared, log.say)
+        config = with_shares(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         # in this order: where there is a state, there is what to resume it with
         write_config(config, run / "config.yaml")
@@ -140,7 +140,7 @@ def resume(
             log.say(f"{run} is finished ({state.finished}); give new limits to train longer.")
             return _result(run, state, state.finished)
         prepared = prepare(config, log.say)
-        config = with_threads(config, prepared, log.say)
+        config = with_shares(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         trainer.restore(state, tensors)
         if state.finished is not None:
@@ -164,7 +164,7 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
         assert isinstance(trainer.config.threads, int)
         # Whatever lives now lives until the end: no need to look through it for garbage.
         gc.freeze()
-        with threads(trainer.config.threads):
+        with threads(trainer.config.threads), trainer.helpers:
             with log.progress(), stop_on_signals() as request:
                 reason = _loop(trainer, request)
             state = trainer.state

@@ -48,6 +48,11 @@ class LossSums:
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    @property
+    def n_residuals(self) -> int:
+        """Of all terms."""
+        return self.n_energy + self.n_forces + self.n_stress
+
     def numbers(self) -> LossSums:
         """The same without tensors."""
         return LossSums(
@@ -59,12 +64,19 @@ class LossSums:
             self.n_stress,
         )
 
-    def loss(self, config: LossConfig) -> Tensor | float:
-        """The loss, dimensionless."""
+    def loss(self, config: LossConfig, counted: LossSums | None = None) -> Tensor | float:
+        """The loss, dimensionless.
+
+        Args:
+            config: weights of the terms.
+            counted: whose numbers of residuals to divide by; these sums' own if None. With those
+                of a whole batch, the losses of its parts add up to that of the batch.
+        """
+        counted = counted or self
         return (
-            config.energy * self.energy / max(self.n_energy, 1)
-            + config.forces * self.forces / max(self.n_forces, 1)
-            + config.stress * self.stress / max(self.n_stress, 1)
+            config.energy * self.energy / max(counted.n_energy, 1)
+            + config.forces * self.forces / max(counted.n_forces, 1)
+            + config.stress * self.stress / max(counted.n_stress, 1)
         )
 
 

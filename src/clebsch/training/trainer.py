@@ -16,11 +16,12 @@ from torch import Tensor
 import clebsch
 from clebsch.data.loader import BatchSampler
 from clebsch.errors import ClebschError, ModelFileError
-from clebsch.memory import is_out_of_memory
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict
+from clebsch.training.gradient import add_gradient, divided
+from clebsch.training.helpers import Helpers
 from clebsch.training.log import History, RunLog
-from clebsch.training.loss import LossSums, loss_sums, trained_outputs
+from clebsch.training.loss import LossSums
 from clebsch.training.optimizer import (
     MovingAverage,
     Schedule,
@@ -51,6 +52,7 @@ class Trainer:
     Attributes:
         state: where the run stands; the loop moves its epoch and position.
         average: the averaged weights.
+        helpers: processes that share in every step; they run while their context lasts.
         best: the averaged weights of the best evaluation, or None before the first.
     """
 
@@ -69,6 +71,15 @@ class Trainer:
         self.schedule = Schedule(self.settings)
         self.average = MovingAverage(self.parameters, self.settings.ema_decay)
         self.best: dict[str, Tensor] | None = None
+        assert isinstance(config.processes, int)
+        assert isinstance(config.threads, int)
+        self.helpers = Helpers(
+            config.processes - 1,
+            self.potential,
+            prepared.train,
+            self.settings.loss,
+            config.threads,
+        )
         size, edges = self.settings.batch_size, self.settings.batch_edges
         self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
         self.valid_batches = BatchSampler(prepared.valid.n_edges, size, edges).in_order()
@@ -113,16 +124,7 @@ class Trainer:
         lr = self.schedule.lr(self.state.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        try:
-            sums, finite = self._gradient(indices)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ClebschError(
-                f"memory ran out with a batch of {len(indices)} structures and "
-                f"{sum(self.prepared.train.n_edges[i] for i in indices)} edges; set a smaller "
-                "training.batch_size or training.batch_edges"
-            ) from None
+        sums, finite = self._gradient(indices)
         if sums is None:
             return
         if not finite:
@@ -135,23 +137,24 @@ class Trainer:
 
     def _gradient(self, indices: Sequence[int]) -> tuple[LossSums | None, bool]:
         """Loss sums (None without labels) and whether loss and gradient are finite."""
-        batch = self.prepared.train.batch(indices).to(self.potential.device)
-        outputs = trained_outputs(batch.labels, self.settings.loss)
-        if not outputs:
-            return None, True
-        prediction = self.potential(batch.graph, outputs, differentiable=True)
-        sums = loss_sums(prediction, batch, self.settings.loss)
-        loss = sums.loss(self.settings.loss)
-        assert isinstance(loss, Tensor)
+        graphs, config = self.prepared.train, self.settings.loss
+        own, *others = divided(indices, graphs.n_edges, 1 + self.helpers.number)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.helpers.begin(others, indices)
+        try:
+            sums = add_gradient(self.potential, graphs, own, indices, config)
+        finally:
+            others_sums = self.helpers.finish()
+        sums = sums + others_sums
+        if not sums.n_residuals:
+            return None, True
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.settings.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(
                 list(self.parameters.values()), self.settings.clip_grad_norm, norm
             )
-        return sums.numbers(), bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))
+        return sums, math.isfinite(sums.loss(config)) and bool(torch.isfinite(norm))
 
     def _skip(self, indices: Sequence[int], loss: float) -> None:
         self.state.skipped += 1

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import clebsch
-from clebsch.training import threads as module
+from clebsch.training import shares as module
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import train
 

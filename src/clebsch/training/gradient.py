@@ -1,0 +1,90 @@
+"""The gradient of a batch's loss, or of the part of it that some of its structures make up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from clebsch.data.loader import LabelledGraphs
+from clebsch.errors import ClebschError
+from clebsch.memory import is_out_of_memory
+from clebsch.potential import Potential
+from clebsch.training.config import LossConfig
+from clebsch.training.loss import LossSums, loss_sums, trained_outputs
+
+
+def divided(indices: Sequence[int], n_edges: Sequence[int], n_parts: int) -> list[list[int]]:
+    """A batch in parts of about equal edges, some empty if there are not enough structures.
+
+    The largest structures are dealt first, each to the part with the fewest edges; within a part
+    they stand in the batch's order.
+    """
+    if n_parts == 1:
+        return [list(indices)]
+    parts: list[list[int]] = [[] for _ in range(n_parts)]
+    loads = [0] * n_parts
+    for place in sorted(range(len(indices)), key=lambda i: (-n_edges[indices[i]], i)):
+        part = loads.index(min(loads))
+        parts[part].append(place)
+        loads[part] += n_edges[indices[place]]
+    return [[indices[place] for place in sorted(part)] for part in parts]
+
+
+def add_gradient(
+    potential: Potential,
+    graphs: LabelledGraphs,
+    indices: Sequence[int],
+    batch_indices: Sequence[int],
+    config: LossConfig,
+) -> LossSums:
+    """Add the part of a batch's gradient that some of its structures make up to ``.grad``.
+
+    Over all parts of a batch the gradients add up to that of its loss.
+
+    Returns:
+        The loss sums of these structures, as numbers.
+
+    Raises:
+        ClebschError: memory ran out.
+    """
+    if not indices:
+        return LossSums()
+    try:
+        return _add_gradient(potential, graphs, indices, batch_indices, config)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ClebschError(
+            f"memory ran out with {len(indices)} structures and "
+            f"{sum(graphs.n_edges[i] for i in indices)} edges at a time; set a smaller "
+            "training.batch_size or training.batch_edges"
+        ) from None
+
+
+def _add_gradient(
+    potential: Potential,
+    graphs: LabelledGraphs,
+    indices: Sequence[int],
+    batch_indices: Sequence[int],
+    config: LossConfig,
+) -> LossSums:
+    batch = graphs.batch(indices).to(potential.device)
+    outputs = trained_outputs(batch.labels, config)
+    if not outputs:
+        return LossSums()
+    sums = loss_sums(potential(batch.graph, outputs, differentiable=True), batch, config)
+    loss = sums.loss(config, counted=label_counts(graphs, batch_indices, config))
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    return sums.numbers()
+
+
+def label_counts(graphs: LabelledGraphs, indices: Sequence[int], config: LossConfig) -> LossSums:
+    """How many residuals the labels of some structures give that have a weight in the loss."""
+    frames = [graphs.frames[i] for i in indices]
+    return LossSums(
+        n_energy=sum(f.energy is not None for f in frames) if config.energy else 0,
+        n_forces=sum(3 * len(f) for f in frames if f.forces is not None) if config.forces else 0,
+        n_stress=sum(9 for f in frames if f.stress is not None) if config.stress else 0,
+    )

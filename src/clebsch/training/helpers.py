@@ -1,0 +1,233 @@
+"""Processes that compute their share of every batch's gradient.
+
+On CPUs structures are easier to divide than the operations of one structure, most of which are too
+short to be worth waking a thread. The main process keeps everything that makes up a run: optimiser,
+averages, files. Helpers hold the data and a copy of the potential. Weights go out and gradients
+come back through a file that all of them map into memory; what to do goes through sockets.
+
+A helper is an interpreter of its own, started with ``python -m clebsch.training.helpers``: a fork
+would inherit threads, and what ``multiprocessing`` spawns imports the caller's script again.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.data.loader import LabelledGraphs
+from clebsch.errors import ClebschError
+from clebsch.potential import Potential
+from clebsch.training.config import LossConfig
+from clebsch.training.gradient import add_gradient
+from clebsch.training.loss import LossSums
+from clebsch.training.optimizer import trained_parameters
+
+#: Seconds that a helper gets to end by itself.
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a helper needs to know.
+
+    Attributes:
+        potential: a copy; its trained parameters are replaced by those in the file.
+        graphs: the training structures.
+        loss: weights and forms.
+        path: of the file with the weights and then each helper's gradient.
+        number: of this helper, from 0.
+        n_helpers: how many there are.
+        threads: for this helper.
+    """
+
+    potential: Potential
+    graphs: LabelledGraphs
+    loss: LossConfig
+    path: Path
+    number: int
+    n_helpers: int
+    threads: int
+
+
+class Helpers:
+    """Helper processes, running while the context lasts.
+
+    Args:
+        number: how many; none is fine.
+        potential: whose gradient they compute, on the CPU.
+        graphs: the structures that batches are made of.
+        loss: weights and forms.
+        threads: of each helper.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        potential: Potential,
+        graphs: LabelledGraphs,
+        loss: LossConfig,
+        threads: int,
+    ) -> None:
+        self.number = number
+        self._task = (potential, graphs, loss)
+        self._threads = threads
+        self._parameters = trained_parameters(potential)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._connections: list[Connection] = []
+        self._asked: list[int] = []
+        self._weights: dict[str, Tensor] = {}
+        self._gradients: list[dict[str, Tensor]] = []
+
+    def __enter__(self) -> Helpers:
+        """Start them all, and wait until they have loaded."""
+        if self.number:
+            with tempfile.TemporaryDirectory(prefix="clebsch-") as folder:
+                self._start(Path(folder) / "weights")
+        return self
+
+    def _start(self, path: Path) -> None:
+        potential, graphs, loss = self._task
+        shared = _mapped(path, self._parameters, self.number)
+        self._weights, *self._gradients = (_views(row, self._parameters) for row in shared)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
+        for number in range(self.number):
+            ours, theirs = socket.socketpair()
+            command = [sys.executable, "-m", "clebsch.training.helpers", str(theirs.fileno())]
+            self._processes.append(
+                subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
+            )
+            theirs.close()
+            self._connections.append(Connection(ours.detach()))
+            task = _Task(potential, graphs, loss, path, number, self.number, self._threads)
+            self._connections[-1].send_bytes(pickle.dumps(task))
+        for number in range(self.number):
+            self._answer(number)  # it has opened the file, whose name may go
+
+    def begin(self, parts: Sequence[Sequence[int]], batch_indices: Sequence[int]) -> None:
+        """Have each helper compute the gradient of its part of a batch with the present weights."""
+        self._asked = [number for number, part in enumerate(parts) if part]
+        if not self._asked:
+            return
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self._weights[name].copy_(parameter)
+        for number in self._asked:
+            message = pickle.dumps((list(parts[number]), list(batch_indices)))
+            try:
+                self._connections[number].send_bytes(message)
+            except OSError:
+                self._answer(number)  # says why nobody listens
+
+    def finish(self) -> LossSums:
+        """Add their gradients to ``.grad``, always in the same order; returns their loss sums.
+
+        Raises:
+            ClebschError: a helper has ended.
+            Exception: whatever was raised in a helper.
+        """
+        answers = {number: self._answer(number) for number in self._asked}
+        total = LossSums()
+        for number, (sums, names) in answers.items():
+            total = total + sums
+            for name in names:
+                parameter, gradient = self._parameters[name], self._gradients[number][name]
+                if parameter.grad is None:
+                    parameter.grad = gradient.clone()
+                else:
+                    parameter.grad += gradient
+        return total
+
+    def _answer(self, number: int) -> Any:
+        try:
+            answer = pickle.loads(self._connections[number].recv_bytes())
+        except (EOFError, OSError):
+            code = self._processes[number].wait()
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            raise ClebschError(
+                f"a helper process of the training was ended {how}; if memory ran out, set fewer "
+                "processes in the configuration"
+            ) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End them all."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes, self._connections, self._asked = [], [], []
+
+
+def _mapped(path: Path, parameters: Mapping[str, Tensor], n_helpers: int) -> Tensor:
+    """[1 + n_helpers, elements] in a file: the weights, then each helper's gradient."""
+    size = sum(p.numel() for p in parameters.values())
+    dtype = next(iter(parameters.values())).dtype
+    rows = 1 + n_helpers
+    return torch.from_file(str(path), shared=True, size=rows * size, dtype=dtype).view(rows, size)
+
+
+def _views(row: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parts of ``row`` in the shapes of the parameters."""
+    parts = row.split([p.numel() for p in parameters.values()])
+    pairs = zip(parameters.items(), parts, strict=True)
+    return {name: part.view(p.shape) for (name, p), part in pairs}
+
+
+def serve(connection: Connection) -> None:
+    """A helper's life: a task, then gradients until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: not ours to obey
+    task: _Task = pickle.loads(connection.recv_bytes())
+    torch.set_num_threads(task.threads)
+    potential = task.potential
+    parameters = trained_parameters(potential)
+    shared = _mapped(task.path, parameters, task.n_helpers)
+    gradients = _views(shared[1 + task.number], parameters)
+    for name, view in _views(shared[0], parameters).items():
+        parameters[name].data = view
+    connection.send_bytes(pickle.dumps(None))
+    while True:
+        try:
+            indices, batch_indices = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        answer: Any
+        try:
+            potential.zero_grad()
+            sums = add_gradient(potential, task.graphs, indices, batch_indices, task.loss)
+            found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+            for name, gradient in found.items():
+                gradients[name].copy_(gradient)
+            answer = (sums, list(found))
+        except Exception as error:
+            answer = error
+        connection.send_bytes(pickle.dumps(answer))
+
+
+if __name__ == "__main__":
+    with Connection(int(sys.argv[1])) as _connection:
+        serve(_connection)

@@ -1,0 +1,100 @@
+"""How many processes and CPU threads a run takes: given, or found by timing its own gradient."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from clebsch.data.loader import BatchSampler
+from clebsch.training.config import Config
+from clebsch.training.gradient import add_gradient
+from clebsch.training.prepare import Prepared, Say
+
+#: More threads must be faster by this factor, or they are not worth the cores.
+WORTHWHILE = 1.1
+#: Gradients timed for each number of threads; the median counts.
+REPETITIONS = 3
+#: Seconds that a run must last at least for helper processes, which take some to start.
+LONG = 60.0
+
+
+def with_shares(config: Config, prepared: Prepared, say: Say) -> Config:
+    """The configuration with ``processes`` and ``threads`` numbers.
+
+    Structures divide better than operations: if both are open and the run is long, there is a
+    process for each core, as far as a batch has structures. What cores that leaves go to threads.
+    Small structures are slower on many threads than on one, and no rule of thumb holds for all
+    machines: the gradient of a process's share of a batch is timed on 1, 2, 4, ... threads, up to
+    its part of those that torch would take, until more of them stop paying. Both numbers are kept
+    in the run's configuration, since sums are ordered by them and a resumed run must repeat them
+    exactly.
+    """
+    if config.device != "cpu":
+        threads = torch.get_num_threads() if config.threads == "auto" else config.threads
+        return config.model_copy(update={"threads": threads, "processes": 1})
+    n_cores = torch.get_num_threads()
+    size, edges = config.training.batch_size, config.training.batch_edges
+    batches = BatchSampler(prepared.train.n_edges, size, edges, config.seed).epoch(0)
+    processes = config.processes
+    if processes == "auto":
+        most = min(n_cores, len(batches[0])) if config.threads == "auto" else 1
+        long = most > 1 and _expected_seconds(config, prepared, batches) >= LONG
+        processes = most if long else 1
+    if config.threads != "auto":
+        return config.model_copy(update={"processes": processes})
+    share = batches[0][: -(-len(batches[0]) // processes)]
+    number, seconds = _fastest(config, prepared, share, max(1, n_cores // processes))
+    say(f"Processes: {processes}, threads of each: {number}, {1000 * seconds:.0f} ms for a share")
+    return config.model_copy(update={"processes": processes, "threads": number})
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Torch and the CPU kernels take so many threads while the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _expected_seconds(config: Config, prepared: Prepared, batches: list[list[int]]) -> float:
+    """What the run would take on one thread, or its limit."""
+    limits = []
+    if config.training.max_minutes is not None:
+        limits.append(60 * config.training.max_minutes)
+    if config.training.max_epochs is not None:
+        step = _seconds(config, prepared, batches[0], 1)
+        limits.append(step * len(batches) * config.training.max_epochs)
+    return min(limits)
+
+
+def _fastest(
+    config: Config, prepared: Prepared, indices: list[int], most: int
+) -> tuple[int, float]:
+    """A number of threads up to ``most``, and the seconds of a gradient on them."""
+    best, best_seconds, tried = 1, _seconds(config, prepared, indices, 1), 2
+    while tried <= most:
+        seconds = _seconds(config, prepared, indices, tried)
+        if seconds * WORTHWHILE > best_seconds:
+            break
+        best, best_seconds = tried, seconds
+        tried = most if tried < most < 2 * tried else 2 * tried
+    return best, best_seconds
+
+
+def _seconds(config: Config, prepared: Prepared, indices: list[int], number: int) -> float:
+    """Median time of a gradient, after one that is not counted."""
+    times = []
+    with threads(number):
+        for _ in range(1 + REPETITIONS):
+            begun = time.perf_counter()
+            add_gradient(prepared.potential, prepared.train, indices, indices, config.training.loss)
+            times.append(time.perf_counter() - begun)
+    prepared.potential.zero_grad()
+    return statistics.median(times[1:])
