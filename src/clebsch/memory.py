@@ -1,8 +1,17 @@
-"""Telling that memory ran out, which torch says in several ways."""
+"""Main memory: keeping what was freed, and telling that it ran out."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+
 import torch
+
+#: Set to 0, it leaves the C library's allocator as it is.
+KEEP_MEMORY = "CLEBSCH_KEEP_MEMORY"
+#: Settings of glibc (mallopt's M_TRIM_THRESHOLD and M_MMAP_MAX) and what a user sets them with.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_SET_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
 
 #: How torch words a failed allocation on the CPU, where it raises a plain RuntimeError.
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -14,3 +23,23 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep large blocks that were freed, for the next that is asked for.
+
+    By default it returns them to the system, and every evaluation of a large structure then waits
+    for hundreds of thousands of page faults: up to a third of its time. The process stays at its
+    peak of memory instead.
+
+    Returns:
+        whether it does now: not with another C library, where ``CLEBSCH_KEEP_MEMORY`` is 0, nor
+        where the environment has settings of its own for the allocator.
+    """
+    if os.environ.get(KEEP_MEMORY) == "0" or any(name in os.environ for name in _SET_BY_USER):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))

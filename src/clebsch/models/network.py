@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
+from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
+from clebsch.nn.radial import RadialNetwork
 
 
 class Network(nn.Module, ABC):
@@ -30,6 +32,20 @@ class Network(nn.Module, ABC):
         Args:
             spacing: Angstrom between the distances of the tables.
         """
+
+    def linear_maps(self) -> Iterator[tuple[nn.Parameter, int]]:
+        """Weights of linear maps: [..., inputs, outputs...].
+
+        Yields:
+            a parameter, and how many of its leading dimensions count matrices.
+        """
+        for module in self.modules():
+            if isinstance(module, IrrepsLinear):
+                yield from ((weight, 0) for weight in module.weights)
+            elif isinstance(module, SpeciesLinear):
+                yield from ((weight, 1) for weight in module.weights)
+            elif isinstance(module, RadialNetwork):
+                yield from ((weight, 0) for weight in (*module.weights, module.last))
 
     @abstractmethod
     def decayed_parameters(self) -> Iterator[nn.Parameter]:

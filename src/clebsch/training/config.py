@@ -102,8 +102,10 @@ class LossConfig(Section):
 class TrainingConfig(Section):
     """Optimiser, schedule, limits. There is always a limit: epochs, minutes, or both."""
 
-    optimizer: Literal["amsgrad", "adam", "adamw"] = Field(
-        "amsgrad", description="adamw decouples the weight decay from the gradient"
+    optimizer: Literal["amsgrad", "adam", "adamw", "muon"] = Field(
+        "amsgrad",
+        description="adamw decouples the weight decay from the gradient; muon makes the steps of "
+        "linear maps orthogonal, and leaves the rest to amsgrad",
     )
     lr: float = Field(0.01, gt=0, description="highest learning rate")
     weight_decay: float = Field(

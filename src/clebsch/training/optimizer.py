@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clebsch.potential import Potential
 from clebsch.training.config import TrainingConfig
+from clebsch.training.muon import Muon
 
 
 def trained_parameters(potential: Potential) -> dict[str, nn.Parameter]:
@@ -19,12 +20,18 @@ def trained_parameters(potential: Potential) -> dict[str, nn.Parameter]:
 
 
 def make_optimizer(potential: Potential, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam, AMSGrad or AdamW, with weight decay on ``model.decayed_parameters()`` alone.
+    """Adam, AMSGrad, AdamW or Muon, with weight decay on ``model.decayed_parameters()`` alone.
 
-    beta 0.9 and 0.999, epsilon 1e-8 (MACE paper, A.5.1).
+    beta 0.9 and 0.999, epsilon 1e-8 (MACE paper, A.5.1). Muon has the linear maps, which it does
+    not decay, and leaves the rest to AMSGrad.
     """
     decayed = {id(p) for p in potential.model.decayed_parameters()}
-    parameters = trained_parameters(potential).values()
+    parameters = list(trained_parameters(potential).values())
+    maps: list[tuple[nn.Parameter, int]] = []
+    if config.optimizer == "muon":
+        maps = [(p, n) for p, n in potential.model.linear_maps() if p.requires_grad]
+        mapped = {id(p) for p, _ in maps}
+        parameters = [p for p in parameters if id(p) not in mapped]
     groups = [
         {
             "params": [p for p in parameters if id(p) in decayed],
@@ -33,6 +40,8 @@ def make_optimizer(potential: Potential, config: TrainingConfig) -> torch.optim.
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if config.optimizer == "muon":
+        return Muon(maps, groups, lr=config.lr)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     amsgrad = config.optimizer == "amsgrad"

@@ -15,6 +15,7 @@ from clebsch.kernels.cpu.convolution import convolve, convolve_radial, convolve_
 from clebsch.kernels.cpu.harmonics import spherical_harmonics
 from clebsch.kernels.cpu.linear import linear
 from clebsch.kernels.cpu.product import contract, contract_slots
+from clebsch.memory import keep_freed_memory
 
 __all__ = [
     "contract",
@@ -28,3 +29,4 @@ __all__ = [
 ]
 
 machine.check()
+keep_freed_memory()

@@ -1,0 +1,100 @@
+"""Muon: momentum made orthogonal, for weights that are matrices."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Coefficients of the quintic iteration (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+
+
+class Muon(torch.optim.Adam):
+    """Muon for matrices and AMSGrad for everything else.
+
+    A matrix moves against its momentum M = U S V^T with the singular values made one: by
+    U V^T sqrt(max(rows, columns)), whose elements have a root mean square of about 1, times the
+    learning rate (Jordan et al. 2024; the factor as in Liu et al., arXiv 2502.16982, without their
+    0.2). All directions of a layer learn at one pace, where Adam follows the few that dominate its
+    gradients. Momentum is Nesterov's. Weight decay is decoupled.
+
+    Args:
+        matrices: parameters and, for each, how many leading dimensions count its matrices; the next
+            is their rows, and the rest, flattened, their columns.
+        others: groups of parameters with options of ``torch.optim.Adam``, for AMSGrad.
+        lr: learning rate of both kinds.
+        momentum: of matrices.
+        weight_decay: of matrices.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[tuple[nn.Parameter, int]],
+        others: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        listed = list(matrices)
+        self._shapes = {
+            p: (math.prod(p.shape[:n]), p.shape[n], math.prod(p.shape[n + 1 :])) for p, n in listed
+        }
+        self._momentum = momentum
+        turned = {"params": [p for p, _ in listed], "weight_decay": weight_decay}
+        super().__init__([turned, *others], lr=lr, amsgrad=True, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Change all parameters that have a gradient."""
+        groups = self.param_groups
+        self.param_groups = groups[1:]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        self._step_matrices(groups[0])
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        alike: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(parameter.grad, 1 - self._momentum)
+            ahead = parameter.grad.lerp(state["momentum"], self._momentum)
+            matrices = ahead.reshape(self._shapes[parameter])
+            if matrices.shape[1] > matrices.shape[2]:
+                matrices = matrices.mT
+            alike[matrices.shape[1:]].append((parameter, matrices))
+        for (_, longer), members in alike.items():
+            updates = orthogonal(torch.cat([matrices for _, matrices in members]))
+            counts = [len(matrices) for _, matrices in members]
+            for (parameter, _), update in zip(members, updates.split(counts), strict=True):
+                _, rows, columns = self._shapes[parameter]
+                shaped = (update.mT if rows > columns else update).reshape(parameter.shape)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(shaped, alpha=-group["lr"] * math.sqrt(longer))
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Roughly U V^T of matrices U S V^T: singular values between 0.7 and 1.2, zeros stay zero.
+
+    Five Newton-Schulz iterations of fifth order, which cost matrix products alone.
+
+    Args:
+        matrices: [n, rows, columns], rows no more than columns.
+    """
+    a, b, c = _QUINTIC
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-30)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
