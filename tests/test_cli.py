@@ -169,6 +169,9 @@ def test_md_runs_and_restarts(run: Run, folder: Path, tmp_path: Path) -> None:
     assert "Temperature" in out
     assert len(ase.io.read(tmp_path / "water.extxyz", index=":")) == 3
     assert run(*command, "--steps", 40)[0] == 2  # there is a run already
+    status, _, err = run(*command, "--steps", 40, "--restart", "--tabulate")
+    assert status == 2
+    assert "another model" in err
     status, out, _ = run(*command, "--steps", 40, "--restart", "--json")
     assert status == 0
     assert json.loads(out)["steps"] == 40

@@ -239,6 +239,12 @@ def md(
     ] = False,
     overwrite: Overwrite = False,
     index: Index = -1,
+    tabulate: Annotated[
+        bool,
+        typer.Option(
+            "--tabulate", help="Read path weights from tables: faster, forces off by about 1e-5."
+        ),
+    ] = False,
     device: Device = "cpu",
     dtype: DType = None,
     as_json: AsJSON = False,
@@ -254,6 +260,8 @@ def md(
         time = 10.0
     atoms = read_structure(structure, index)
     potential = load_model(model, device, dtype)
+    if tabulate:
+        potential = potential.tabulated()
     with progress_bar(f"MD ({ensemble})") as advance:
         result = run_md(
             potential,

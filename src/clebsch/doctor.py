@@ -61,7 +61,7 @@ class Check:
     @property
     def passed(self) -> bool:
         """Whether the deviation is a number that is allowed."""
-        return self.deviation <= self.allowed  # not so for NaN
+        return bool(self.deviation <= self.allowed)  # not so for NaN
 
 
 @dataclass(frozen=True)

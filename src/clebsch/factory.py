@@ -18,6 +18,10 @@ from clebsch.potential import Potential
 if TYPE_CHECKING:
     from clebsch.data.statistics import Statistics
 
+#: Average number of neighbours where there are no data to count them in: of molecules and solids
+#: within 5 Angstrom.
+TYPICAL_NEIGHBORS = 16.0
+
 
 def build(
     model: str | Mapping[str, Any] | ModelConfig,
@@ -35,7 +39,7 @@ def build(
         species: element symbols; kept in order of atomic number.
         references: the energy of each element's isolated atom in eV; zero if None.
         statistics: sets the average number of neighbours, the scale (root mean square of the
-            force components) and the mean interaction energy; without it they are 1, 1 and 0.
+            force components) and the mean interaction energy; without it they are 16, 1 and 0.
         dtype: what the network computes in.
         seed: of the weights; torch's global generator is left as it was.
 
@@ -53,7 +57,7 @@ def build(
         model_config(model),
         symbols,
         references=[0.0 if references is None else references[s] for s in symbols],
-        avg_num_neighbors=1.0 if statistics is None else statistics.avg_num_neighbors,
+        avg_num_neighbors=TYPICAL_NEIGHBORS if statistics is None else statistics.avg_num_neighbors,
         scale=1.0 if statistics is None else statistics.forces_rms,
         mean_energy=0.0 if statistics is None else statistics.mean_interaction_energy,
         dtype=dtype,
@@ -67,7 +71,7 @@ def assemble(
     species: Sequence[str],
     *,
     references: Sequence[float] | None = None,
-    avg_num_neighbors: float = 1.0,
+    avg_num_neighbors: float = TYPICAL_NEIGHBORS,
     scale: float = 1.0,
     mean_energy: float = 0.0,
     dtype: torch.dtype = torch.float32,

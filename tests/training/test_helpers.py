@@ -81,7 +81,8 @@ def test_parts_are_balanced_and_whole() -> None:
     assert sorted(parts[0] + parts[1]) == sorted(BATCH)
     assert {sum(n_edges[i] for i in part) for part in parts} == {12}
     assert all(sorted(part, key=BATCH.index) == part for part in parts)
-    assert divided([3, 1], n_edges, 4) == [[3], [1], [], []]
+    assert divided([3, 1], n_edges, 4) == [[], [], [3], [1]]
+    assert divided([1, 2, 3, 5], n_edges, 2) == [[1, 2, 3], [5]]
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 4, 8])

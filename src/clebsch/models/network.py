@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
-from clebsch.nn.radial import RadialNetwork
 
 
 class Network(nn.Module, ABC):
@@ -33,19 +32,18 @@ class Network(nn.Module, ABC):
             spacing: Angstrom between the distances of the tables.
         """
 
-    def linear_maps(self) -> Iterator[tuple[nn.Parameter, int]]:
-        """Weights of linear maps: [..., inputs, outputs...].
+    def linear_maps(self) -> Iterator[nn.Parameter]:
+        """Weights [..., inputs, outputs] of linear maps between features.
+
+        Those of radial networks are not among them: they are functions of one number, which an
+        optimiser for matrices makes rough.
 
         Yields:
-            a parameter, and how many of its leading dimensions count matrices.
+            a parameter.
         """
         for module in self.modules():
-            if isinstance(module, IrrepsLinear):
-                yield from ((weight, 0) for weight in module.weights)
-            elif isinstance(module, SpeciesLinear):
-                yield from ((weight, 1) for weight in module.weights)
-            elif isinstance(module, RadialNetwork):
-                yield from ((weight, 0) for weight in (*module.weights, module.last))
+            if isinstance(module, IrrepsLinear | SpeciesLinear):
+                yield from module.weights
 
     @abstractmethod
     def decayed_parameters(self) -> Iterator[nn.Parameter]:

@@ -190,7 +190,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema_decay": 0.99,
     },
     "fast": {
-        "optimizer": "amsgrad",
+        "optimizer": "muon",
         "lr": 0.01,
         "weight_decay": 5e-7,
         "schedule": "linear",

@@ -18,7 +18,8 @@ def divided(indices: Sequence[int], n_edges: Sequence[int], n_parts: int) -> lis
     """A batch in parts of about equal edges, some empty if there are not enough structures.
 
     The largest structures are dealt first, each to the part with the fewest edges; within a part
-    they stand in the batch's order.
+    they stand in the batch's order. The first part has the fewest edges: its process has the
+    optimiser's work to do as well.
     """
     if n_parts == 1:
         return [list(indices)]
@@ -28,7 +29,8 @@ def divided(indices: Sequence[int], n_edges: Sequence[int], n_parts: int) -> lis
         part = loads.index(min(loads))
         parts[part].append(place)
         loads[part] += n_edges[indices[place]]
-    return [[indices[place] for place in sorted(part)] for part in parts]
+    order = sorted(range(n_parts), key=loads.__getitem__)
+    return [[indices[place] for place in sorted(parts[part])] for part in order]
 
 
 def add_gradient(

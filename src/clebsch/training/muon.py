@@ -25,8 +25,7 @@ class Muon(torch.optim.Adam):
     gradients. Momentum is Nesterov's. Weight decay is decoupled.
 
     Args:
-        matrices: parameters and, for each, how many leading dimensions count its matrices; the next
-            is their rows, and the rest, flattened, their columns.
+        matrices: parameters whose last two dimensions are matrices.
         others: groups of parameters with options of ``torch.optim.Adam``, for AMSGrad.
         lr: learning rate of both kinds.
         momentum: of matrices.
@@ -35,18 +34,14 @@ class Muon(torch.optim.Adam):
 
     def __init__(
         self,
-        matrices: Iterable[tuple[nn.Parameter, int]],
+        matrices: Iterable[nn.Parameter],
         others: Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
     ) -> None:
-        listed = list(matrices)
-        self._shapes = {
-            p: (math.prod(p.shape[:n]), p.shape[n], math.prod(p.shape[n + 1 :])) for p, n in listed
-        }
         self._momentum = momentum
-        turned = {"params": [p for p, _ in listed], "weight_decay": weight_decay}
+        turned = {"params": list(matrices), "weight_decay": weight_decay}
         super().__init__([turned, *others], lr=lr, amsgrad=True, fused=True)
 
     @torch.no_grad()
@@ -70,15 +65,15 @@ class Muon(torch.optim.Adam):
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(parameter.grad, 1 - self._momentum)
             ahead = parameter.grad.lerp(state["momentum"], self._momentum)
-            matrices = ahead.reshape(self._shapes[parameter])
-            if matrices.shape[1] > matrices.shape[2]:
-                matrices = matrices.mT
-            alike[matrices.shape[1:]].append((parameter, matrices))
+            rows, columns = parameter.shape[-2:]
+            lying = ahead.mT if rows > columns else ahead
+            lying = lying.reshape(-1, *lying.shape[-2:])
+            alike[lying.shape[1:]].append((parameter, lying))
         for (_, longer), members in alike.items():
             updates = orthogonal(torch.cat([matrices for _, matrices in members]))
             counts = [len(matrices) for _, matrices in members]
             for (parameter, _), update in zip(members, updates.split(counts), strict=True):
-                _, rows, columns = self._shapes[parameter]
+                rows, columns = parameter.shape[-2:]
                 shaped = (update.mT if rows > columns else update).reshape(parameter.shape)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(shaped, alpha=-group["lr"] * math.sqrt(longer))
@@ -87,14 +82,26 @@ class Muon(torch.optim.Adam):
 def orthogonal(matrices: Tensor) -> Tensor:
     """Roughly U V^T of matrices U S V^T: singular values between 0.7 and 1.2, zeros stay zero.
 
-    Five Newton-Schulz iterations of fifth order, which cost matrix products alone.
+    Five Newton-Schulz iterations of fifth order, X' = (a + b X X^T + c (X X^T)^2) X, which cost
+    matrix products alone. Of wide matrices the factors are multiplied first: they need X X^T alone,
+    which follows from itself.
 
     Args:
         matrices: [n, rows, columns], rows no more than columns.
     """
     a, b, c = _QUINTIC
+    _, rows, columns = matrices.shape
+    wide = columns >= 2 * rows
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-30)
-    for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+    gram, total = x @ x.mT, None
+    for iteration in range(_ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        last = iteration == _ITERATIONS - 1
+        if wide:
+            total = factor if total is None else factor @ total
+            gram = gram if last else factor @ gram @ factor
+        else:
+            x = factor @ x
+            gram = gram if last else x @ x.mT
+    return x if total is None else total @ x

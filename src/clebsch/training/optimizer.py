@@ -27,10 +27,10 @@ def make_optimizer(potential: Potential, config: TrainingConfig) -> torch.optim.
     """
     decayed = {id(p) for p in potential.model.decayed_parameters()}
     parameters = list(trained_parameters(potential).values())
-    maps: list[tuple[nn.Parameter, int]] = []
+    maps: list[nn.Parameter] = []
     if config.optimizer == "muon":
-        maps = [(p, n) for p, n in potential.model.linear_maps() if p.requires_grad]
-        mapped = {id(p) for p, _ in maps}
+        maps = [p for p in potential.model.linear_maps() if p.requires_grad]
+        mapped = {id(p) for p in maps}
         parameters = [p for p in parameters if id(p) not in mapped]
     groups = [
         {
