@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,3 +206,42 @@ def test_a_run_whose_helper_dies_can_be_resumed(
 def test_runs_that_are_soon_over_get_no_helpers(tmp_path: Path) -> None:
     result = train(config(data_file(tmp_path), "training.max_epochs=1"), tmp_path / "run")
     assert "processes: 1\n" in (result.run / "config.yaml").read_text()
+
+
+def test_helpers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from clebsch.training.loop import train
+from clebsch.training.trainer import Trainer
+from tests.training.toy import config
+step = Trainer.step
+def deadly(self, indices, progress):
+    if self.state.step == 3:
+        print(self.helpers._processes[0].pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self, indices, progress)
+Trainer.step = deadly
+settings = config(Path({str(data_file(tmp_path))!r}), "processes=2", "threads=1")
+train(settings, {str(tmp_path / "run")!r})
+"""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL
+    pid = int(ended.stdout)
+    deadline = time.monotonic() + 30
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and not just what is left of one."""
+    try:
+        os.kill(pid, 0)
+        state = subprocess.check_output(["ps", "-o", "stat=", "-p", str(pid)], text=True)
+    except (ProcessLookupError, subprocess.CalledProcessError):
+        return False
+    return not state.startswith("Z")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -95,20 +94,31 @@ class Helpers:
     def __enter__(self) -> Helpers:
         """Start them all, and wait until they have loaded."""
         if self.number:
-            with tempfile.TemporaryDirectory(prefix="clebsch-") as folder:
-                self._start(Path(folder) / "weights")
+            try:
+                with tempfile.TemporaryDirectory(prefix="clebsch-") as folder:
+                    self._start(Path(folder) / "weights")
+            except BaseException:
+                self._end()
+                raise
         return self
 
     def _start(self, path: Path) -> None:
         potential, graphs, loss = self._task
         shared = _mapped(path, self._parameters, self.number)
         self._weights, *self._gradients = (_views(row, self._parameters) for row in shared)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the same package as here
+        }
         for number in range(self.number):
             ours, theirs = socket.socketpair()
             command = [sys.executable, "-m", "clebsch.training.helpers", str(theirs.fileno())]
+            # a session of its own: Ctrl-C is for the main process, which ends the others
             self._processes.append(
-                subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
+                subprocess.Popen(
+                    command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
+                )
             )
             theirs.close()
             self._connections.append(Connection(ours.detach()))
@@ -172,6 +182,9 @@ class Helpers:
         trace: TracebackType | None,
     ) -> None:
         """End them all."""
+        self._end()
+
+    def _end(self) -> None:
         for connection in self._connections:
             connection.close()
         for process in self._processes:
@@ -200,7 +213,6 @@ def _views(row: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def serve(connection: Connection) -> None:
     """A helper's life: a task, then gradients until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: not ours to obey
     task: _Task = pickle.loads(connection.recv_bytes())
     torch.set_num_threads(task.threads)
     potential = task.potential

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def with_shares(config: Config, prepared: Prepared, say: Say) -> Config:
     batches = BatchSampler(prepared.train.n_edges, size, edges, config.seed).epoch(0)
     processes = config.processes
     if processes == "auto":
-        most = min(n_cores, len(batches[0])) if config.threads == "auto" else 1
+        open_choice = config.threads == "auto" and os.name == "posix"  # helpers need its sockets
+        most = min(n_cores, len(batches[0])) if open_choice else 1
         long = most > 1 and _expected_seconds(config, prepared, batches) >= LONG
         processes = most if long else 1
     if config.threads != "auto":
