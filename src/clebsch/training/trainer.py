@@ -32,6 +32,7 @@ from clebsch.training.optimizer import (
     trained_parameters,
 )
 from clebsch.training.prepare import Prepared, data_provenance
+from clebsch.training.shares import threads
 from clebsch.training.state import (
     TrainingState,
     grouped,
@@ -80,6 +81,7 @@ class Trainer:
             self.settings.loss,
             config.threads,
         )
+        self._all_threads = config.threads * config.processes
         size, edges = self.settings.batch_size, self.settings.batch_edges
         self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
         self.valid_batches = BatchSampler(prepared.valid.n_edges, size, edges).in_order()
@@ -130,7 +132,8 @@ class Trainer:
         if not finite:
             self._skip(indices, float(sums.loss(self.settings.loss)))
             return
-        self.optimizer.step()
+        with threads(self._all_threads):  # the helpers wait for it
+            self.optimizer.step()
         self.average.update()
         self.state.skipped = 0
         self._train_sums = self._train_sums + sums
