@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,8 +133,8 @@ class Trainer:
         if not finite:
             self._skip(indices, float(sums.loss(self.settings.loss)))
             return
-        with threads(self._all_threads):  # the helpers wait for it
-            self.optimizer.step()
+        with threads(self._all_threads) if self.helpers.number else nullcontext():
+            self.optimizer.step()  # for which the helpers wait
         self.average.update()
         self.state.skipped = 0
         self._train_sums = self._train_sums + sums
