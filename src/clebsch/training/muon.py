@@ -13,6 +13,8 @@ from torch import Tensor, nn
 #: Coefficients of the quintic iteration (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+#: Elements of matrices that are iterated together: few enough to stay in the cache.
+_CACHED = 2**17
 
 
 class Muon(torch.optim.Adam):
@@ -69,8 +71,10 @@ class Muon(torch.optim.Adam):
             lying = ahead.mT if rows > columns else ahead
             lying = lying.reshape(-1, *lying.shape[-2:])
             alike[lying.shape[1:]].append((parameter, lying))
-        for (_, longer), members in alike.items():
-            updates = orthogonal(torch.cat([matrices for _, matrices in members]))
+        for (shorter, longer), members in alike.items():
+            together = torch.cat([matrices for _, matrices in members])
+            parts = together.split(max(1, _CACHED // (shorter * longer)))
+            updates = torch.cat([orthogonal(part) for part in parts])
             counts = [len(matrices) for _, matrices in members]
             for (parameter, _), update in zip(members, updates.split(counts), strict=True):
                 rows, columns = parameter.shape[-2:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +32,6 @@ from clebsch.training.optimizer import (
     trained_parameters,
 )
 from clebsch.training.prepare import Prepared, data_provenance
-from clebsch.training.shares import threads
 from clebsch.training.state import (
     TrainingState,
     grouped,
@@ -82,7 +80,6 @@ class Trainer:
             self.settings.loss,
             config.threads,
         )
-        self._all_threads = config.threads * config.processes
         size, edges = self.settings.batch_size, self.settings.batch_edges
         self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
         self.valid_batches = BatchSampler(prepared.valid.n_edges, size, edges).in_order()
@@ -133,8 +130,7 @@ class Trainer:
         if not finite:
             self._skip(indices, float(sums.loss(self.settings.loss)))
             return
-        with threads(self._all_threads) if self.helpers.number else nullcontext():
-            self.optimizer.step()  # for which the helpers wait
+        self.optimizer.step()
         self.average.update()
         self.state.skipped = 0
         self._train_sums = self._train_sums + sums
