@@ -13,6 +13,7 @@ from ase.build import molecule
 import clebsch
 from builders import ethanol, potential
 from clebsch.errors import ConfigError
+from clebsch.factory import assemble
 from clebsch.models.config import MACEConfig
 from clebsch.models.presets import PRESETS, model_config, preset_config
 from clebsch.nn.energy import EnergyHead, ZBLRepulsion
@@ -76,7 +77,7 @@ def test_the_first_layer_has_body_order_nu_plus_one(correlation: int) -> None:
     config = MACEConfig(
         channels=4, l_max=1, message_l=0, correlation=correlation, radial={"hidden": (8,)}
     )
-    built = clebsch.build(config, ["H", "O"], dtype=torch.float64)
+    built = assemble(config, ["H", "O"], avg_num_neighbors=1.0, dtype=torch.float64)
 
     def central_energy(atoms: Atoms) -> float:
         return float(built(built.graph(atoms), ("layer_energies",)).layer_energies[0, 1])

@@ -128,11 +128,12 @@ def test_helpers_compute_their_parts(
 def test_what_is_raised_in_a_helper_is_raised_here(
     potential: clebsch.Potential, graphs: LabelledGraphs
 ) -> None:
-    with Helpers(1, potential, graphs, LOSS, threads=1) as helpers:
-        helpers.begin([[99]], BATCH)
-        with pytest.raises(IndexError):
+    with Helpers(2, potential, graphs, LOSS, threads=1) as helpers:
+        helpers.begin([[99], [0, 2]], BATCH)
+        with pytest.raises(IndexError) as raised:
             helpers.finish()
-        helpers.begin([[0]], BATCH)  # and it lives on
+        assert "In a helper process" in raised.value.__notes__[0]
+        helpers.begin([[0], []], BATCH)  # and they live on, with nothing left over
         assert helpers.finish().n_energy == 1
 
 
@@ -146,6 +147,17 @@ def test_a_helper_that_is_killed_is_reported(
         with pytest.raises(ClebschError, match=r"by signal 9; if memory ran out, set fewer"):
             helpers.begin([[0]], BATCH)
     assert process.poll() == -signal.SIGKILL
+
+
+def test_a_helper_that_dies_while_it_starts_is_reported(
+    potential: clebsch.Potential, graphs: LabelledGraphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    with (
+        pytest.raises(ClebschError, match="was ended with exit code 1"),
+        Helpers(2, potential, graphs, LOSS, threads=1),
+    ):
+        pytest.fail("nobody there")
 
 
 def test_training_with_helpers_is_the_same_training(tmp_path: Path) -> None:
@@ -201,11 +213,6 @@ def test_a_run_whose_helper_dies_can_be_resumed(
             train(settings, tmp_path / "parts")
     resume(tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_runs_that_are_soon_over_get_no_helpers(tmp_path: Path) -> None:
-    result = train(config(data_file(tmp_path), "training.max_epochs=1"), tmp_path / "run")
-    assert "processes: 1\n" in (result.run / "config.yaml").read_text()
 
 
 def test_helpers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:

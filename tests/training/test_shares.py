@@ -1,4 +1,4 @@
-"""The number of threads is found by timing, kept with the run, and set for as long as it lasts."""
+"""Processes and threads are chosen, kept with the run, and threads set for as long as it lasts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from rich.console import Console
 
 import clebsch
+from clebsch.errors import ConfigError
 from clebsch.training import shares as module
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import train
+from clebsch.training.prepare import prepare
 
 from .toy import config, data_file
 
@@ -67,3 +69,38 @@ def test_timing_leaves_the_potential_as_it_was(tmp_path: Path, console: Console)
     first, second = clebsch.load(timed.model), clebsch.load(given.model)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "seconds", "expected"),
+    [
+        ((), 6, 100.0, (2, 1)),  # a batch has two structures
+        ((), 1, 100.0, (1, 1)),
+        ((), 6, 10.0, (1, 1)),  # soon over
+        (("threads=1",), 6, 100.0, (1, 1)),
+        (("processes=3",), 6, 10.0, (3, 1)),
+        (("processes=2", "threads=3"), 1, 10.0, (2, 3)),
+    ],
+)
+def test_long_runs_get_a_process_for_each_core_and_structure_of_a_batch(
+    given: tuple[str, ...],
+    cores: int,
+    seconds: float,
+    expected: tuple[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_expected_seconds", lambda *arguments: seconds)
+    monkeypatch.setattr(module, "_seconds", lambda *arguments: 1.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    settings = config(data_file(tmp_path), *given)
+    prepared = prepare(settings, lambda _: None)
+    found = module.with_shares(settings, prepared, lambda _: None)
+    assert (found.processes, found.threads) == expected
+
+
+def test_processes_on_a_gpu_are_refused(tmp_path: Path) -> None:
+    settings = config(data_file(tmp_path), "processes=2")
+    prepared = prepare(settings, lambda _: None)
+    with pytest.raises(ConfigError, match=r"processes: .* not on device cuda"):
+        module.with_shares(settings.model_copy(update={"device": "cuda"}), prepared, lambda _: None)

@@ -105,7 +105,7 @@ class TrainingConfig(Section):
     optimizer: Literal["amsgrad", "adam", "adamw", "muon"] = Field(
         "amsgrad",
         description="adamw decouples the weight decay from the gradient; muon makes the steps of "
-        "linear maps orthogonal, and leaves the rest to amsgrad",
+        "linear maps orthogonal, without weight decay, and leaves the rest to amsgrad",
     )
     lr: float = Field(0.01, gt=0, description="highest learning rate")
     weight_decay: float = Field(

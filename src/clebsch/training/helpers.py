@@ -17,7 +17,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,23 +43,21 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class _Task:
-    """What a helper needs to know.
+    """What helpers need to know.
 
     Attributes:
         potential: a copy; its trained parameters are replaced by those in the file.
         graphs: the training structures.
         loss: weights and forms.
         path: of the file with the weights and then each helper's gradient.
-        number: of this helper, from 0.
         n_helpers: how many there are.
-        threads: for this helper.
+        threads: for each.
     """
 
     potential: Potential
     graphs: LabelledGraphs
     loss: LossConfig
     path: Path
-    number: int
     n_helpers: int
     threads: int
 
@@ -106,14 +106,19 @@ class Helpers:
         potential, graphs, loss = self._task
         shared = _mapped(path, self._parameters, self.number)
         self._weights, *self._gradients = (_views(row, self._parameters) for row in shared)
+        task = pickle.dumps(
+            _Task(potential, graphs, loss, path, self.number, self._threads),
+            protocol=pickle.HIGHEST_PROTOCOL,
+        )
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self._threads),
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the same package as here
+            # the same packages as here, and not those of the working folder first (-P)
+            "PYTHONPATH": os.pathsep.join(os.path.abspath(place or ".") for place in sys.path),
         }
-        for number in range(self.number):
+        for _ in range(self.number):
             ours, theirs = socket.socketpair()
-            command = [sys.executable, "-m", "clebsch.training.helpers", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
             # a session of its own: Ctrl-C is for the main process, which ends the others
             self._processes.append(
                 subprocess.Popen(
@@ -122,13 +127,24 @@ class Helpers:
             )
             theirs.close()
             self._connections.append(Connection(ours.detach()))
-            task = _Task(potential, graphs, loss, path, number, self.number, self._threads)
-            self._connections[-1].send_bytes(pickle.dumps(task))
+        for number in range(self.number):
+            self._send(number, pickle.dumps(number))
+            self._send(number, task)
         for number in range(self.number):
             self._answer(number)  # it has opened the file, whose name may go
 
+    def _send(self, number: int, message: bytes) -> None:
+        try:
+            self._connections[number].send_bytes(message)
+        except OSError:
+            self._answer(number)  # says why nobody listens
+
     def begin(self, parts: Sequence[Sequence[int]], batch_indices: Sequence[int]) -> None:
-        """Have each helper compute the gradient of its part of a batch with the present weights."""
+        """Have each helper compute the gradient of its part of a batch with the present weights.
+
+        Raises:
+            ClebschError: a helper has ended.
+        """
         self._asked = [number for number, part in enumerate(parts) if part]
         if not self._asked:
             return
@@ -136,11 +152,7 @@ class Helpers:
             for name, parameter in self._parameters.items():
                 self._weights[name].copy_(parameter)
         for number in self._asked:
-            message = pickle.dumps((list(parts[number]), list(batch_indices)))
-            try:
-                self._connections[number].send_bytes(message)
-            except OSError:
-                self._answer(number)  # says why nobody listens
+            self._send(number, pickle.dumps((list(parts[number]), list(batch_indices))))
 
     def finish(self) -> LossSums:
         """Add their gradients to ``.grad``, always in the same order; returns their loss sums.
@@ -151,7 +163,10 @@ class Helpers:
         """
         answers = {number: self._answer(number) for number in self._asked}
         total = LossSums()
-        for number, (sums, names) in answers.items():
+        for number, answer in answers.items():
+            if isinstance(answer, Exception):
+                raise answer
+            sums, names = answer
             total = total + sums
             for name in names:
                 parameter, gradient = self._parameters[name], self._gradients[number][name]
@@ -163,7 +178,7 @@ class Helpers:
 
     def _answer(self, number: int) -> Any:
         try:
-            answer = pickle.loads(self._connections[number].recv_bytes())
+            return pickle.loads(self._connections[number].recv_bytes())
         except (EOFError, OSError):
             code = self._processes[number].wait()
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
@@ -171,9 +186,6 @@ class Helpers:
                 f"a helper process of the training was ended {how}; if memory ran out, set fewer "
                 "processes in the configuration"
             ) from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def __exit__(
         self,
@@ -201,6 +213,8 @@ def _mapped(path: Path, parameters: Mapping[str, Tensor], n_helpers: int) -> Ten
     size = sum(p.numel() for p in parameters.values())
     dtype = next(iter(parameters.values())).dtype
     rows = 1 + n_helpers
+    if not path.exists():  # holes in the file would turn a full disk into a signal, later
+        path.write_bytes(bytes(rows * size * dtype.itemsize))
     return torch.from_file(str(path), shared=True, size=rows * size, dtype=dtype).view(rows, size)
 
 
@@ -212,21 +226,23 @@ def _views(row: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def serve(connection: Connection) -> None:
-    """A helper's life: a task, then gradients until nobody asks any more."""
+    """A helper's life: a task, then gradients until nobody asks any more.
+
+    Raises:
+        EOFError: that is so.
+    """
+    number: int = pickle.loads(connection.recv_bytes())
     task: _Task = pickle.loads(connection.recv_bytes())
     torch.set_num_threads(task.threads)
     potential = task.potential
     parameters = trained_parameters(potential)
     shared = _mapped(task.path, parameters, task.n_helpers)
-    gradients = _views(shared[1 + task.number], parameters)
+    gradients = _views(shared[1 + number], parameters)
     for name, view in _views(shared[0], parameters).items():
         parameters[name].data = view
     connection.send_bytes(pickle.dumps(None))
     while True:
-        try:
-            indices, batch_indices = pickle.loads(connection.recv_bytes())
-        except EOFError:
-            return
+        indices, batch_indices = pickle.loads(connection.recv_bytes())
         answer: Any
         try:
             potential.zero_grad()
@@ -236,10 +252,19 @@ def serve(connection: Connection) -> None:
                 gradients[name].copy_(gradient)
             answer = (sums, list(found))
         except Exception as error:
+            error.add_note(f"In a helper process of the training:\n{traceback.format_exc()}")
             answer = error
-        connection.send_bytes(pickle.dumps(answer))
+        connection.send_bytes(_pickled(answer))
+
+
+def _pickled(answer: Any) -> bytes:
+    try:
+        return pickle.dumps(answer)
+    except Exception:  # an error that cannot travel
+        return pickle.dumps(RuntimeError(repr(answer)))
 
 
 if __name__ == "__main__":
-    with Connection(int(sys.argv[1])) as _connection:
+    # The main process ends by closing its side, whatever is under way here.
+    with suppress(EOFError, OSError), Connection(int(sys.argv[1])) as _connection:
         serve(_connection)

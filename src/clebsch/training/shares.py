@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from clebsch.data.loader import BatchSampler
+from clebsch.errors import ConfigError
 from clebsch.training.config import Config
 from clebsch.training.gradient import add_gradient
 from clebsch.training.prepare import Prepared, Say
@@ -33,7 +34,16 @@ def with_shares(config: Config, prepared: Prepared, say: Say) -> Config:
     its part of those that torch would take, until more of them stop paying. Both numbers are kept
     in the run's configuration, since sums are ordered by them and a resumed run must repeat them
     exactly.
+
+    Raises:
+        ConfigError: several processes were asked for where there can be one only.
     """
+    helped = config.processes not in ("auto", 1)
+    if helped and (config.device != "cpu" or os.name != "posix"):
+        where = f"device {config.device}" if config.device != "cpu" else "this system"
+        raise ConfigError(
+            f"processes: a batch can be divided on CPUs of Unix alone, not on {where}"
+        )
     if config.device != "cpu":
         threads = torch.get_num_threads() if config.threads == "auto" else config.threads
         return config.model_copy(update={"threads": threads, "processes": 1})

@@ -141,11 +141,7 @@ class Trainer:
         own, *others = divided(indices, graphs.n_edges, 1 + self.helpers.number)
         self.optimizer.zero_grad()
         self.helpers.begin(others, indices)
-        try:
-            sums = add_gradient(self.potential, graphs, own, indices, config)
-        finally:
-            others_sums = self.helpers.finish()
-        sums = sums + others_sums
+        sums = add_gradient(self.potential, graphs, own, indices, config) + self.helpers.finish()
         if not sums.n_residuals:
             return None, True
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
