@@ -103,9 +103,13 @@ def test_a_measurement_says_what_it_ran(mode: jobs.Mode):
     json.dumps(result)
 
 
-def test_a_step_trains_every_weight():
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_step_trains_every_weight(from_file: bool, tmp_path: Path):
     job = case().job("step", "float64", 1, QUICK)
     potential = speed._potential(job)
+    if from_file:  # where it comes frozen from
+        potential.save(tmp_path / "model.safetensors")
+        potential = speed._potential({**job, "model": str(tmp_path / "model.safetensors")})
     before = {name: p.detach().clone() for name, p in potential.named_parameters()}
     speed.training_step(potential, [speed._frame(one) for one in job["structures"]])()
     # hydrogen, carbon and oxygen are all there, so no weight is without a gradient

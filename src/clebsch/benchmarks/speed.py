@@ -116,6 +116,7 @@ def training_step(potential: Potential, frames: Sequence[Frame]) -> Callable[[],
     """A step as training does it: loss on energies and forces, its gradient, AMSGrad."""
     graphs = LabelledGraphs(potential, frames)
     batch = graphs.batch(range(len(frames)))
+    potential.requires_grad_(True)  # one that was loaded is frozen
     optimizer = make_optimizer(potential, _TRAINING)
     outputs = trained_outputs(batch.labels, _TRAINING.loss)
 
