@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -52,34 +53,31 @@ def add_gradient(
     """
     if not indices:
         return LossSums()
+    with _memory_explained(indices, graphs.n_edges):
+        batch = graphs.batch(indices).to(potential.device)
+        outputs = trained_outputs(batch.labels, config)
+        if not outputs:
+            return LossSums()
+        sums = loss_sums(potential(batch.graph, outputs, differentiable=True), batch, config)
+        loss = sums.loss(config, counted=label_counts(graphs, batch_indices, config))
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        return sums.numbers()
+
+
+@contextmanager
+def _memory_explained(indices: Sequence[int], n_edges: Sequence[int]) -> Iterator[None]:
+    """Says what to change where memory runs out with these structures."""
     try:
-        return _add_gradient(potential, graphs, indices, batch_indices, config)
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise ClebschError(
             f"memory ran out with {len(indices)} structures and "
-            f"{sum(graphs.n_edges[i] for i in indices)} edges at a time; set a smaller "
+            f"{sum(n_edges[i] for i in indices)} edges at a time; set a smaller "
             "training.batch_size or training.batch_edges"
         ) from None
-
-
-def _add_gradient(
-    potential: Potential,
-    graphs: LabelledGraphs,
-    indices: Sequence[int],
-    batch_indices: Sequence[int],
-    config: LossConfig,
-) -> LossSums:
-    batch = graphs.batch(indices).to(potential.device)
-    outputs = trained_outputs(batch.labels, config)
-    if not outputs:
-        return LossSums()
-    sums = loss_sums(potential(batch.graph, outputs, differentiable=True), batch, config)
-    loss = sums.loss(config, counted=label_counts(graphs, batch_indices, config))
-    assert isinstance(loss, Tensor)
-    loss.backward()
-    return sums.numbers()
 
 
 def label_counts(graphs: LabelledGraphs, indices: Sequence[int], config: LossConfig) -> LossSums:

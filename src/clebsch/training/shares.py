@@ -38,29 +38,28 @@ def with_shares(config: Config, prepared: Prepared, say: Say) -> Config:
     Raises:
         ConfigError: several processes were asked for where there can be one only.
     """
-    helped = config.processes not in ("auto", 1)
-    if helped and (config.device != "cpu" or os.name != "posix"):
+    alone = config.device != "cpu" or os.name != "posix"  # helpers need its sockets
+    if alone and config.processes not in ("auto", 1):
         where = f"device {config.device}" if config.device != "cpu" else "this system"
         raise ConfigError(
             f"processes: a batch can be divided on CPUs of Unix alone, not on {where}"
         )
-    if config.device != "cpu":
-        threads = torch.get_num_threads() if config.threads == "auto" else config.threads
-        return config.model_copy(update={"threads": threads, "processes": 1})
     n_cores = torch.get_num_threads()
+    if config.device != "cpu":
+        threads = n_cores if config.threads == "auto" else config.threads
+        return config.model_copy(update={"threads": threads, "processes": 1})
     size, edges = config.training.batch_size, config.training.batch_edges
     batches = BatchSampler(prepared.train.n_edges, size, edges, config.seed).epoch(0)
     processes = config.processes
     if processes == "auto":
-        open_choice = config.threads == "auto" and os.name == "posix"  # helpers need its sockets
-        most = min(n_cores, len(batches[0])) if open_choice else 1
+        most = 1 if alone or config.threads != "auto" else min(n_cores, len(batches[0]))
         long = most > 1 and _expected_seconds(config, prepared, batches) >= LONG
         processes = most if long else 1
     if config.threads != "auto":
         return config.model_copy(update={"processes": processes})
     share = batches[0][: -(-len(batches[0]) // processes)]
-    number, seconds = _fastest(config, prepared, share, max(1, n_cores // processes))
-    say(f"Processes: {processes}, threads of each: {number}, {1000 * seconds:.0f} ms for a share")
+    number = _fastest(config, prepared, share, n_cores // processes)
+    say(f"Processes: {processes}, threads of each: {number}")
     return config.model_copy(update={"processes": processes, "threads": number})
 
 
@@ -86,10 +85,10 @@ def _expected_seconds(config: Config, prepared: Prepared, batches: list[list[int
     return min(limits)
 
 
-def _fastest(
-    config: Config, prepared: Prepared, indices: list[int], most: int
-) -> tuple[int, float]:
-    """A number of threads up to ``most``, and the seconds of a gradient on them."""
+def _fastest(config: Config, prepared: Prepared, indices: list[int], most: int) -> int:
+    """The number of threads for a gradient, up to ``most``; without a choice nothing is timed."""
+    if most < 2:
+        return 1
     best, best_seconds, tried = 1, _seconds(config, prepared, indices, 1), 2
     while tried <= most:
         seconds = _seconds(config, prepared, indices, tried)
@@ -97,7 +96,7 @@ def _fastest(
             break
         best, best_seconds = tried, seconds
         tried = most if tried < most < 2 * tried else 2 * tried
-    return best, best_seconds
+    return best
 
 
 def _seconds(config: Config, prepared: Prepared, indices: list[int], number: int) -> float:
