@@ -129,11 +129,9 @@ def _presets() -> str:
     rows = []
     for name, preset in PRESETS.items():
         config = preset.config
-        numbers = (config.channels, config.message_l, config.l_max, config.correlation)
         assumed = f"; assumed: {', '.join(preset.assumed)}" if preset.assumed else ""
-        first = f"`{config.first_layer}`"
-        rows.append((f"`{name}`", *map(str, numbers), first, preset.source + assumed))
-    heading = ("preset", "channels", "message_l", "l_max", "correlation", "first_layer", "source")
+        rows.append((f"`{name}`", config.summary, preset.source + assumed))
+    heading = ("preset", "shape", "source")
     return _table(heading, rows)
 
 

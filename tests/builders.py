@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,24 +12,54 @@ from ase.build import bulk, fcc111, molecule
 
 import clebsch
 from clebsch.data.statistics import Statistics
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import MessagePassingConfig
+from clebsch.models.presets import model_config
 
 SPECIES = ["H", "C", "O", "Cu", "Au"]
 REFERENCES = {"H": -13.6, "C": -1027.0, "O": -2042.0, "Cu": -3.5, "Au": -3.2}
 
+
+def _smaller(preset: str, **settings: Any) -> MessagePassingConfig:
+    """A preset small enough to be tested on everything."""
+    small = {"channels": 4, "l_max": 2, "message_l": 1, "cutoff": 3.5}
+    return model_config({"preset": preset, **small, **settings})
+
+
 #: Every architecture in the battery: a new model adds its line here.
-MODELS: dict[str, MACEConfig] = {
-    "mace": MACEConfig(channels=4, l_max=2, message_l=1, cutoff=3.5, radial={"hidden": (8,)}),
-    "mace published form": MACEConfig(
+MODELS: dict[str, MessagePassingConfig] = {
+    "mace": MessagePassingConfig(
+        channels=4, l_max=2, message_l=1, cutoff=3.5, radial={"hidden": (8,)}
+    ),
+    "mace published form": MessagePassingConfig(
         channels=4,
         l_max=2,
         message_l=2,
         cutoff=3.5,
-        first_layer="residual",
+        update={"first_layer": "residual"},
         radial={"hidden": (8,)},
     ),
-    "mace three layers with ZBL": MACEConfig(
-        channels=3, layers=3, l_max=1, message_l=1, correlation=2, cutoff=3.0, zbl=True
+    "mace three layers with ZBL": MessagePassingConfig(
+        channels=3,
+        layers=3,
+        l_max=1,
+        message_l=1,
+        product={"correlation": 2},
+        cutoff=3.0,
+        zbl=True,
+    ),
+    "nequip": _smaller("nequip_acac", layers=3, radial={"hidden": (8,)}),
+    "botnet": _smaller("botnet_acac", layers=3),
+    "pace": _smaller("pace_acac", radial={"hidden": (8,)}),
+    "pace with smooth Bernstein polynomials": _smaller(
+        "pace_ethanol", l_max=1, message_l=1, radial={"hidden": (8,), "n_basis": 6}
+    ),
+    "mace with gates, both parities and summed paths": _smaller(
+        "mace_small",
+        parity="full",
+        interaction={"paths": "summed", "normalization": "sqrt_neighbors"},
+        product={"correlation": 2},
+        update={"gate": "tanh", "self_connection": "linear"},
+        radial={"hidden": (8,)},
     ),
 }
 

@@ -36,7 +36,13 @@ COMMANDS = (
     "bench",
     "doctor",
 )
-SETTINGS = {"preset": "mace_tiny", "channels": 2, "l_max": 1, "correlation": 2, "cutoff": 3.0}
+SETTINGS = {
+    "preset": "mace_tiny",
+    "channels": 2,
+    "l_max": 1,
+    "product": {"correlation": 2},
+    "cutoff": 3.0,
+}
 
 Run = Callable[..., tuple[int, str, str]]
 

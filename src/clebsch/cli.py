@@ -380,12 +380,11 @@ def presets() -> None:
 
     from clebsch.models.presets import PRESETS
 
-    table = Table("model=", "channels", "L", "order", "layers", "cutoff (Å)", "source")
+    table = Table("model=", "shape", "cutoff (Å)", "source")
     for name, preset in PRESETS.items():
-        c = preset.config
-        numbers = (c.channels, c.message_l, c.correlation, c.layers, c.cutoff)
+        shape = (preset.config.summary, str(preset.config.cutoff))
         assumed = f" (assumed: {', '.join(preset.assumed)})" if preset.assumed else ""
-        table.add_row(name, *map(str, numbers), escape(preset.source + assumed))
+        table.add_row(name, *shape, escape(preset.source + assumed))
     Console().print(table)
 
 

@@ -10,7 +10,7 @@ from ase.data import atomic_numbers
 
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.models.config import ModelConfig
-from clebsch.models.mace import MACE
+from clebsch.models.message_passing import MessagePassing
 from clebsch.models.presets import model_config
 from clebsch.nn.energy import EnergyHead, ZBLRepulsion
 from clebsch.potential import Potential
@@ -38,8 +38,8 @@ def build(
         model: a preset's name (``clebsch.PRESETS``), a configuration, or a mapping of settings.
         species: element symbols; kept in order of atomic number.
         references: the energy of each element's isolated atom in eV; zero if None.
-        statistics: sets the average number of neighbours, the scale (root mean square of the
-            force components) and the mean interaction energy; without it they are 16, 1 and 0.
+        statistics: sets the average number of neighbours, the scale (as the configuration says)
+            and the mean interaction energy; without it they are 16, 1 and 0.
         dtype: what the network computes in.
         seed: of the weights; torch's global generator is left as it was.
 
@@ -53,12 +53,13 @@ def build(
             raise ConfigError(
                 f"no reference energy for {', '.join(missing)}; given for {', '.join(references)}"
             )
+    config = model_config(model)
     potential = assemble(
-        model_config(model),
+        config,
         symbols,
         references=[0.0 if references is None else references[s] for s in symbols],
         avg_num_neighbors=TYPICAL_NEIGHBORS if statistics is None else statistics.avg_num_neighbors,
-        scale=1.0 if statistics is None else statistics.forces_rms,
+        scale=1.0 if statistics is None else _scale(config, statistics),
         mean_energy=0.0 if statistics is None else statistics.mean_interaction_energy,
         dtype=dtype,
         seed=seed,
@@ -80,7 +81,7 @@ def assemble(
     """Put a potential together from numbers; ``build`` and the model file's reader call this."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
-        model = MACE(config, len(species), float(avg_num_neighbors)).to(dtype)
+        model = MessagePassing(config, len(species), float(avg_num_neighbors)).to(dtype)
     head = EnergyHead(
         references or [0.0] * len(species),
         scale,
@@ -92,6 +93,13 @@ def assemble(
         ZBLRepulsion([atomic_numbers[s] for s in species], config.cutoff) if config.zbl else None
     )
     return Potential(config, species, model, head, prior)
+
+
+def _scale(config: ModelConfig, statistics: Statistics) -> float:
+    """The unit of the network's energies, eV."""
+    if config.scale == "forces_rms":
+        return statistics.forces_rms
+    return statistics.interaction_energy_std if config.scale == "energy_std" else 1.0
 
 
 def _sorted_species(species: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ from clebsch.models.presets import model_config
 from clebsch.potential import Potential, Structure, example_structure
 
 FORMAT = "clebsch-potential"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 UNITS = {"length": "Angstrom", "energy": "eV", "stress": "eV/Angstrom^3"}
 
 #: How far a loaded potential may be from the numbers in its file: eV per atom, relative to 1 + the
@@ -142,6 +142,8 @@ def read_potential(path: Path | str) -> tuple[Potential, dict[str, Any]]:
             f"{path}: format version {metadata['format_version']} is newer than this Clebsch, "
             f"which reads up to {FORMAT_VERSION}"
         )
+    if metadata["format_version"] == 1:
+        tensors, metadata = _from_version_1(tensors, metadata)
     try:
         potential = assemble(
             model_config(metadata["config"]),
@@ -154,6 +156,22 @@ def read_potential(path: Path | str) -> tuple[Potential, dict[str, Any]]:
         raise ModelFileError(f"{path}: the weights do not fit the configuration: {error}") from None
     potential.provenance = metadata["provenance"]
     return potential, metadata["reference"]
+
+
+def _from_version_1(
+    tensors: dict[str, Tensor], metadata: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Version 1 knew MACE alone, with all settings in one section, and one map after each sum."""
+    old = dict(metadata["config"])
+    moved = {
+        "product": {key: old.pop(key) for key in ("correlation", "couplings")},
+        "update": {"first_layer": old.pop("first_layer")},
+        "readout": {"hidden": old.pop("readout_hidden")},
+    }
+    config = {**old, **moved, "name": "message_passing"}
+    before, after = "atomic_basis.linear.", "atomic_basis.linears.0."
+    renamed = {name.replace(before, after): tensor for name, tensor in tensors.items()}
+    return renamed, {**metadata, "config": config}
 
 
 def reference_structure(stored: dict[str, Any]) -> Atoms:

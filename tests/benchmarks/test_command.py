@@ -12,7 +12,13 @@ import clebsch
 from clebsch.benchmarks import jobs
 from clebsch.cli import main
 
-SETTINGS = {"channels": 2, "l_max": 1, "correlation": 2, "cutoff": 3.0, "first_layer": "residual"}
+SETTINGS = {
+    "channels": 2,
+    "l_max": 1,
+    "product": {"correlation": 2},
+    "cutoff": 3.0,
+    "update": {"first_layer": "residual"},
+}
 
 
 @pytest.fixture

@@ -15,10 +15,15 @@ import torch
 from clebsch.benchmarks import compare, jobs, rates, record, speed, timing
 from clebsch.benchmarks.structures import system_of_size
 from clebsch.errors import ConfigError
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import MessagePassingConfig
 
-TINY = MACEConfig(
-    channels=2, l_max=1, message_l=1, correlation=2, cutoff=3.0, first_layer="residual"
+TINY = MessagePassingConfig(
+    channels=2,
+    l_max=1,
+    message_l=1,
+    product={"correlation": 2},
+    cutoff=3.0,
+    update={"first_layer": "residual"},
 )
 QUICK = {"min_calls": 2, "min_seconds": 0.0, "max_seconds": 5.0}
 
@@ -207,7 +212,7 @@ def test_the_paper_suite_is_the_published_architecture():
         ("Si 216", "128x0e"),
         ("Si 1000", "128x0e+1o"),
     ]
-    assert {one.config.first_layer for one in cases} == {"residual"}
+    assert {one.config.update.first_layer for one in cases} == {"residual"}
 
 
 def test_the_file_holds_everything(tmp_path: Path):

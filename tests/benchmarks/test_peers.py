@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from clebsch.benchmarks import compare, jobs, speed
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import MessagePassingConfig
 
 pytestmark = [
     pytest.mark.peers,
@@ -30,8 +30,11 @@ def test_mace_torch_has_the_same_weights_and_edges(
     system = compare.paper_cases()[0].system
     # Without cuequivariance mace-torch has the full table of couplings whatever it is asked for;
     # the reduced one spans the same functions with fewer weights.
-    config = MACEConfig(
-        channels=8, message_l=message_l, first_layer=first_layer, couplings="unreduced"
+    config = MessagePassingConfig(
+        channels=8,
+        message_l=message_l,
+        update={"first_layer": first_layer},
+        product={"couplings": "unreduced"},
     )
     ours, theirs = both(jobs.Case(system, config, "small", system.species))
     assert ours["n_edges"] == theirs["n_edges"]

@@ -21,13 +21,13 @@ from clebsch.training.report import MAX_TRAINING_FRAMES, read_history, report_ru
 from .toy import crystal, labelled, molecule
 
 TINY = {
-    "name": "mace",
+    "name": "message_passing",
     "cutoff": 3.0,
     "layers": 1,
     "channels": 4,
     "l_max": 1,
     "message_l": 0,
-    "correlation": 2,
+    "product": {"correlation": 2},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from clebsch.algebra import Irreps, spherical_irreps
+from clebsch.algebra import Irreps, all_irreps, spherical_irreps
 from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu, reference
-from clebsch.kernels.plan import contraction_plan, convolution_plan
+from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
 from clebsch.neighbors import neighbor_graph
 
 BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "llvm"])
@@ -56,18 +57,28 @@ def convolution_inputs(
     graph: AtomGraph, message_l: int = 1, **options: object
 ) -> tuple[object, tuple[Tensor, Tensor, Tensor]]:
     plan = convolution_plan(spherical_irreps(message_l), spherical_irreps(2), spherical_irreps(2))
-    inputs = (
+    return plan, inputs_of(plan, graph, **options)
+
+
+def inputs_of(
+    plan: ConvolutionPlan, graph: AtomGraph, **options: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
         randn(graph.n_edges, plan.n_paths, CHANNELS, **options),  # type: ignore[arg-type]
         randn(graph.n_edges, 9, **options),  # type: ignore[arg-type]
         randn(graph.n_atoms, plan.node_irreps.dim, CHANNELS, **options),  # type: ignore[arg-type]
     )
-    return plan, inputs
 
 
 @BACKENDS
-def test_convolution_is_the_sum_of_equation_8(backend: ModuleType) -> None:
+@pytest.mark.parametrize("irreps", [spherical_irreps, all_irreps])
+@pytest.mark.parametrize("summed", [False, True], ids=["apart", "summed"])
+def test_convolution_is_the_sum_of_equation_8(
+    backend: ModuleType, irreps: Callable[[int], Irreps], summed: bool
+) -> None:
     graph = GRAPHS["random"]
-    plan, (weights, harmonics, nodes) = convolution_inputs(graph)
+    plan = convolution_plan(irreps(1), spherical_irreps(2), irreps(2), summed)
+    weights, harmonics, nodes = inputs_of(plan, graph)
     expected = torch.zeros(graph.n_atoms, plan.out_dim, CHANNELS, dtype=torch.float64)
     rank = [0] * len(plan.out_irreps)
     for p, path in enumerate(plan.paths):
@@ -75,11 +86,11 @@ def test_convolution_is_the_sum_of_equation_8(backend: ModuleType) -> None:
         y = harmonics[:, plan.harmonic_irreps.slices[path.harmonic]]
         h = nodes[graph.senders][:, plan.node_irreps.slices[path.node]]
         messages = torch.einsum("ek,abc,ea,ebk->eck", weights[:, p], table, y, h)
-        block, copies = plan.out_blocks[path.out], plan.paths_per_out[path.out]
+        block, copies = plan.out_blocks[path.out], plan.copies[path.out]
         rows = torch.arange(block.start + rank[path.out], block.stop, copies)
         for e in range(graph.n_edges):
             expected[graph.receivers[e], rows] += messages[e]
-        rank[path.out] += 1
+        rank[path.out] += not summed
     found = backend.convolve(plan, weights, harmonics, nodes, graph)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 

@@ -405,7 +405,7 @@ def test_without_llvmlite_the_reference_is_used_and_a_warning_says_so(cache: Pat
 import sys, warnings
 sys.modules["llvmlite"] = None
 import clebsch
-settings = {"channels": 2, "l_max": 1, "correlation": 2, "cutoff": 3.0}
+settings = {"channels": 2, "l_max": 1, "product": {"correlation": 2}, "cutoff": 3.0}
 with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
     potential = clebsch.build(settings, ["H", "O"])

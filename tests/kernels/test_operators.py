@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from builders import ethanol, potential
-from clebsch.algebra import spherical_irreps
+from clebsch.algebra import all_irreps, spherical_irreps
 from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu, reference
+from clebsch.kernels.cpu import emit
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 from clebsch.neighbors import neighbor_graph
 
@@ -196,6 +198,28 @@ def test_radial_convolution_derivatives(graph: str, strided: bool) -> None:
         lambda *inputs: cpu.convolve_radial(CONVOLUTION, *inputs, GRAPHS[graph]),
         convolution_inputs(GRAPHS[graph], 3, strided=strided),
     )
+
+
+@pytest.mark.parametrize("summed", [False, True], ids=["apart", "summed"])
+def test_convolution_derivatives_of_both_parities(summed: bool) -> None:
+    plan = convolution_plan(all_irreps(1), spherical_irreps(1), all_irreps(1), summed)
+    check(
+        lambda *inputs: cpu.convolve(plan, *inputs, LARGE),
+        (randn(LARGE.n_edges, plan.n_paths, 3), randn(LARGE.n_edges, 4), randn(9, 8, 3)),
+    )
+
+
+def test_long_code_is_divided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Into blocks that LLVM compiles in time; the numbers stay what they are."""
+    monkeypatch.setattr(emit, "LONG_BLOCK", 50)
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path))
+    plan = convolution_plan(spherical_irreps(1), spherical_irreps(2), spherical_irreps(2))
+    inputs = (randn(LARGE.n_edges, plan.n_paths, 5), randn(LARGE.n_edges, 9), randn(9, 4, 5))
+    derivatives = [
+        twice(backend.convolve(plan, *inputs, LARGE), inputs) for backend in (cpu, reference)
+    ]
+    for here, there in zip(*derivatives, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-10, atol=1e-10)
 
 
 def test_convolution_derivatives_across_blocks_of_edges() -> None:

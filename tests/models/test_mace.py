@@ -14,7 +14,7 @@ import clebsch
 from builders import ethanol, potential
 from clebsch.errors import ConfigError
 from clebsch.factory import assemble
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import MessagePassingConfig
 from clebsch.models.presets import PRESETS, model_config, preset_config
 from clebsch.nn.energy import EnergyHead, ZBLRepulsion
 from clebsch.nn.radial import BesselBasis, PolynomialEnvelope
@@ -27,9 +27,12 @@ def n_parameters(**settings: object) -> int:
 
 def test_parameter_counts_are_the_published_ones() -> None:
     """256 channels, L = 2, three elements: MACE paper, table 3, and models.md 1.1."""
-    assert n_parameters(couplings="unreduced") == 2_803_984
+    assert n_parameters(product={"couplings": "unreduced"}) == 2_803_984
     assert n_parameters() == 2_707_984
-    assert n_parameters(couplings="unreduced", first_layer="species_linear") == 3_393_808
+    assert (
+        n_parameters(product={"couplings": "unreduced"}, update={"first_layer": "species_linear"})
+        == 3_393_808
+    )
 
 
 def test_reduced_couplings_span_what_the_unreduced_ones_do() -> None:
@@ -74,8 +77,12 @@ def body_order_remainder(energy_of: object, n_bodies: int) -> float:
 @pytest.mark.parametrize("correlation", [1, 2, 3])
 def test_the_first_layer_has_body_order_nu_plus_one(correlation: int) -> None:
     """Its energy, read linearly, has no (nu + 2)-body part, and has a (nu + 1)-body one."""
-    config = MACEConfig(
-        channels=4, l_max=1, message_l=0, correlation=correlation, radial={"hidden": (8,)}
+    config = MessagePassingConfig(
+        channels=4,
+        l_max=1,
+        message_l=0,
+        product={"correlation": correlation},
+        radial={"hidden": (8,)},
     )
     built = assemble(config, ["H", "O"], avg_num_neighbors=1.0, dtype=torch.float64)
 
@@ -96,7 +103,7 @@ def test_the_published_form_shifts_a_lone_atom_and_the_exact_form_does_not() -> 
 
 def test_the_mean_energy_is_whole_inside_a_molecule_and_gone_for_a_lone_atom() -> None:
     head = EnergyHead([0.0], 1.0, -5.0, "density", 5.0)
-    built = clebsch.build(MACEConfig(channels=2, l_max=1), ["H", "C"])
+    built = clebsch.build(MessagePassingConfig(channels=2, l_max=1), ["H", "C"])
     graph = built.graph(molecule("C6H6"))
     lengths = torch.full((graph.n_edges,), 1.2, dtype=torch.float64)
     inside = head(torch.zeros(12, 1), lengths, _single_species(graph))
@@ -114,7 +121,7 @@ def _single_species(graph):  # type: ignore[no-untyped-def]
 
 def test_a_constant_mean_energy_with_exact_lone_atoms_is_refused() -> None:
     with pytest.raises(ConfigError, match="would shift lone atoms"):
-        model_config({"mean_energy": "constant", "first_layer": "species_linear"})
+        model_config({"mean_energy": "constant", "update": {"first_layer": "species_linear"}})
 
 
 def test_zbl_is_not_scaled_with_the_network() -> None:
@@ -137,7 +144,7 @@ def test_zbl_is_the_universal_potential() -> None:
     """Two carbon atoms at 0.5 Angstrom by hand, before the envelope has bent it much."""
     zbl = ZBLRepulsion([6], 5.0)
     length = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    graph = clebsch.build(MACEConfig(channels=2, l_max=1), ["C"]).graph(
+    graph = clebsch.build(MessagePassingConfig(channels=2, l_max=1), ["C"]).graph(
         Atoms("C2", [[0, 0, 0], [0.5, 0, 0]])
     )
     a = 0.88534 * 0.529177210903 / (2 * 6**0.23)
@@ -190,7 +197,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 def test_presets_build_and_unknown_ones_are_named() -> None:
     for name in PRESETS:
-        assert preset_config(name).name == "mace"
+        assert preset_config(name) == PRESETS[name].config
     with pytest.raises(ConfigError, match="Did you mean 'mace_acac'"):
         preset_config("mace_acacc")
 

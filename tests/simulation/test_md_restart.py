@@ -165,7 +165,13 @@ def test_a_restart_must_be_of_the_same_run(tmp_path: Path) -> None:
 
 
 def test_a_restart_goes_on_with_the_same_model_on_the_same_structure(tmp_path: Path) -> None:
-    small = {"preset": "mace_tiny", "channels": 2, "l_max": 1, "correlation": 2, "cutoff": 3.0}
+    small = {
+        "preset": "mace_tiny",
+        "channels": 2,
+        "l_max": 1,
+        "product": {"correlation": 2},
+        "cutoff": 3.0,
+    }
     model, other = (clebsch.build(small, ["Cu"], dtype=torch.float64, seed=s) for s in (0, 1))
 
     def begin_or_go_on(source: Any, atoms: Atoms, **options: Any) -> MDResult:

@@ -37,7 +37,7 @@ BATCH = [5, 0, 3, 1, 4, 2]
 
 @pytest.fixture(scope="module")
 def potential() -> clebsch.Potential:
-    model = {"name": "mace", "cutoff": 4.0, "channels": 2, "l_max": 1, "message_l": 1}
+    model = {"name": "message_passing", "cutoff": 4.0, "channels": 2, "l_max": 1, "message_l": 1}
     return clebsch.build(model, ["Cu", "Au"], dtype=torch.float64, seed=1)
 
 

@@ -25,7 +25,9 @@ def joined(batches: list[list[int]]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def potential() -> clebsch.Potential:
-    return clebsch.build({"channels": 2, "l_max": 1, "correlation": 2, "cutoff": 6.0}, ["Cu"])
+    return clebsch.build(
+        {"channels": 2, "l_max": 1, "product": {"correlation": 2}, "cutoff": 6.0}, ["Cu"]
+    )
 
 
 @pytest.mark.parametrize("kind", [{"batch_size": 4}, {"batch_edges": 60}])

@@ -23,7 +23,13 @@ OUTPUTS = ("energy", "forces", "virial")
 @pytest.fixture(scope="module")
 def potential() -> clebsch.Potential:
     return clebsch.build(
-        {"channels": 2, "l_max": 1, "correlation": 2, "cutoff": 4.0, "radial": {"hidden": [8]}},
+        {
+            "channels": 2,
+            "l_max": 1,
+            "product": {"correlation": 2},
+            "cutoff": 4.0,
+            "radial": {"hidden": [8]},
+        },
         ["Cu", "Au"],
         dtype=torch.float64,
     )

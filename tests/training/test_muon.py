@@ -60,7 +60,9 @@ def test_each_matrix_takes_a_step_of_the_learning_rate() -> None:
 
 
 def test_every_parameter_is_in_one_group_and_frozen_ones_in_none() -> None:
-    potential = clebsch.build({"channels": 2, "l_max": 1, "correlation": 2}, ["H", "O"])
+    potential = clebsch.build(
+        {"channels": 2, "l_max": 1, "product": {"correlation": 2}}, ["H", "O"]
+    )
     potential.model.layers[0].linear.requires_grad_(False)
     settings = TrainingConfig(schedule="constant", batch_size=1, max_epochs=1, optimizer="muon")
     optimizer = make_optimizer(potential, settings)

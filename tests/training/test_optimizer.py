@@ -17,7 +17,7 @@ def settings(**values: object) -> TrainingConfig:
 
 
 def test_weight_decay_acts_on_the_weights_of_equations_10_and_11_alone() -> None:
-    potential = clebsch.build({"channels": 2, "l_max": 1, "correlation": 2}, ["H"])
+    potential = clebsch.build({"channels": 2, "l_max": 1, "product": {"correlation": 2}}, ["H"])
     optimizer = make_optimizer(potential, settings(optimizer="amsgrad", weight_decay=5e-7))
     decayed = {id(p) for p in potential.model.decayed_parameters()}
     found = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}

@@ -18,8 +18,8 @@ from clebsch.training.configfile import load_config
 
 #: A MACE that takes a step in milliseconds.
 MODEL = (
-    "model={name: mace, cutoff: 4.0, channels: 2, l_max: 1, message_l: 1, correlation: 2, "
-    "readout_hidden: 4, radial: {n_basis: 4, hidden: [8]}}"
+    "model={name: message_passing, cutoff: 4.0, channels: 2, l_max: 1, message_l: 1, "
+    "product: {correlation: 2}, readout: {hidden: 4}, radial: {n_basis: 4, hidden: [8]}}"
 )
 
 

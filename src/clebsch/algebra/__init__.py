@@ -20,6 +20,7 @@ from clebsch.algebra.coupling import clebsch_gordan
 from clebsch.algebra.irreps import (
     Irrep,
     Irreps,
+    all_irreps,
     parse_irreps,
     spherical_irreps,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Irrep",
     "Irreps",
     "Terms",
+    "all_irreps",
     "clebsch_gordan",
     "coupling_basis",
     "irrep_matrix",

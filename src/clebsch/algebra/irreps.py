@@ -152,6 +152,14 @@ def spherical_irreps(l_max: int) -> Irreps:
     return Irreps(Irrep(degree, (-1) ** degree) for degree in range(l_max + 1))
 
 
+def all_irreps(l_max: int) -> Irreps:
+    """The irreps of both parities up to ``l_max``, those of spherical harmonics first:
+    0e, 0o, 1o, 1e, 2e, 2o, ...
+    """
+    natural = spherical_irreps(l_max)
+    return Irreps(Irrep(ir.l, parity) for ir in natural for parity in (ir.parity, -ir.parity))
+
+
 def parse_irreps(text: str) -> tuple[int, Irreps]:
     """Read "128x0e+128x1o": one channel count and the irreps.
 

@@ -180,7 +180,7 @@ def _kernels(
 
 
 def _contenders(against: str | None, tabulate: bool, cases: Sequence[Case]) -> list[Contender]:
-    from clebsch.benchmarks.jobs import OURS, TABULATED, mace_torch
+    from clebsch.benchmarks.jobs import OURS, TABULATED, mace_torch, unlike_mace
 
     ours = [OURS, TABULATED] if tabulate else [OURS]
     if against is None:
@@ -188,6 +188,6 @@ def _contenders(against: str | None, tabulate: bool, cases: Sequence[Case]) -> l
     if against not in _PEERS:
         raise ConfigError(f"unknown --against {against!r}. {did_you_mean(against, _PEERS)}")
     for case in cases:
-        if case.config.zbl:
-            raise ConfigError(f"{case.name}: mace-torch's repulsion is another one; use zbl=false")
+        for setting in unlike_mace(case.config):
+            raise ConfigError(f"{case.name}: mace-torch has no {setting}, or a different one")
     return [*ours, *mace_torch()]

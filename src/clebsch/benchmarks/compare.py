@@ -11,7 +11,7 @@ import numpy as np
 
 from clebsch.benchmarks.jobs import Case, Contender, MeasurementError, Mode, run_job
 from clebsch.benchmarks.structures import paper_systems
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import MessagePassingConfig, UpdateConfig
 
 #: The four rows of the published comparison and a larger crystal: system, channels, L.
 _PAPER_ROWS = (
@@ -87,8 +87,10 @@ def paper_cases() -> list[Case]:
     return [
         Case(
             system=systems[name],
-            config=MACEConfig(
-                channels=channels, message_l=message_l, first_layer="residual", couplings="reduced"
+            config=MessagePassingConfig(
+                channels=channels,
+                message_l=message_l,
+                update=UpdateConfig(first_layer="residual"),
             ),
             name=hidden_irreps(channels, message_l),
             species=systems[name].species,

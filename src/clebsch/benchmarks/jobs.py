@@ -16,7 +16,7 @@ from ase.data import atomic_numbers
 
 from clebsch.benchmarks.structures import System
 from clebsch.errors import ClebschError, ConfigError
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import MessagePassingConfig, ModelConfig
 
 Mode = Literal["energy_forces", "step"]
 
@@ -58,6 +58,35 @@ TABULATED = Contender(
 )
 
 
+#: What mace-torch has a setting for too, or what it does alike whatever is set.
+_ALIKE = frozenset(
+    (
+        *("cutoff", "layers", "channels", "l_max", "message_l", "mean_energy", "scale"),
+        *("radial.n_basis", "radial.envelope_exponent", "radial.hidden", "readout.hidden"),
+        *("product.correlation", "product.couplings", "update.first_layer"),
+    )
+)
+
+
+def unlike_mace(config: ModelConfig) -> list[str]:
+    """Settings that mace-torch cannot follow, as ``key=value``."""
+    ours, theirs = _flat(config.model_dump()), _flat(MessagePassingConfig().model_dump())
+    keys = dict.fromkeys((*ours, *theirs))
+    return [
+        f"{key}={ours.get(key)}"
+        for key in keys
+        if ours.get(key) != theirs.get(key) and key not in _ALIKE
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        full = f"{prefix}{key}"
+        flat |= _flat(value, f"{full}.") if isinstance(value, Mapping) else {full: value}
+    return flat
+
+
 def mace_torch(peers: Path | None = None) -> tuple[Contender, Contender]:
     """mace-torch as it comes, and with the tuned allocator.
 
@@ -91,7 +120,7 @@ class Case:
     """
 
     system: System
-    config: MACEConfig
+    config: ModelConfig
     name: str
     species: tuple[str, ...]
     model: Path | None = None

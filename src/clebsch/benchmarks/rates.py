@@ -15,10 +15,10 @@ from clebsch.benchmarks.timing import measure
 from clebsch.factory import assemble
 from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu
-from clebsch.models.config import MACEConfig
-from clebsch.models.mace import MACE, AtomicBasis, MACELayer
+from clebsch.models.config import ModelConfig
+from clebsch.models.message_passing import AtomicBasis, Layer
+from clebsch.nn.path_weights import RadialNetwork
 from clebsch.nn.product import ProductBasis
-from clebsch.nn.radial import RadialNetwork
 from clebsch.training.shares import threads as torch_threads
 
 #: Rows and columns of the matrices.
@@ -64,9 +64,9 @@ def gemm_rate(dtype: torch.dtype, threads: int, size: int = SIZE) -> float:
 
 
 def kernel_rates(
-    config: MACEConfig, n_atoms: int, dtype: torch.dtype, threads: int
+    config: ModelConfig, n_atoms: int, dtype: torch.dtype, threads: int
 ) -> list[KernelRate]:
-    """The rate of convolutions and products, forward and derivatives, on silicon.
+    """The rate of MACE's convolutions and products, forward and derivatives, on silicon.
 
     Useful multiply-adds of a convolution are E K times the sum over paths of (2 l2 + 1)(2 l3 + 2),
     and of its radial layer E F P K; of a product 2 N K times its terms. First derivatives count
@@ -88,12 +88,13 @@ def kernel_rates(
     graph = potential.graph(system.frames)
     rates = []
     with torch_threads(threads):
-        assert isinstance(potential.model, MACE)
-        for number, layer in enumerate(potential.model.layers):
-            assert isinstance(layer, MACELayer)
+        layers = [module for module in potential.model.modules() if isinstance(module, Layer)]
+        for number, layer in enumerate(layers):
             shape = f"layer {number + 1}, {graph.n_atoms} atoms"
-            rates += _convolution_rates(layer.atomic_basis, graph, dtype, shape)
-            rates += _product_rates(layer.product, graph, dtype, shape)
+            if isinstance(layer.atomic_basis.radial, RadialNetwork):
+                rates += _convolution_rates(layer.atomic_basis, graph, dtype, shape)
+            if layer.product is not None and len(layer.atomic_basis.linears) == 1:
+                rates += _product_rates(layer.product, graph, dtype, shape)
     return rates
 
 

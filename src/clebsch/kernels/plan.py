@@ -33,23 +33,30 @@ class ConvolutionPlan:
 
     The output of a convolution has, for every output irrep that is reached, a block of
     2l+1 components x its paths: component m of path p of irrep l sits at
-    ``block.start + m * n_paths(l) + p``, so that the linear map over paths and channels that
-    follows is one matrix product per irrep.
+    ``block.start + m * copies(l) + p``, so that the linear map over paths and channels that
+    follows is one matrix product per irrep. With ``summed`` the paths of an irrep share one copy:
+    their sum, divided by the square root of their number.
     """
 
     node_irreps: Irreps
     harmonic_irreps: Irreps
     out_irreps: Irreps
+    summed: bool
     paths: tuple[CouplingPath, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are the one plan again, and share what is cached for it."""
-        return _convolution_plan, (self.node_irreps, self.harmonic_irreps, self.out_irreps)
+        return _convolution_plan, (
+            self.node_irreps,
+            self.harmonic_irreps,
+            self.out_irreps,
+            self.summed,
+        )
 
     @cached_property
     def key(self) -> str:
         """Names the plan, for operators, whose arguments are tensors and simple values."""
-        return f"{self.node_irreps}|{self.harmonic_irreps}|{self.out_irreps}"
+        return f"{self.node_irreps}|{self.harmonic_irreps}|{self.out_irreps}|{int(self.summed)}"
 
     @property
     def n_paths(self) -> int:
@@ -63,51 +70,79 @@ class ConvolutionPlan:
             sum(path.out == out for path in self.paths) for out in range(len(self.out_irreps))
         )
 
+    @property
+    def copies(self) -> tuple[int, ...]:
+        """How many features of each output irrep come out: one for each path, or their sum."""
+        return (1,) * len(self.out_irreps) if self.summed else self.paths_per_out
+
     @cached_property
     def out_blocks(self) -> tuple[slice, ...]:
-        """Each output irrep's components x paths in the output."""
+        """Each output irrep's components x copies in the output."""
         blocks, start = [], 0
-        for irrep, n_paths in zip(self.out_irreps, self.paths_per_out, strict=True):
-            blocks.append(slice(start, start + irrep.dim * n_paths))
+        for irrep, copies in zip(self.out_irreps, self.copies, strict=True):
+            blocks.append(slice(start, start + irrep.dim * copies))
             start = blocks[-1].stop
         return tuple(blocks)
 
+    @cached_property
+    def out_components(self) -> tuple[tuple[int, ...], ...]:
+        """The output components of each path, m ascending."""
+        seen = [0] * len(self.out_irreps)
+        components = []
+        for path in self.paths:
+            start, copies = self.out_blocks[path.out].start, self.copies[path.out]
+            copy = 0 if self.summed else seen[path.out]
+            dim = self.out_irreps[path.out].dim
+            components.append(tuple(start + m * copies + copy for m in range(dim)))
+            seen[path.out] += 1
+        return tuple(components)
+
     @property
     def out_dim(self) -> int:
-        """Number of output components, all paths counted."""
+        """Number of output components, all copies counted."""
         return self.out_blocks[-1].stop
 
     def coefficients(self, path: CouplingPath) -> np.ndarray:
         """[harmonic m, node m, out m] float64: Clebsch-Gordan coefficients times sqrt(2 l_out + 1).
 
-        With this factor inputs of unit variance give outputs of unit variance.
+        With this factor inputs of unit variance give outputs of unit variance; where paths are
+        summed, over the square root of the number of paths that end in the same irrep.
         """
         harmonic, node, out = (
             self.harmonic_irreps[path.harmonic],
             self.node_irreps[path.node],
             self.out_irreps[path.out],
         )
-        table = clebsch_gordan(node.l, harmonic.l, out.l) * np.sqrt(out.dim)
+        shared = self.paths_per_out[path.out] if self.summed else 1
+        table = clebsch_gordan(node.l, harmonic.l, out.l) * np.sqrt(out.dim / shared)
         return np.ascontiguousarray(table.transpose(1, 0, 2))
 
 
 def convolution_plan(
-    node_irreps: Irreps, harmonic_irreps: Irreps, out_irreps: Irreps
+    node_irreps: Irreps, harmonic_irreps: Irreps, out_irreps: Irreps, summed: bool = False
 ) -> ConvolutionPlan:
-    """All paths that symmetry allows; output irreps that no path reaches are left out."""
+    """All paths that symmetry allows; output irreps that no path reaches are left out.
+
+    Args:
+        node_irreps: of the senders' features.
+        harmonic_irreps: of the edge harmonics.
+        out_irreps: those wanted.
+        summed: add the paths of an irrep up, instead of keeping them apart.
+    """
     products = {p for node in node_irreps for harmonic in harmonic_irreps for p in node * harmonic}
     reached = Irreps(irrep for irrep in out_irreps if irrep in products)
-    return _convolution_plan(node_irreps, harmonic_irreps, reached)
+    return _convolution_plan(node_irreps, harmonic_irreps, reached, summed)
 
 
 @lru_cache(maxsize=256)
 def convolution_plan_of(key: str) -> ConvolutionPlan:
     """The plan of that key."""
-    return _convolution_plan(*(Irreps.parse(irreps) for irreps in key.split("|")))
+    *irreps, summed = key.split("|")
+    return _convolution_plan(*(Irreps.parse(each) for each in irreps), bool(int(summed)))
 
 
 @lru_cache(maxsize=256)
-def _convolution_plan(node: Irreps, harmonic: Irreps, out: Irreps) -> ConvolutionPlan:
+def _convolution_plan(node: Irreps, harmonic: Irreps, out: Irreps, summed: bool) -> ConvolutionPlan:
     paths = [
         CouplingPath(i, j, out.index(product))
         for i, node_irrep in enumerate(node)
@@ -116,7 +151,7 @@ def _convolution_plan(node: Irreps, harmonic: Irreps, out: Irreps) -> Convolutio
         if product in out
     ]
     paths.sort(key=lambda path: path.out)
-    return ConvolutionPlan(node, harmonic, out, tuple(paths))
+    return ConvolutionPlan(node, harmonic, out, summed, tuple(paths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +208,7 @@ def contraction_plan_of(key: str) -> ContractionPlan:
 def contraction_plan(
     irreps: Irreps, targets: Irreps, correlation: int, reduced: bool = True
 ) -> ContractionPlan:
-    """The plan of a product basis.
+    """The plan of a product basis; targets that no coupling reaches are left out.
 
     Args:
         irreps: of the one-particle basis A.
@@ -182,11 +217,13 @@ def contraction_plan(
         reduced: linearly independent symmetrised couplings only; otherwise the table of
             sequential couplings, redundant where all slots hold the same A.
     """
-    bases = tuple(
-        tuple(
+    bases = {
+        target: tuple(
             coupling_basis(irreps, order, target, reduced=reduced)
             for order in range(1, correlation + 1)
         )
         for target in targets
-    )
-    return ContractionPlan(irreps, targets, correlation, reduced, bases)
+    }
+    reached = Irreps(t for t in targets if any(basis.n_couplings for basis in bases[t]))
+    per_target = tuple(bases[target] for target in reached)
+    return ContractionPlan(irreps, reached, correlation, reduced, per_target)

@@ -227,7 +227,7 @@ def channelwise_product(
         table = _table(plan, index, features)
         product = torch.einsum("abc,eak,ebk->eck", table, shaped[path.harmonic], parts[path.node])
         products[path.out].append(product * path_weights[:, index, None, :])
-    return torch.cat([torch.stack(block, dim=2).flatten(1, 2) for block in products], dim=1)
+    return _joined(plan, products)
 
 
 def contract(
@@ -374,6 +374,13 @@ def _convolve_padded(
             coupled.view(n_atoms, -1, plan.out_irreps[path.out].dim).transpose(1, 2)
             @ weighted.flatten(1, 2)
         )
+    return _joined(plan, products)
+
+
+def _joined(plan: ConvolutionPlan, products: list[list[Tensor]]) -> Tensor:
+    """The output of a convolution from what its paths give, for each output irrep."""
+    if plan.summed:
+        return torch.cat([torch.stack(block).sum(0) for block in products], dim=1)
     return torch.cat([torch.stack(block, dim=2).flatten(1, 2) for block in products], dim=1)
 
 

@@ -1,4 +1,8 @@
-"""What a model is, as a strict schema: settings are checked when they are read."""
+"""What a model is, as a strict schema: settings are checked when they are read.
+
+Message passing is one space of models, with a section for each of its blocks; MACE, NequIP, BOTNet
+and PACE are points of it (``clebsch.models.presets``), and so is everything between them.
+"""
 
 from __future__ import annotations
 
@@ -14,61 +18,181 @@ class Section(BaseModel):
 
 
 class RadialConfig(Section):
-    """Radial basis, envelope and network."""
+    """Functions of the distance: basis, envelope, and the path weights made of them."""
 
-    n_basis: int = Field(8, ge=1, description="Bessel functions")
+    basis: Literal["bessel", "bernstein"] = Field(
+        "bessel",
+        description="spherical Bessel functions, or Bernstein polynomials of an exponential of "
+        "the distance, whose decay is trained",
+    )
+    n_basis: int = Field(8, ge=1, le=64, description="functions of the radial basis")
+    trainable: bool = Field(False, description="train the frequencies of the Bessel functions")
+    envelope: Literal["polynomial", "smooth"] = Field(
+        "polynomial",
+        description="cut-off with two derivatives that vanish at its end, or with all of them",
+    )
     envelope_exponent: int = Field(5, ge=2, description="p of the polynomial cut-off")
+    weights: Literal["mlp", "element_linear", "pair"] = Field(
+        "mlp",
+        description="path weights: a network of the distance alone; linear in the basis, with a "
+        "matrix for each element of the sender; or networks of distance and both elements, "
+        "multiplied with each other (PACE's edge booster)",
+    )
     hidden: tuple[int, ...] = Field(
-        (64, 64, 64), min_length=1, description="hidden widths of the radial network"
+        (64, 64, 64), min_length=1, description="hidden widths of the radial networks"
     )
 
 
-class MACEConfig(Section):
-    """MACE (Batatia et al. 2022, equations 8 to 13). Defaults are the paper's but for its size."""
+class InteractionConfig(Section):
+    """The sum over neighbours (equation 8)."""
 
-    name: Literal["mace"] = "mace"
+    linear_up: bool = Field(
+        True, description="a linear map over channels of the senders' features, before the sum"
+    )
+    paths: Literal["apart", "summed"] = Field(
+        "apart",
+        description="what the linear map after the sum mixes: every coupling path by itself, or "
+        "the sum of those that give the same irrep (equation 8 as printed)",
+    )
+    normalization: Literal["neighbors", "sqrt_neighbors", "none"] = Field(
+        "neighbors",
+        description="divide the sum by the training set's mean number of neighbours, or its root",
+    )
+
+
+class ProductConfig(Section):
+    """The product basis (equations 10 and 11)."""
+
+    correlation: int = Field(3, ge=1, le=4, description="order of the product basis, nu")
+    slots: Literal["shared", "distinct"] = Field(
+        "shared",
+        description="whether all factors are one map of the sum over neighbours, or each another",
+    )
+    couplings: Literal["reduced", "unreduced"] = Field(
+        "reduced",
+        description="couplings of one factor with itself: the linearly independent ones, or the "
+        "full table; distinct factors always have the full table",
+    )
+
+
+class UpdateConfig(Section):
+    """From messages to new features (equation 12)."""
+
+    first_layer: Literal["residual", "species_linear"] = Field(
+        "species_linear",
+        description="residual: as every layer; species_linear: a species-dependent map of the sum "
+        "over neighbours and no self-connection, so that a lone atom gives its reference",
+    )
+    self_connection: Literal["species", "linear", "none"] = Field(
+        "species",
+        description="what is added of an atom's own features: a linear map for each element, one "
+        "for all, or nothing",
+    )
+    gate: Literal["none", "silu", "tanh"] = Field(
+        "none",
+        description="nonlinearity of even scalars and of the gates that multiply features of "
+        "higher degree; odd scalars always have tanh",
+    )
+    last_layer: Literal["scalars", "full"] = Field(
+        "scalars",
+        description="what the last layer makes: what is read, or all irreps, as in the published "
+        "parameter counts of NequIP and BOTNet",
+    )
+
+
+class ReadoutConfig(Section):
+    """From scalars to energies (equation 13)."""
+
+    layers: Literal["every", "last"] = Field("every", description="layers that are read")
+    inner: Literal["linear", "mlp"] = Field("linear", description="readouts before the last")
+    last: Literal["mlp", "linear", "two_linear"] = Field(
+        "mlp", description="readout of the last layer; two_linear: two maps, nothing between them"
+    )
+    hidden: int = Field(16, ge=1, description="width between the two maps of a readout")
+
+
+class MessagePassingConfig(Section):
+    """Equivariant message passing between atoms. Defaults are MACE's but for its size.
+
+    Equations are those of the MACE paper (Batatia et al. 2022).
+    """
+
+    name: Literal["message_passing"] = "message_passing"
     cutoff: float = Field(5.0, gt=0, description="Angstrom")
     layers: int = Field(2, ge=1, description="message-passing layers, T")
     channels: int = Field(128, ge=1, description="channels of every irrep, K")
     l_max: int = Field(3, ge=0, le=8, description="highest degree of the edge harmonics")
     message_l: int = Field(1, ge=0, le=8, description="highest degree of the messages, L")
-    correlation: int = Field(3, ge=1, le=4, description="order of the product basis, nu")
-    radial: RadialConfig = RadialConfig()
-    first_layer: Literal["residual", "species_linear"] = Field(
-        "species_linear",
-        description="residual: as published; species_linear: a species-dependent map of the "
-        "one-particle basis and no self-connection, so that a lone atom gives its reference",
+    parity: Literal["natural", "full"] = Field(
+        "natural",
+        description="irreps of features: the parity of spherical harmonics, or both parities",
     )
+    radial: RadialConfig = RadialConfig()
+    interaction: InteractionConfig = InteractionConfig()
+    product: ProductConfig | None = Field(
+        ProductConfig(), description="null: the messages are the sum over neighbours itself"
+    )
+    update: UpdateConfig = UpdateConfig()
+    readout: ReadoutConfig = ReadoutConfig()
     mean_energy: Literal["auto", "none", "constant", "density"] = Field(
         "auto",
-        description="how the mean interaction energy enters; auto: constant with a residual first "
-        "layer (published), else a smooth function of the neighbour density",
+        description="how the mean interaction energy enters; auto: constant where lone atoms are "
+        "shifted anyway (published), else a smooth function of the neighbour density",
     )
-    readout_hidden: int = Field(16, ge=1, description="width of the last layer's readout")
-    couplings: Literal["reduced", "unreduced"] = Field(
-        "reduced", description="product couplings: linearly independent ones, or the full table"
+    scale: Literal["forces_rms", "energy_std", "none"] = Field(
+        "forces_rms",
+        description="unit of the network's energies: the training set's root mean square of force "
+        "components, the standard deviation of its energies per atom, or 1 eV",
     )
     zbl: bool = Field(False, description="add the ZBL nuclear repulsion")
 
     @model_validator(mode="after")
-    def _make_sense(self) -> MACEConfig:
+    def _make_sense(self) -> MessagePassingConfig:
         if self.l_max == 0 and self.message_l > 0:
             raise ValueError("message_l: scalar harmonics (l_max=0) couple to scalars alone")
-        if self.mean_energy == "constant" and self.first_layer == "species_linear":
+        if self.mean_energy == "constant" and self.keeps_lone_atoms:
             raise ValueError(
-                "mean_energy=constant would shift lone atoms, which first_layer=species_linear "
-                "promises to leave at their reference; use mean_energy=density or none"
+                "mean_energy=constant would shift lone atoms, which the update section (its "
+                "first_layer and self_connection) leaves at their reference; use "
+                "mean_energy=density or none"
+            )
+        if self.radial.trainable and self.radial.basis != "bessel":
+            raise ValueError("radial.trainable: only Bessel functions have frequencies to train")
+        if self.radial.weights == "pair" and (self.channels % 2 or self.channels < 4):
+            raise ValueError(
+                f"channels: radial.weights=pair divides them into halves of at least two, which "
+                f"{self.channels} cannot be"
             )
         return self
+
+    @property
+    def summary(self) -> str:
+        """The model's shape in a line."""
+        parity = "" if self.parity == "natural" else " of both parities"
+        parts = [
+            f"{self.layers} layer{'s' * (self.layers > 1)}",
+            f"{self.channels} channels",
+            f"L = {self.message_l}{parity}",
+        ]
+        if self.product is not None:
+            distinct = " of distinct factors" if self.product.slots == "distinct" else ""
+            parts.append(f"products of order {self.product.correlation}{distinct}")
+        if self.update.gate != "none":
+            parts.append("gates")
+        return ", ".join(parts)
+
+    @property
+    def keeps_lone_atoms(self) -> bool:
+        """Whether an atom without neighbours has exactly its reference energy."""
+        return self.update.first_layer == "species_linear" or self.update.self_connection == "none"
 
     @property
     def mean_energy_form(self) -> Literal["none", "constant", "density"]:
         """``mean_energy`` with ``auto`` resolved."""
         if self.mean_energy != "auto":
             return self.mean_energy
-        return "constant" if self.first_layer == "residual" else "density"
+        return "density" if self.keeps_lone_atoms else "constant"
 
 
-#: Any architecture's configuration. With a second architecture it becomes a union told apart by
-#: ``name``.
-ModelConfig = MACEConfig
+#: Any architecture's configuration.
+ModelConfig = MessagePassingConfig

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from clebsch.errors import ConfigError, did_you_mean
-from clebsch.models.config import MACEConfig, ModelConfig
+from clebsch.models.config import (
+    InteractionConfig,
+    MessagePassingConfig,
+    ModelConfig,
+    ProductConfig,
+    RadialConfig,
+    ReadoutConfig,
+    UpdateConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -27,27 +35,112 @@ class Preset:
     assumed: tuple[str, ...] = ()
 
 
-_PAPER = "MACE paper (arXiv 2206.07697), appendix A.5.1"
+_MACE = "MACE paper (arXiv 2206.07697), appendix A.5.1"
+_NEQUIP = "NequIP of the Allegro paper (Musaelian et al. 2023), methods"
+_IN_MACE = "as run in the code of the MACE paper (arXiv 2206.07697)"
+_PACE = "PACE (arXiv 2411.04219), published code"
 
 
-def _published(message_l: int) -> MACEConfig:
-    return MACEConfig(channels=256, message_l=message_l, first_layer="residual")
+def _mace(message_l: int) -> MessagePassingConfig:
+    return MessagePassingConfig(
+        channels=256, message_l=message_l, update=UpdateConfig(first_layer="residual")
+    )
+
+
+def _nequip(cutoff: float, radial: RadialConfig, readout_hidden: int) -> MessagePassingConfig:
+    """Gates, both parities, and no product basis."""
+    return MessagePassingConfig(
+        cutoff=cutoff,
+        layers=5,
+        channels=64,
+        message_l=3,
+        parity="full",
+        radial=radial,
+        interaction=InteractionConfig(normalization="sqrt_neighbors"),
+        product=None,
+        update=UpdateConfig(first_layer="residual", gate="silu"),
+        readout=ReadoutConfig(layers="last", last="two_linear", hidden=readout_hidden),
+    )
+
+
+def _botnet(channels: int = 80, layers: int = 5) -> MessagePassingConfig:
+    """NequIP without gates, with radial functions of each element, and read at every layer."""
+    return MessagePassingConfig(
+        layers=layers,
+        channels=channels,
+        message_l=3,
+        parity="full",
+        radial=RadialConfig(weights="element_linear"),
+        product=None,
+    )
+
+
+def _pace(message_l: int, radial: RadialConfig, channels: int = 256) -> MessagePassingConfig:
+    """MACE with radial functions of pairs of elements and distinct factors."""
+    return MessagePassingConfig(
+        channels=channels,
+        message_l=message_l,
+        radial=radial,
+        interaction=InteractionConfig(linear_up=False, paths="summed"),
+        product=ProductConfig(slots="distinct", couplings="unreduced"),
+        update=UpdateConfig(first_layer="residual"),
+        readout=ReadoutConfig(inner="mlp"),
+    )
+
+
+def _pair(n_basis: int) -> RadialConfig:
+    return RadialConfig(weights="pair", n_basis=n_basis)
 
 
 PRESETS: dict[str, Preset] = {
-    "mace_3bpa": Preset(_published(2), f"{_PAPER}, table 2, L = 2"),
-    "mace_3bpa_l1": Preset(_published(1), f"{_PAPER}, table 2, L = 1"),
-    "mace_3bpa_l0": Preset(_published(0), f"{_PAPER}, table 2, L = 0"),
-    "mace_acac": Preset(_published(2), f"{_PAPER}, table 3"),
-    "mace_rmd17": Preset(_published(2), f"{_PAPER}, table 1", assumed=("message_l",)),
+    "mace_3bpa": Preset(_mace(2), f"{_MACE}, table 2, L = 2"),
+    "mace_3bpa_l1": Preset(_mace(1), f"{_MACE}, table 2, L = 1"),
+    "mace_3bpa_l0": Preset(_mace(0), f"{_MACE}, table 2, L = 0"),
+    "mace_acac": Preset(_mace(2), f"{_MACE}, table 3"),
+    "mace_rmd17": Preset(_mace(2), f"{_MACE}, table 1", assumed=("message_l",)),
     "mace_small": Preset(
-        MACEConfig(channels=64, message_l=1),
+        MessagePassingConfig(channels=64, message_l=1),
         "our own: an accurate model that trains on a laptop; lone atoms give their references",
     ),
     "mace_tiny": Preset(
-        MACEConfig(channels=32, message_l=1, l_max=2),
+        MessagePassingConfig(channels=32, message_l=1, l_max=2),
         "our own: for demonstrations and tests; lone atoms give their references",
     ),
+    "nequip_3bpa": Preset(
+        _nequip(5.0, RadialConfig(envelope_exponent=2), 32), f"{_NEQUIP}, table 2"
+    ),
+    "nequip_acac": Preset(
+        _nequip(4.0, RadialConfig(envelope_exponent=6, trainable=True), 16),
+        f"NequIP {_IN_MACE}, table 3",
+        assumed=("radial.trainable", "readout.hidden"),
+    ),
+    "nequip_small": Preset(
+        _nequip(5.0, RadialConfig(), 16).model_copy(
+            update={"layers": 3, "channels": 32, "message_l": 2}
+        ),
+        "our own: NequIP that trains on a laptop",
+    ),
+    "botnet_acac": Preset(
+        _botnet(),
+        f"BOTNet (arXiv 2205.06643) {_IN_MACE}, table 3",
+        assumed=("cutoff", "radial.envelope_exponent"),
+    ),
+    "botnet_3bpa": Preset(
+        _botnet(),
+        f"BOTNet (arXiv 2205.06643) {_IN_MACE}, table 2",
+        assumed=("cutoff", "radial.envelope_exponent"),
+    ),
+    "botnet_small": Preset(
+        _botnet(32, 3).model_copy(update={"message_l": 2}),
+        "our own: BOTNet that trains on a laptop; lone atoms give their references",
+    ),
+    "pace_acac": Preset(_pace(2, _pair(4)), _PACE),
+    "pace_3bpa": Preset(_pace(2, _pair(4)), _PACE),
+    "pace_ethanol": Preset(
+        _pace(3, RadialConfig(basis="bernstein", n_basis=20, envelope="smooth", weights="pair")),
+        f"{_PACE}, rMD17 ethanol",
+    ),
+    "pace_small": Preset(_pace(1, _pair(8), channels=64), "our own: PACE that trains on a laptop"),
 }
 
 
@@ -71,7 +164,7 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     Raises:
         ConfigError: an unknown preset, key or value.
     """
-    if isinstance(model, MACEConfig):
+    if isinstance(model, MessagePassingConfig):
         return model
     if isinstance(model, str):
         return preset_config(model)
@@ -80,7 +173,7 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     if preset is not None:
         settings = _merged(preset_config(preset).model_dump(), settings)
     try:
-        return MACEConfig.model_validate(settings)
+        return MessagePassingConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
 
@@ -98,8 +191,21 @@ def _explain(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in ("model", *problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        section: Any = MACEConfig
-        for part in problem["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        return f"unknown key {key!r}. {did_you_mean(str(problem['loc'][-1]), section.model_fields)}"
+        given = key.removeprefix("model.")
+        known = list(_keys(MessagePassingConfig))
+        # A key that another section has was put in the wrong place.
+        section, _, last = given.rpartition(".")
+        places = [one for one in known if one.rpartition(".")[2] == last]
+        beside = [one for one in known if one.rpartition(".")[0] == section]
+        return f"unknown key {key!r}. {did_you_mean(given, places or beside or known)}"
     return f"{key}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All settings of a section by their full names."""
+    for name, field in section.model_fields.items():
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        yield f"{prefix}{name}"
+        for kind in inner:
+            yield from _keys(kind, f"{prefix}{name}.")

@@ -21,6 +21,14 @@ class IrrepsLinear(nn.Module):
 
     ``out[n, m, k] = scale sum_(p, k') in[n, (m, p), k'] W[(p, k'), k] / sqrt(P K)``: the input has
     P copies of each irrep ("paths", as a convolution returns them), components before copies.
+
+    Args:
+        irreps: of the input.
+        channels: K, of input and output.
+        copies: of each input irrep; 1 if None.
+        irreps_out: of the output, each of them in the input; an irrep that occurs several times
+            has a matrix each time. As the input if None.
+        scale: of the output.
     """
 
     def __init__(
@@ -28,13 +36,16 @@ class IrrepsLinear(nn.Module):
         irreps: Irreps,
         channels: int,
         copies: tuple[int, ...] | None = None,
+        irreps_out: Irreps | None = None,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.kernels: Kernels = load_backend("reference")
-        self.irreps = irreps
+        self.irreps = irreps_out or irreps
         self.scale = scale
-        self.copies = copies or (1,) * len(irreps)
+        copies = copies or (1,) * len(irreps)
+        self.choice = _Choice(irreps, copies, self.irreps)
+        self.copies = tuple(copies[irreps.index(irrep)] for irrep in self.irreps)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(n_copies * channels, channels)) for n_copies in self.copies
         )
@@ -43,14 +54,14 @@ class IrrepsLinear(nn.Module):
         """Args: features [N, sum of copies x (2l + 1), K]. Returns: [N, irreps.dim, K]."""
         weight = torch.cat([w * (self.scale / math.sqrt(len(w))) for w in self.weights])
         dims = [irrep.dim for irrep in self.irreps]
-        return self.kernels.linear(features, weight[None], None, dims, self.copies)
+        return self.kernels.linear(self.choice(features), weight[None], None, dims, self.copies)
 
 
 class SpeciesLinear(nn.Module):
     """A linear map over channels with one matrix for each species and irrep (self-connections).
 
     Irreps of the input that the output lacks are dropped; irreps of the output that the input
-    lacks are zero.
+    lacks are zero. With one species the map is the same for all atoms.
     """
 
     def __init__(
@@ -58,20 +69,31 @@ class SpeciesLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.kernels: Kernels = load_backend("reference")
-        self.irreps_in = irreps_in
         self.irreps_out = irreps_out
-        self.shared = tuple(irrep for irrep in irreps_out if irrep in irreps_in)
+        self.copies = [int(irrep in irreps_in) for irrep in irreps_out]
+        shared = Irreps(irrep for irrep in irreps_out if irrep in irreps_in)
+        self.choice = _Choice(irreps_in, (1,) * len(irreps_in), shared)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(n_species, channels, channels)) for _ in self.shared
+            nn.Parameter(torch.randn(n_species, channels, channels)) for _ in shared
         )
 
     def forward(self, features: Tensor, species: Tensor) -> Tensor:
         """Args: features [N, irreps_in.dim, K], species [N]. Returns: [N, irreps_out.dim, K]."""
-        channels = features.shape[2]
-        if self.shared != tuple(self.irreps_in):
-            blocks = features.split([irrep.dim for irrep in self.irreps_in], dim=1)
-            features = torch.cat([blocks[self.irreps_in.index(ir)] for ir in self.shared], dim=1)
-        weight = torch.cat(list(self.weights), dim=1) / math.sqrt(channels)
+        weight = torch.cat(list(self.weights), dim=1) / math.sqrt(features.shape[2])
         dims = [irrep.dim for irrep in self.irreps_out]
-        copies = [int(irrep in self.shared) for irrep in self.irreps_out]
-        return self.kernels.linear(features, weight, species, dims, copies)
+        known = species if len(weight) > 1 else None
+        return self.kernels.linear(self.choice(features), weight, known, dims, self.copies)
+
+
+class _Choice:
+    """The blocks of features that a map uses, in its order; nothing to do where that is all."""
+
+    def __init__(self, irreps: Irreps, copies: tuple[int, ...], chosen: Irreps) -> None:
+        self.sizes = [irrep.dim * n for irrep, n in zip(irreps, copies, strict=True)]
+        self.blocks = [irreps.index(irrep) for irrep in chosen]
+
+    def __call__(self, features: Tensor) -> Tensor:
+        if self.blocks == list(range(len(self.sizes))):
+            return features
+        parts = features.split(self.sizes, dim=1)
+        return torch.cat([parts[block] for block in self.blocks], dim=1)

@@ -34,3 +34,17 @@ class MLPReadout(nn.Module):
         """Args: scalars [N, K]. Returns: [N]."""
         hidden = scalars @ (self.inner / math.sqrt(len(self.inner)))
         return silu(hidden) @ (self.outer / math.sqrt(len(self.outer)))
+
+
+class TwoLinearReadout(nn.Module):
+    """K -> hidden -> 1, linear as a whole (NequIP): its shape changes how it is trained."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Parameter(torch.randn(channels, hidden))
+        self.outer = nn.Parameter(torch.randn(hidden))
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """Args: scalars [N, K]. Returns: [N]."""
+        inner = scalars @ (self.inner / math.sqrt(len(self.inner)))
+        return inner @ (self.outer / math.sqrt(len(self.outer)))

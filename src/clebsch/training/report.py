@@ -128,10 +128,8 @@ def run_facts(
     sets: Mapping[str, Sequence[Frame]],
 ) -> dict[str, str]:
     """What the head of the report says of a run."""
-    model = config.model
     facts = {
-        "Model": f"{model.name.upper()}, {model.layers} layers, {model.channels} channels, "
-        f"L = {model.message_l}, order {model.correlation}",
+        "Model": config.model.summary,
         "Training data": ", ".join(str(path) for path in _listed(config.data.train)),
         "Recipe": f"{config.recipe}, seed {config.seed}",
         **potential_facts(potential),

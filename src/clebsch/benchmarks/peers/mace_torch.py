@@ -78,7 +78,7 @@ def build(job: dict[str, Any]) -> torch.nn.Module:
     channels = shape["channels"]
     hidden = [f"{channels}x{l}{PARITIES[l % 2]}" for l in range(shape["message_l"] + 1)]  # noqa: E741
     residual = modules.RealAgnosticResidualInteractionBlock
-    lone = shape["first_layer"] == "species_linear"
+    lone = shape["update"]["first_layer"] == "species_linear"
     model: torch.nn.Module = modules.ScaleShiftMACE(
         r_max=shape["cutoff"],
         num_bessel=shape["radial"]["n_basis"],
@@ -89,13 +89,13 @@ def build(job: dict[str, Any]) -> torch.nn.Module:
         num_interactions=shape["layers"],
         num_elements=len(job["species"]),
         hidden_irreps=o3.Irreps("+".join(hidden)),
-        MLP_irreps=o3.Irreps(f"{shape['readout_hidden']}x0e"),
+        MLP_irreps=o3.Irreps(f"{shape['readout']['hidden']}x0e"),
         atomic_energies=np.zeros(len(job["species"])),
         avg_num_neighbors=job["avg_num_neighbors"],
         atomic_numbers=job["species"],
-        correlation=shape["correlation"],
+        correlation=shape["product"]["correlation"],
         gate=torch.nn.functional.silu,
-        use_reduced_cg=shape["couplings"] == "reduced",
+        use_reduced_cg=shape["product"]["couplings"] == "reduced",
         radial_MLP=list(shape["radial"]["hidden"]),
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,

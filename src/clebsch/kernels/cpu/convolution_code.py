@@ -21,11 +21,15 @@ def _groups(spec: ConvolutionSpec) -> list[list[int]]:
     groups: list[list[int]] = [[]]
     most = 18 // spec.vectors if machine.many_registers() else 8 // spec.vectors
     for path in range(spec.plan.n_paths):
-        total = sum(spec.out_dim(p) for p in groups[-1]) + spec.out_dim(path)
-        if groups[-1] and total > most:
+        if groups[-1] and len(_outputs(spec, [*groups[-1], path])) > most:
             groups.append([])
         groups[-1].append(path)
     return groups
+
+
+def _outputs(spec: ConvolutionSpec, paths: Sequence[int]) -> list[int]:
+    """The output components of some paths, each once."""
+    return sorted({m for path in paths for m in spec.plan.out_components[path]})
 
 
 def _by_harmonic(spec: ConvolutionSpec) -> list[list[int]]:
@@ -81,13 +85,12 @@ def _sum_over_edges(
     """Add the edges of one receiver to the output of a group of paths."""
     spec, e = k.spec, k.e
     sums = {}
-    for path in group:
-        for m3, component in enumerate(spec.out_component[path]):
-            sums[path, m3] = [e.variable(spec.lanes) for _ in range(spec.vectors)]
-            for old, variable in zip(
-                k.load(e.at(row, component * spec.channels)), sums[path, m3], strict=True
-            ):
-                e.put(old, variable)
+    for component in _outputs(spec, group):
+        sums[component] = [e.variable(spec.lanes) for _ in range(spec.vectors)]
+        for old, variable in zip(
+            k.load(e.at(row, component * spec.channels)), sums[component], strict=True
+        ):
+            e.put(old, variable)
     with e.loop(*edges) as edge:
         sender = e.integer_at(k.senders, e.plus(start, edge))
         node = e.at(k["nodes"], e.times(sender, spec.plan.node_irreps.dim * spec.channels), channel)
@@ -97,16 +100,15 @@ def _sum_over_edges(
             for m2 in range(spec.node_dim(path)):
                 place = spec.node_component(path, m2) * spec.channels
                 weighted = k.mul(radial, k.load(e.at(node, place)))
-                for m3 in range(spec.out_dim(path)):
+                for m3, component in enumerate(spec.plan.out_components[path]):
                     if (path, m2, m3) not in spec.entries:
                         continue
                     g = k.coupling(table, edge, path, m2, m3)
-                    for value, variable in zip(weighted, sums[path, m3], strict=True):
+                    for value, variable in zip(weighted, sums[component], strict=True):
                         e.put(e.fma(g, value, e.get(variable, spec.lanes)), variable)
-    for path in group:
-        for m3, component in enumerate(spec.out_component[path]):
-            total = [e.get(variable, spec.lanes) for variable in sums[path, m3]]
-            k.store(total, e.at(row, component * spec.channels))
+    for component, variables in sums.items():
+        total = [e.get(variable, spec.lanes) for variable in variables]
+        k.store(total, e.at(row, component * spec.channels))
 
 
 def write_gradients(spec: ConvolutionSpec, wanted: Wanted, name: str) -> str:
@@ -171,6 +173,7 @@ def _edge_gradients(k, wanted, edge, index, table, copied, weight, d_weight, pla
     harmonic_sums: dict[int, ir.Value] = {}
     for group in _by_harmonic(spec):
         for path in group:
+            e.may_break()
             radial = k.load(weight(path)) if wanted.nodes or wanted.harmonics else zeros
             d_radial = None
             for m2 in range(spec.node_dim(path)):
@@ -182,7 +185,7 @@ def _edge_gradients(k, wanted, edge, index, table, copied, weight, d_weight, pla
                 upward = None  # v
                 weighted = k.mul(radial, features)  # u
                 for m3 in outs:
-                    g = k.load(e.at(copied, spec.out_component[path][m3] * spec.chunk))
+                    g = k.load(e.at(copied, spec.plan.out_components[path][m3] * spec.chunk))
                     upward = k.scale(k.coupling(table, edge, path, m2, m3), g, upward)
                     if wanted.harmonics:
                         _add_harmonics(k, harmonic_sums, (path, m2, m3), [(weighted, g)])
@@ -291,6 +294,7 @@ def _edge_second(  # type: ignore[no-untyped-def]
     harmonic_sums: dict[int, ir.Value] = {}
     for group in _by_harmonic(spec):
         for path in group:
+            e.may_break()
             radial, t_radial = k.load(weight(path)), k.load(t_weight(path))
             d_radial = dt_radial = None
             weighted, t_weighted = {}, {}  # u = R h and its change
@@ -304,7 +308,7 @@ def _edge_second(  # type: ignore[no-untyped-def]
                 t_weighted[m2] = k.mul(t_radial, features)
                 upward = t_upward = None  # v and its change
                 for m3 in outs:
-                    g = k.load(e.at(copied, spec.out_component[path][m3] * spec.chunk))
+                    g = k.load(e.at(copied, spec.plan.out_components[path][m3] * spec.chunk))
                     upward = k.scale(k.coupling(table, edge, path, m2, m3), g, upward)
                     t_upward = k.scale(k.coupling(t_table, edge, path, m2, m3), g, t_upward)
                 d_radial = k.fma(t_upward, features, d_radial)
@@ -321,7 +325,7 @@ def _edge_second(  # type: ignore[no-untyped-def]
                 ins = [m2 for m2 in range(spec.node_dim(path)) if (path, m2, m3) in spec.entries]
                 if not ins:
                     continue
-                row = spec.out_component[path][m3] * spec.chunk
+                row = spec.plan.out_components[path][m3] * spec.chunk
                 g = k.load(e.at(copied, row))
                 total = k.load(e.at(d_copied, row))
                 for m2 in ins:

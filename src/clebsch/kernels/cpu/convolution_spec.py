@@ -59,18 +59,6 @@ class ConvolutionSpec(machine.Channels):
         """Numbers the entries."""
         return {entry: index for index, entry in enumerate(self.entries)}
 
-    @cached_property
-    def out_component(self) -> list[list[int]]:
-        """[path][m3]: the component of the output."""
-        seen = [0] * len(self.plan.out_irreps)
-        components = []
-        for path in self.plan.paths:
-            block, copies = self.plan.out_blocks[path.out], self.plan.paths_per_out[path.out]
-            dim = self.plan.out_irreps[path.out].dim
-            components.append([block.start + m * copies + seen[path.out] for m in range(dim)])
-            seen[path.out] += 1
-        return components
-
     def node_component(self, path: int, m2: int) -> int:
         """The component of the sender's features."""
         return self.plan.node_irreps.slices[self.plan.paths[path].node].start + m2
@@ -86,9 +74,7 @@ class ConvolutionSpec(machine.Channels):
     @property
     def key(self) -> str:
         """Tells this specification from others."""
-        plan = self.plan
-        irreps = f"{plan.node_irreps}|{plan.harmonic_irreps}|{plan.out_irreps}"
-        return f"{irreps}|{self.channels}|{self.hidden}|{self.bits}"
+        return f"{self.plan.key}|{self.channels}|{self.hidden}|{self.bits}"
 
 
 @dataclass(frozen=True)

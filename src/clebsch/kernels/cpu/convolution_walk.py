@@ -111,6 +111,7 @@ class Writer:
                 offset = self.e.plus(self.e.times(stride, m), start)
                 rows.append(self.e.load(self.e.at(harmonics, offset, part * wide), wide))
             for entry, terms in self.spec.entries.items():
+                self.e.may_break()
                 total = None
                 for m, coefficient in terms:
                     total = self.e.fma(rows[m], self.e.constant(coefficient, wide), total)

@@ -18,6 +18,10 @@ POINTER = ir.PointerType()
 
 Index: TypeAlias = ir.Value | int
 
+#: Instructions of a basic block after which straight-line code goes on in a new one: the time that
+#: LLVM takes grows with the square of a block's length.
+LONG_BLOCK = 4000
+
 
 class Emitter:
     """Emits one function of pointers and 64-bit integers, which returns nothing.
@@ -44,6 +48,8 @@ class Emitter:
         self._entry = self.function.append_basic_block("entry")
         self._builder = ir.IRBuilder(self.function.append_basic_block("body"))
         self._body = self._builder.block
+        self._never: ir.Block | None = None
+        self._breaks = 0
 
     def __getitem__(self, name: str) -> ir.Value:
         return self.arguments[name]
@@ -56,6 +62,24 @@ class Emitter:
         self._builder.ret_void()
         ir.IRBuilder(self._entry).branch(self._body)
         return str(self.module)
+
+    def may_break(self, longest: int | None = None) -> None:
+        """Go on in a new basic block if this one has ``longest`` instructions (LONG_BLOCK if None).
+
+        It begins behind a branch out of the function that is never taken, for integers are not
+        negative; LLVM does not know, and so keeps the blocks apart.
+        """
+        if len(self._builder.block.instructions) < (longest or LONG_BLOCK):
+            return
+        if self._never is None:
+            self._never = self.function.append_basic_block("never")
+            ir.IRBuilder(self._never).ret_void()
+        following = self._builder.append_basic_block()
+        self._breaks += 1
+        number = self.integer(-self._breaks)
+        impossible = self._builder.icmp_signed("==", self.function.args[-1], number)
+        self._builder.cbranch(impossible, self._never, following)
+        self._builder.position_at_end(following)
 
     # --- integers, addresses and control ---
 
