@@ -19,8 +19,10 @@ class Kernels:
     """
 
     name: str
+    convolve: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, AtomGraph], Tensor]
     convolve_radial: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, Tensor, AtomGraph], Tensor]
     convolve_table: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, Tensor, AtomGraph], Tensor]
+    edge_product: Callable[[ConvolutionPlan, Tensor, Tensor, AtomGraph], Tensor]
     contract: Callable[[ContractionPlan, Tensor, Tensor, Tensor], Tensor]
     silu: Callable[[Tensor], Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]], Tensor]
