@@ -11,13 +11,13 @@ from ase.build import bulk, fcc111, molecule
 
 import clebsch
 from clebsch.data.statistics import Statistics
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import AllegroConfig, MACEConfig, ModelConfig
 
 SPECIES = ["H", "C", "O", "Cu", "Au"]
 REFERENCES = {"H": -13.6, "C": -1027.0, "O": -2042.0, "Cu": -3.5, "Au": -3.2}
 
 #: Every architecture in the battery: a new model adds its line here.
-MODELS: dict[str, MACEConfig] = {
+MODELS: dict[str, ModelConfig] = {
     "mace": MACEConfig(channels=4, l_max=2, message_l=1, cutoff=3.5, radial={"hidden": (8,)}),
     "mace published form": MACEConfig(
         channels=4,
@@ -29,6 +29,25 @@ MODELS: dict[str, MACEConfig] = {
     ),
     "mace three layers with ZBL": MACEConfig(
         channels=3, layers=3, l_max=1, message_l=1, correlation=2, cutoff=3.0, zbl=True
+    ),
+    "allegro": AllegroConfig(
+        channels=4, cutoff=3.5, latent=8, two_body_hidden=(8,), latent_hidden=(8,)
+    ),
+    "allegro three layers, natural, linear latents": AllegroConfig(
+        channels=3,
+        layers=3,
+        l_max=1,
+        parity="natural",
+        cutoff=3.0,
+        latent=5,
+        two_body_hidden=(6, 7),
+        latent_hidden=(4,),
+        latent_nonlinearity="none",
+        readout_hidden=3,
+        mean_energy="constant",
+    ),
+    "allegro three layers, full": AllegroConfig(
+        channels=2, layers=3, l_max=2, cutoff=3.0, latent=6, two_body_hidden=(), latent_hidden=()
     ),
 }
 

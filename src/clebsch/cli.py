@@ -380,10 +380,10 @@ def presets() -> None:
 
     from clebsch.models.presets import PRESETS
 
-    table = Table("model=", "channels", "L", "order", "layers", "cutoff (Å)", "source")
+    table = Table("model=", "channels", "layers", "cutoff (Å)", "shape", "source")
     for name, preset in PRESETS.items():
         c = preset.config
-        numbers = (c.channels, c.message_l, c.correlation, c.layers, c.cutoff)
+        numbers = (c.channels, c.layers, c.cutoff, c.summary)
         assumed = f" (assumed: {', '.join(preset.assumed)})" if preset.assumed else ""
         table.add_row(name, *map(str, numbers), escape(preset.source + assumed))
     Console().print(table)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from clebsch.errors import ConfigError, did_you_mean
+from clebsch.models.allegro_config import AllegroConfig
+from clebsch.models.section import Section
 
-class Section(BaseModel):
-    """A part of a configuration: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = [
+    "CONFIGS",
+    "AllegroConfig",
+    "MACEConfig",
+    "ModelConfig",
+    "RadialConfig",
+    "Section",
+    "architecture",
+]
 
 
 class RadialConfig(Section):
@@ -68,7 +76,35 @@ class MACEConfig(Section):
             return self.mean_energy
         return "constant" if self.first_layer == "residual" else "density"
 
+    @property
+    def summary(self) -> str:
+        """What tells it from others of its kind, in words."""
+        return f"L = {self.message_l}, order {self.correlation}"
 
-#: Any architecture's configuration. With a second architecture it becomes a union told apart by
-#: ``name``.
-ModelConfig = MACEConfig
+
+#: Architectures by name.
+CONFIGS: dict[str, type[MACEConfig] | type[AllegroConfig]] = {
+    "mace": MACEConfig,
+    "allegro": AllegroConfig,
+}
+
+
+def architecture(settings: Any) -> str:
+    """The name of an architecture out of its configuration or a mapping of settings.
+
+    Raises:
+        ConfigError: no architecture has this name.
+    """
+    name = settings.get("name", "mace") if isinstance(settings, dict) else settings.name
+    if name not in CONFIGS:
+        raise ConfigError(
+            f"model.name: unknown architecture {name!r}. {did_you_mean(str(name), CONFIGS)}"
+        )
+    return str(name)
+
+
+#: Any architecture's configuration.
+ModelConfig = Annotated[
+    Annotated[MACEConfig, Tag("mace")] | Annotated[AllegroConfig, Tag("allegro")],
+    Discriminator(architecture),
+]

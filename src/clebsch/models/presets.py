@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from clebsch.errors import ConfigError, did_you_mean
-from clebsch.models.config import MACEConfig, ModelConfig
+from clebsch.models.allegro_config import AllegroRadialConfig
+from clebsch.models.config import CONFIGS, AllegroConfig, MACEConfig, ModelConfig, architecture
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,30 @@ def _published(message_l: int) -> MACEConfig:
     return MACEConfig(channels=256, message_l=message_l, first_layer="residual")
 
 
+_ALLEGRO = "Allegro paper (Nature Communications 14, 579), methods"
+_ALLEGRO_ASSUMED = ("mixing",)
+
+
+def _allegro(
+    cutoff: float, exponent: int, latent_nonlinearity: Literal["silu", "none"]
+) -> AllegroConfig:
+    """Both parities up to l = 3; the mean energy enters as a shift of every atom."""
+    return AllegroConfig(
+        cutoff=cutoff,
+        layers=3,
+        channels=128,
+        l_max=3,
+        parity="full",
+        radial=AllegroRadialConfig(n_basis=8, envelope_exponent=exponent),
+        latent=1024,
+        two_body_hidden=(128, 256, 512),
+        latent_hidden=(1024, 1024),
+        latent_nonlinearity=latent_nonlinearity,
+        readout_hidden=128,
+        mean_energy="constant",
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "mace_3bpa": Preset(_published(2), f"{_PAPER}, table 2, L = 2"),
     "mace_3bpa_l1": Preset(_published(1), f"{_PAPER}, table 2, L = 1"),
@@ -47,6 +72,20 @@ PRESETS: dict[str, Preset] = {
     "mace_tiny": Preset(
         MACEConfig(channels=32, message_l=1, l_max=2),
         "our own: for demonstrations and tests; lone atoms give their references",
+    ),
+    "allegro_3bpa": Preset(
+        _allegro(cutoff=5.0, exponent=2, latent_nonlinearity="none"),
+        f"{_ALLEGRO}, table 2",
+        assumed=_ALLEGRO_ASSUMED,
+    ),
+    "allegro_rmd17": Preset(
+        _allegro(cutoff=7.0, exponent=6, latent_nonlinearity="silu"),
+        f"{_ALLEGRO}, table 1 (naphthalene: cutoff 9)",
+        assumed=_ALLEGRO_ASSUMED,
+    ),
+    "allegro_small": Preset(
+        AllegroConfig(),
+        "our own: trains on a laptop; lone atoms give their references",
     ),
 }
 
@@ -71,7 +110,7 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     Raises:
         ConfigError: an unknown preset, key or value.
     """
-    if isinstance(model, MACEConfig):
+    if isinstance(model, MACEConfig | AllegroConfig):
         return model
     if isinstance(model, str):
         return preset_config(model)
@@ -79,10 +118,11 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     preset = settings.pop("preset", None)
     if preset is not None:
         settings = _merged(preset_config(preset).model_dump(), settings)
+    kind = CONFIGS[architecture(settings)]
     try:
-        return MACEConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, kind)) from None
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,12 +133,12 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[ModelConfig]) -> str:
     """The first problem, with the key's full name and the nearest valid one."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in ("model", *problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        section: Any = MACEConfig
+        section: Any = kind
         for part in problem["loc"][:-1]:
             section = section.model_fields[part].annotation
         return f"unknown key {key!r}. {did_you_mean(str(problem['loc'][-1]), section.model_fields)}"

@@ -131,7 +131,7 @@ def run_facts(
     model = config.model
     facts = {
         "Model": f"{model.name.upper()}, {model.layers} layers, {model.channels} channels, "
-        f"L = {model.message_l}, order {model.correlation}",
+        f"{model.summary}",
         "Training data": ", ".join(str(path) for path in _listed(config.data.train)),
         "Recipe": f"{config.recipe}, seed {config.seed}",
         **potential_facts(potential),
