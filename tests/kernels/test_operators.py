@@ -341,6 +341,20 @@ def test_linear_is_the_reference_and_its_derivatives(
     check(function, inputs)
 
 
+@pytest.mark.parametrize("n_atoms", [63, 64, 65, 200])
+def test_linear_maps_of_more_atoms_than_are_taken_at_once(n_atoms: int) -> None:
+    """The derivative by weights is summed over blocks of atoms of each species."""
+    species = torch.arange(n_atoms) % 5 // 4 * 2  # four fifths of one, one fifth of another
+    results = []
+    for index, n_species in ((None, 1), (species, 3)):
+        for backend in (cpu, reference):
+            inputs = (randn(n_atoms, 5, 16), randn(n_species, 48, 16))
+            out = backend.linear(*inputs, index, (1, 3), (2, 1))
+            results.append([out, *twice(out, inputs)])
+    for found, known in zip(results[0] + results[2], results[1] + results[3], strict=True):
+        assert (found - known).abs().max() <= 1e-12 * known.abs().max()
+
+
 @STRIDED
 @pytest.mark.parametrize("shape", [(0, 4), (1, 1), (7, 5)], ids=str)
 def test_silu_derivatives(shape: tuple[int, int], strided: bool) -> None:
