@@ -188,6 +188,8 @@ def _contenders(against: str | None, tabulate: bool, cases: Sequence[Case]) -> l
     if against not in _PEERS:
         raise ConfigError(f"unknown --against {against!r}. {did_you_mean(against, _PEERS)}")
     for case in cases:
+        if case.config.name != "mace":
+            raise ConfigError(f"{case.name}: mace-torch has no {case.config.name}")
         if case.config.zbl:
             raise ConfigError(f"{case.name}: mace-torch's repulsion is another one; use zbl=false")
     return [*ours, *mace_torch()]

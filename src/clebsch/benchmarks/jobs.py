@@ -16,7 +16,7 @@ from ase.data import atomic_numbers
 
 from clebsch.benchmarks.structures import System
 from clebsch.errors import ClebschError, ConfigError
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import ModelConfig
 
 Mode = Literal["energy_forces", "step"]
 
@@ -91,7 +91,7 @@ class Case:
     """
 
     system: System
-    config: MACEConfig
+    config: ModelConfig
     name: str
     species: tuple[str, ...]
     model: Path | None = None

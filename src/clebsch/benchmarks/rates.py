@@ -12,10 +12,11 @@ from torch import Tensor
 
 from clebsch.benchmarks.structures import system_of_size
 from clebsch.benchmarks.timing import measure
+from clebsch.errors import ConfigError
 from clebsch.factory import assemble
 from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu
-from clebsch.models.config import MACEConfig
+from clebsch.models.config import ModelConfig
 from clebsch.models.mace import MACE, AtomicBasis, MACELayer
 from clebsch.nn.product import ProductBasis
 from clebsch.nn.radial import RadialNetwork
@@ -64,7 +65,7 @@ def gemm_rate(dtype: torch.dtype, threads: int, size: int = SIZE) -> float:
 
 
 def kernel_rates(
-    config: MACEConfig, n_atoms: int, dtype: torch.dtype, threads: int
+    config: ModelConfig, n_atoms: int, dtype: torch.dtype, threads: int
 ) -> list[KernelRate]:
     """The rate of convolutions and products, forward and derivatives, on silicon.
 
@@ -81,8 +82,10 @@ def kernel_rates(
         threads: of the CPU.
 
     Raises:
-        ConfigError: no supercell is near that size.
+        ConfigError: no supercell is near that size, or the model is no MACE.
     """
+    if config.name != "mace":
+        raise ConfigError(f"rates of kernels are measured for MACE alone, not for {config.name}")
     system = system_of_size(n_atoms, None)
     potential = assemble(config, list(system.species), dtype=dtype)
     graph = potential.graph(system.frames)

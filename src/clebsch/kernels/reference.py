@@ -2,8 +2,9 @@
 
 Everything heavy in the models is one of the functions below. Each is multilinear or polynomial in
 its tensors and differentiable any number of times; each runs on any device and dtype. Their
-signatures never mention a tensor of size [edges x channels x components]: the references here may
-hold one for a moment, a compiled backend has no need to.
+signatures never mention a tensor of size [edges x channels x components], but for ``edge_product``,
+whose features live on edges: the references here may hold one for a moment, a compiled backend has
+no need to.
 
 Shapes: E edges, N atoms, K channels, P paths, H node components, S harmonic components, C output
 components, Q components of the one-particle basis, O components of the messages.

@@ -32,6 +32,14 @@ from clebsch.nn.radial import BesselBasis, PolynomialEnvelope
 
 SCALAR = Irrep(0, 1)
 
+#: Standard deviation of the last readout matrix's initial weights.
+#:
+#: An edge's neighbours are much alike, so that sums over them add up rather than cancel, and
+#: products do so again: from weights of 1 energies would start ten times too large. On
+#: acetylacetone (allegro_small, five epochs) the force RMSE of validation was 60.0 meV/Angstrom
+#: with it, 60.8 without, after a first epoch of 201 and 289 (one run each).
+READOUT_SCALE = 0.1
+
 
 def edge_irreps(l_max: int, parity: str, layers: int) -> list[Irreps]:
     """Irreps of the tensors before each layer: what the energy can come from.
@@ -192,6 +200,8 @@ class Allegro(Network):
             for before, after in itertools.pairwise([*irreps, Irreps([])])
         )
         self.readout = Perceptron([config.latent, config.readout_hidden, 1], "none")
+        with torch.no_grad():
+            self.readout.weights[-1] *= READOUT_SCALE
         self.pair_scale = nn.Parameter(torch.ones(n_species, n_species))
 
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
