@@ -95,12 +95,14 @@ def architecture(settings: Any) -> str:
     Raises:
         ConfigError: no architecture has this name.
     """
-    name = settings.get("name", "mace") if isinstance(settings, dict) else settings.name
+    default = "mace"
+    given = isinstance(settings, dict)
+    name = str(settings.get("name", default) if given else getattr(settings, "name", default))
     if name not in CONFIGS:
         raise ConfigError(
-            f"model.name: unknown architecture {name!r}. {did_you_mean(str(name), CONFIGS)}"
+            f"model.name: unknown architecture {name!r}. {did_you_mean(name, CONFIGS)}"
         )
-    return str(name)
+    return name
 
 
 #: Any architecture's configuration.
