@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from clebsch.models.allegro_config import AllegroRadialConfig
 from clebsch.models.presets import PRESETS
 from clebsch.training.config import RECIPES, Config, TrainingConfig
 
@@ -42,17 +43,26 @@ def page() -> str:
 def _sections(prefix: str, section: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
     found = [(prefix, section)]
     for name, field in section.model_fields.items():
-        inner = field.annotation
-        if inspect.isclass(inner) and issubclass(inner, BaseModel):
-            found += _sections(f"{prefix}.{name}" if prefix else name, inner)
+        key = f"{prefix}.{name}" if prefix else name
+        for inner in _kinds(field):
+            found += _sections(key, inner)
     return found
+
+
+def _kinds(field: FieldInfo) -> list[type[BaseModel]]:
+    """The section that a field holds, or the kinds of it that it may hold."""
+    members = [field.annotation]
+    if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
+        members = [typing.get_args(member)[:1] for member in typing.get_args(field.annotation)]
+        members = [member[0] for member in members if member]
+    return [kind for kind in members if inspect.isclass(kind) and issubclass(kind, BaseModel)]
 
 
 def _section(key: str, section: type[BaseModel]) -> str:
     described = _described_attributes(section)
     rows: list[tuple[str, ...]] = []
     for name, field in section.model_fields.items():
-        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+        if _kinds(field):
             continue
         full = f"{key}.{name}" if key else name
         text = field.description or described.get(name, "")
@@ -60,6 +70,10 @@ def _section(key: str, section: type[BaseModel]) -> str:
         default = "by recipe" if chosen else _default(field)
         rows.append((f"`{full}`", _kind(field), default, text.rstrip(".")))
     heading = f"### `{key}`\n" if key else "### Top level\n"
+    if "name" in section.model_fields:
+        heading = f"### `{key}` with `name: {section.model_fields['name'].default}`\n"
+    elif section is AllegroRadialConfig:
+        heading = f"### `{key}` with `name: allegro`\n"
     return f"{heading}\n{_table(('key', 'value', 'default', 'what it is'), rows)}"
 
 

@@ -12,7 +12,7 @@ from ase.build import bulk, fcc111, molecule
 
 import clebsch
 from clebsch.data.statistics import Statistics
-from clebsch.models.config import MessagePassingConfig
+from clebsch.models.config import AllegroConfig, MessagePassingConfig, ModelConfig
 from clebsch.models.presets import model_config
 
 SPECIES = ["H", "C", "O", "Cu", "Au"]
@@ -26,7 +26,7 @@ def _smaller(preset: str, **settings: Any) -> MessagePassingConfig:
 
 
 #: Every architecture in the battery: a new model adds its line here.
-MODELS: dict[str, MessagePassingConfig] = {
+MODELS: dict[str, ModelConfig] = {
     "mace": MessagePassingConfig(
         channels=4, l_max=2, message_l=1, cutoff=3.5, radial={"hidden": (8,)}
     ),
@@ -60,6 +60,25 @@ MODELS: dict[str, MessagePassingConfig] = {
         product={"correlation": 2},
         update={"gate": "tanh", "self_connection": "linear"},
         radial={"hidden": (8,)},
+    ),
+    "allegro": AllegroConfig(
+        channels=4, cutoff=3.5, latent=8, two_body_hidden=(8,), latent_hidden=(8,)
+    ),
+    "allegro three layers, natural, linear latents": AllegroConfig(
+        channels=3,
+        layers=3,
+        l_max=1,
+        parity="natural",
+        cutoff=3.0,
+        latent=5,
+        two_body_hidden=(6, 7),
+        latent_hidden=(4,),
+        latent_nonlinearity="none",
+        readout_hidden=3,
+        mean_energy="constant",
+    ),
+    "allegro three layers, full": AllegroConfig(
+        channels=2, layers=3, l_max=2, cutoff=3.0, latent=6, two_body_hidden=(), latent_hidden=()
     ),
 }
 

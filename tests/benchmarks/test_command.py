@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import clebsch
 from clebsch.benchmarks import jobs
+from clebsch.benchmarks.rates import kernel_rates
 from clebsch.cli import main
 
 SETTINGS = {
@@ -100,3 +102,15 @@ def test_a_mistake_gets_one_clear_line(
     error = capsys.readouterr().err
     assert message in error
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_what_is_for_mace_alone_is_refused_for_other_architectures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    clebsch.build({"name": "allegro", "channels": 2, "l_max": 1}, ["H", "C", "O"]).save(
+        tmp_path / "model.safetensors"
+    )
+    assert run(tmp_path / "model.safetensors", "--sizes", "9", "--against", "mace-torch") == 2
+    assert "mace-torch has no name=allegro" in capsys.readouterr().err
+    with pytest.raises(clebsch.ClebschError, match="MACE alone, not for allegro"):
+        kernel_rates(clebsch.load(tmp_path / "model.safetensors").config, 8, torch.float32, 1)

@@ -189,17 +189,28 @@ def test_distinct_slots_with_equal_contents_are_the_shared_product() -> None:
     )
 
 
-def test_edge_product_summed_over_edges_is_the_convolution() -> None:
+def test_edge_product_summed_over_edges_is_a_convolution() -> None:
+    """Where all receivers have one environment, and edges carry what their sender would."""
     graph = GRAPHS["random"]
     plan, (weights, harmonics, nodes) = convolution_inputs(graph)
-    with_channels = harmonics[:, :, None].expand(-1, -1, CHANNELS)
-    product = reference.channelwise_product(plan, weights, with_channels, nodes[graph.senders])
+    alike = harmonics[:1].expand(graph.n_edges, -1)
+    environment = harmonics[:1, :, None].expand(graph.n_atoms, -1, CHANNELS)
+    product = reference.edge_product(plan, nodes[graph.senders], environment, graph)
     torch.testing.assert_close(
         reference.segment_sum(product, graph.row_ptr),
-        reference.convolve(plan, weights, harmonics, nodes, graph),
+        reference.convolve(plan, torch.ones_like(weights), alike, nodes, graph),
         rtol=0,
         atol=1e-12,
     )
+
+
+def test_an_edge_is_coupled_with_the_environment_of_its_receiver() -> None:
+    graph = GRAPHS["random"]
+    plan = convolution_plan(spherical_irreps(0), spherical_irreps(1), spherical_irreps(1))
+    environment = randn(graph.n_atoms, 4, CHANNELS)
+    ones = torch.ones(graph.n_edges, 1, CHANNELS, dtype=torch.float64)
+    product = reference.edge_product(plan, ones, environment, graph)
+    torch.testing.assert_close(product, environment[graph.receivers])
 
 
 def test_coupled_product_sums_products_over_all_factors() -> None:

@@ -14,15 +14,20 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from builders import ethanol, potential
-from clebsch.algebra import all_irreps, spherical_irreps
+from clebsch.algebra import Irreps, all_irreps, spherical_irreps
 from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import emit
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 from clebsch.neighbors import neighbor_graph
+from clebsch.training.shares import threads as torch_threads
 
 CONVOLUTION = convolution_plan(spherical_irreps(1), spherical_irreps(1), spherical_irreps(1))
 PRODUCT = contraction_plan(spherical_irreps(1), spherical_irreps(1), 3)
+#: Both parities, and an irrep of the tensors ("4e") that no path starts from.
+EDGE_PRODUCT = convolution_plan(
+    Irreps.parse("0e+0o+1o+1e+4e"), spherical_irreps(1), Irreps.parse("0e+1o+1e")
+)
 #: No multiple of any vector's lanes.
 HIDDEN = 5
 
@@ -65,6 +70,14 @@ def convolution_inputs(graph: AtomGraph, channels: int, **options: Any) -> tuple
     )
 
 
+def edge_product_inputs(graph: AtomGraph, channels: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """tensors, environment."""
+    return (
+        randn(graph.n_edges, EDGE_PRODUCT.node_irreps.dim, channels, **options),
+        randn(graph.n_atoms, 4, channels, **options),
+    )
+
+
 def test_the_graphs_are_what_they_are_called() -> None:
     n_neighbors = GRAPHS["some atoms without edges"].row_ptr.diff()
     assert (n_neighbors == 0).tolist() == [True, False, False, True, False, True, False, True]
@@ -79,6 +92,8 @@ OPERATORS = (
     "convolve",
     "convolve_gradients",
     "convolve_second",
+    "edge_product",
+    "edge_product_gradients",
     "polynomial",
     "polynomial_gradients",
     "polynomial_second",
@@ -139,6 +154,9 @@ def calls(dtype: torch.dtype) -> Calls:
         twice(cpu.convolve(CONVOLUTION, weights, harmonics, nodes, graph), (weights, harmonics))
         inputs = (hidden, last, harmonics, nodes)
         twice(cpu.convolve_radial(CONVOLUTION, *inputs, graph), inputs)
+        pair = edge_product_inputs(graph, channels, dtype=dtype)
+        twice(cpu.edge_product(EDGE_PRODUCT, *pair, graph), pair)
+        twice(cpu.edge_product(EDGE_PRODUCT, pair[0], pair[1].detach(), graph), pair[:1])
         twice(cpu.contract(PRODUCT, basis, coupling, species), (basis, coupling))
         twice(cpu.contract(PRODUCT, basis, coupling.detach(), species), (basis,))
         twice(cpu.linear(features[:, :5], matrix, species, (1, 3), (2, 1)), (features, matrix))
@@ -234,6 +252,58 @@ def test_convolution_derivatives_across_blocks_of_edges() -> None:
 
 
 @STRIDED
+@pytest.mark.parametrize("graph", [*GRAPHS, "large"])
+def test_edge_product_is_the_reference_and_its_derivatives(graph: str, strided: bool) -> None:
+    edges = GRAPHS.get(graph, LARGE)
+    inputs = edge_product_inputs(edges, 3, strided=strided)
+
+    def function(*inputs: Tensor) -> Tensor:
+        return cpu.edge_product(EDGE_PRODUCT, *inputs, edges)
+
+    expected = reference.edge_product(EDGE_PRODUCT, *inputs, edges)
+    torch.testing.assert_close(function(*inputs), expected, rtol=0, atol=1e-12)
+    check(function, inputs)
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"),
+    [
+        *((channels, torch.float64) for channels in (1, 5, 16, 64)),
+        *((channels, torch.float32) for channels in (5, 16, 64)),
+    ],
+    ids=str,
+)
+def test_edge_products_of_any_number_of_channels(channels: int, dtype: torch.dtype) -> None:
+    """Third derivatives too: the product is linear in each of its factors."""
+    inputs = edge_product_inputs(LARGE, channels, dtype=dtype)
+    results = []
+    for backend in (cpu, reference):
+        out = backend.edge_product(EDGE_PRODUCT, *inputs, LARGE)
+        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        inner = sum(g.square().sum() for g in first)
+        second = torch.autograd.grad(inner, inputs, create_graph=True)
+        third = torch.autograd.grad(sum((g**3).sum() for g in second), inputs)
+        results.append([out, *first, *second, *third])
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    for place, (found, known) in enumerate(zip(*results, strict=True)):
+        assert (found - known).abs().max() <= tolerance * known.abs().max(), place
+
+
+def test_edge_products_on_several_threads_have_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = edge_product_inputs(LARGE, 16)
+    results = []
+    for share in (10**9, 1):
+        monkeypatch.setattr("clebsch.kernels.cpu.threads.SMALLEST_SHARE", share)
+        with torch_threads(2):
+            out = cpu.edge_product(EDGE_PRODUCT, *inputs, LARGE)
+            results.append([out, *twice(out, inputs)])
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+@STRIDED
 @pytest.mark.parametrize("species", [(), (1,), (2, 0, 2, 0)], ids=len)
 @pytest.mark.parametrize("correlation", [1, 2, 3, 4])
 def test_product_derivatives(correlation: int, species: tuple[int, ...], strided: bool) -> None:
@@ -293,6 +363,20 @@ def test_linear_is_the_reference_and_its_derivatives(
     expected = reference.linear(*inputs, index, dims, counts)
     torch.testing.assert_close(function(*inputs), expected, rtol=0, atol=1e-13)
     check(function, inputs)
+
+
+@pytest.mark.parametrize("n_atoms", [63, 64, 65, 200])
+def test_linear_maps_of_more_atoms_than_are_taken_at_once(n_atoms: int) -> None:
+    """The derivative by weights is summed over blocks of atoms of each species."""
+    species = torch.arange(n_atoms) % 5 // 4 * 2  # four fifths of one, one fifth of another
+    results = []
+    for index, n_species in ((None, 1), (species, 3)):
+        for backend in (cpu, reference):
+            inputs = (randn(n_atoms, 5, 16), randn(n_species, 48, 16))
+            out = backend.linear(*inputs, index, (1, 3), (2, 1))
+            results.append([out, *twice(out, inputs)])
+    for found, known in zip(results[0] + results[2], results[1] + results[3], strict=True):
+        assert (found - known).abs().max() <= 1e-12 * known.abs().max()
 
 
 @STRIDED

@@ -36,6 +36,9 @@ def test_a_training_file_is_all_that_must_be_given() -> None:
         ("data: {train: a}\nlr: 0.1", ["'lr'", "Did you mean 'training.lr'?"]),
         ("data: {train: a, keys: {energi: E}}", ["data.keys.energi", "'energy'"]),
         ("data: {train: a}\nmodel: {radial: {n_bassis: 4}}", ["model.radial.n_bassis", "n_basis"]),
+        ("data: {train: a}\nmodel: {name: allegro, latnt: 4}", ["model.latnt", "'latent'"]),
+        ("data: {train: a}\nmodel: {name: allegro, message_l: 4}", ["model.message_l"]),
+        ("data: {train: a}\nlatent: 4", ["'latent'", "Did you mean 'model.latent'?"]),
         ("data: {train: a}\ntraining: {loss: {force: 1}}", ["training.loss.force", "'forces'"]),
     ],
 )
@@ -47,6 +50,32 @@ def test_an_unknown_key_is_named_in_full_with_its_file_and_the_nearest_valid_key
         load_config(path)
     for name in [*names, str(path), "unknown key"]:
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model=3"], r"model: input should be"),
+        (["model.name=[mace]"], r"model\.name: unknown architecture"),
+        (["model.name=alegro"], r"model\.name: unknown architecture 'alegro'.*'allegro'"),
+        (
+            ["model={name: allegro, latent: many}"],
+            r"model\.latent: input should be a valid int",
+        ),
+        (["model={name: allegro, radial: {n_basis: 0}}"], r"model\.radial\.n_basis: input should"),
+    ],
+)
+def test_a_wrong_architecture_or_setting_of_one_is_named(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, ["data.train=a.xyz", *settings])
+
+
+def test_a_preset_of_any_architecture_is_written_and_read_back(tmp_path: Path) -> None:
+    config = load_config(None, ["data.train=a.xyz", "model=allegro_small", "model.channels=8"])
+    assert config.model.name == "allegro"
+    assert config.model.channels == 8
+    write_config(config, tmp_path / "run.yaml")
+    assert load_config(tmp_path / "run.yaml") == config
 
 
 def test_an_unknown_key_on_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:

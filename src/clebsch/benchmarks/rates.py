@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clebsch.benchmarks.structures import system_of_size
 from clebsch.benchmarks.timing import measure
+from clebsch.errors import ConfigError
 from clebsch.factory import assemble
 from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu
@@ -81,8 +82,10 @@ def kernel_rates(
         threads: of the CPU.
 
     Raises:
-        ConfigError: no supercell is near that size.
+        ConfigError: no supercell is near that size, or the model is no MACE.
     """
+    if config.name != "mace":
+        raise ConfigError(f"rates of kernels are measured for MACE alone, not for {config.name}")
     system = system_of_size(n_atoms, None)
     potential = assemble(config, list(system.species), dtype=dtype)
     graph = potential.graph(system.frames)

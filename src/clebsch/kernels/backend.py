@@ -22,6 +22,7 @@ class Kernels:
     convolve: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, AtomGraph], Tensor]
     convolve_radial: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, Tensor, AtomGraph], Tensor]
     convolve_table: Callable[[ConvolutionPlan, Tensor, Tensor, Tensor, Tensor, AtomGraph], Tensor]
+    edge_product: Callable[[ConvolutionPlan, Tensor, Tensor, AtomGraph], Tensor]
     contract: Callable[[ContractionPlan, Tensor, Tensor, Tensor], Tensor]
     contract_slots: Callable[[ContractionPlan, tuple[Tensor, ...], Tensor, Tensor], Tensor]
     silu: Callable[[Tensor], Tensor]

@@ -2,8 +2,9 @@
 
 Everything heavy in the models is one of the functions below. Each is multilinear or polynomial in
 its tensors and differentiable any number of times; each runs on any device and dtype. Their
-signatures never mention a tensor of size [edges x channels x components]: the references here may
-hold one for a moment, a compiled backend has no need to.
+signatures never mention a tensor of size [edges x channels x components], but for ``edge_product``,
+whose features live on edges: the references here may hold one for a moment, a compiled backend has
+no need to.
 
 Shapes: E edges, N atoms, K channels, P paths, H node components, S harmonic components, C output
 components, Q components of the one-particle basis, O components of the messages.
@@ -25,13 +26,13 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
 
 __all__ = [
-    "channelwise_product",
     "contract",
     "contract_slots",
     "convolve",
     "convolve_radial",
     "convolve_table",
     "coupled_product",
+    "edge_product",
     "linear",
     "segment_sum",
     "silu",
@@ -206,27 +207,31 @@ def convolve_table(
     return convolve(plan, path_weights, harmonics, nodes, graph)
 
 
-def channelwise_product(
-    plan: ConvolutionPlan, path_weights: Tensor, harmonics: Tensor, features: Tensor
+def edge_product(
+    plan: ConvolutionPlan, tensors: Tensor, environment: Tensor, graph: AtomGraph
 ) -> Tensor:
-    """The coupling of ``convolve`` edge by edge, without the sum over neighbours (Allegro).
+    """Tensors of edges times the environment of their receiver, channel by channel (Allegro).
+
+    ``out[ij, (m3, p), k] = sum_(m1 m2) C_p[m1, m2, m3] environment[i, m1, k] tensors[ij, m2, k]``
 
     Args:
-        plan: the paths and their coefficients.
-        path_weights: [E, P, K].
-        harmonics: [E, S, K], here with channels.
-        features: [E, H, K].
+        plan: the paths and their coefficients; its node irreps are those of the tensors, its
+            harmonics those of the environment.
+        tensors: [E, H, K].
+        environment: [N, S, K].
+        graph: edges sorted by receiver.
 
     Returns:
         [E, C, K] in the order of ``plan.out_blocks``.
     """
-    shaped = harmonics.split([irrep.dim for irrep in plan.harmonic_irreps], dim=1)
-    parts = features.split([irrep.dim for irrep in plan.node_irreps], dim=1)
+    around = environment.index_select(0, graph.receivers)
+    shaped = around.split([irrep.dim for irrep in plan.harmonic_irreps], dim=1)
+    parts = tensors.split([irrep.dim for irrep in plan.node_irreps], dim=1)
     products: list[list[Tensor]] = [[] for _ in plan.out_irreps]
     for index, path in enumerate(plan.paths):
-        table = _table(plan, index, features)
-        product = torch.einsum("abc,eak,ebk->eck", table, shaped[path.harmonic], parts[path.node])
-        products[path.out].append(product * path_weights[:, index, None, :])
+        outer = shaped[path.harmonic][:, :, None] * parts[path.node][:, None]  # [E, m1, m2, K]
+        table = _table(plan, index, tensors).flatten(0, 1)  # [(m1 m2), m3]
+        products[path.out].append(table.t() @ outer.flatten(1, 2))
     return _joined(plan, products)
 
 

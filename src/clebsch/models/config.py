@@ -6,32 +6,28 @@ and PACE are points of it (``clebsch.models.presets``), and so is everything bet
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from clebsch.errors import ConfigError, did_you_mean
+from clebsch.models.allegro_config import AllegroConfig
+from clebsch.models.section import RadialBasisConfig, Section
+
+__all__ = [
+    "CONFIGS",
+    "AllegroConfig",
+    "MessagePassingConfig",
+    "ModelConfig",
+    "RadialConfig",
+    "Section",
+    "architecture",
+]
 
 
-class Section(BaseModel):
-    """A part of a configuration: unknown keys are errors, values never change."""
+class RadialConfig(RadialBasisConfig):
+    """Functions of the distance, and the path weights made of them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RadialConfig(Section):
-    """Functions of the distance: basis, envelope, and the path weights made of them."""
-
-    basis: Literal["bessel", "bernstein"] = Field(
-        "bessel",
-        description="spherical Bessel functions, or Bernstein polynomials of an exponential of "
-        "the distance, whose decay is trained",
-    )
-    n_basis: int = Field(8, ge=1, le=64, description="functions of the radial basis")
-    trainable: bool = Field(False, description="train the frequencies of the Bessel functions")
-    envelope: Literal["polynomial", "smooth"] = Field(
-        "polynomial",
-        description="cut-off with two derivatives that vanish at its end, or with all of them",
-    )
-    envelope_exponent: int = Field(5, ge=2, description="p of the polynomial cut-off")
     weights: Literal["mlp", "element_linear", "pair"] = Field(
         "mlp",
         description="path weights: a network of the distance alone; linear in the basis, with a "
@@ -156,8 +152,6 @@ class MessagePassingConfig(Section):
                 "first_layer and self_connection) leaves at their reference; use "
                 "mean_energy=density or none"
             )
-        if self.radial.trainable and self.radial.basis != "bessel":
-            raise ValueError("radial.trainable: only Bessel functions have frequencies to train")
         if self.radial.weights == "pair" and (self.channels % 2 or self.channels < 4):
             raise ValueError(
                 f"channels: radial.weights=pair divides them into halves of at least two, which "
@@ -194,5 +188,32 @@ class MessagePassingConfig(Section):
         return "density" if self.keeps_lone_atoms else "constant"
 
 
+#: Architectures by name.
+CONFIGS: dict[str, type[MessagePassingConfig] | type[AllegroConfig]] = {
+    "message_passing": MessagePassingConfig,
+    "allegro": AllegroConfig,
+}
+
+
+def architecture(settings: Any) -> str:
+    """The name of an architecture out of its configuration or a mapping of settings.
+
+    Raises:
+        ConfigError: no architecture has this name.
+    """
+    default = "message_passing"
+    given = isinstance(settings, dict)
+    name = str(settings.get("name", default) if given else getattr(settings, "name", default))
+    if name not in CONFIGS:
+        raise ConfigError(
+            f"model.name: unknown architecture {name!r}. {did_you_mean(name, CONFIGS)}"
+        )
+    return name
+
+
 #: Any architecture's configuration.
-ModelConfig = MessagePassingConfig
+ModelConfig = Annotated[
+    Annotated[MessagePassingConfig, Tag("message_passing")]
+    | Annotated[AllegroConfig, Tag("allegro")],
+    Discriminator(architecture),
+]

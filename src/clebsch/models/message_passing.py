@@ -17,8 +17,8 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
-from clebsch.models.config import MessagePassingConfig, RadialConfig, ReadoutConfig
-from clebsch.models.network import Network
+from clebsch.models.config import MessagePassingConfig, ReadoutConfig
+from clebsch.models.network import Network, radial_basis
 from clebsch.nn.gate import Gate, gates
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.path_weights import (
@@ -29,13 +29,7 @@ from clebsch.nn.path_weights import (
     RadialTable,
 )
 from clebsch.nn.product import ProductBasis
-from clebsch.nn.radial import (
-    BernsteinBasis,
-    BesselBasis,
-    EdgeGeometry,
-    PolynomialEnvelope,
-    SmoothEnvelope,
-)
+from clebsch.nn.radial import EdgeGeometry
 from clebsch.nn.readout import LinearReadout, MLPReadout, TwoLinearReadout
 
 
@@ -169,7 +163,7 @@ class MessagePassing(Network):
         self.avg_num_neighbors = avg_num_neighbors
         radial, channels = config.radial, config.channels
         self.embedding = nn.Parameter(torch.randn(n_species, channels))
-        self.radial_basis = _radial_basis(radial, config.cutoff)
+        self.radial_basis = radial_basis(radial, config.cutoff)
         self.amplitudes: PairAmplitudes | None = None
         if radial.weights == "pair":
             self.amplitudes = PairAmplitudes(
@@ -190,6 +184,7 @@ class MessagePassing(Network):
             node_irreps = layer.irreps
         self.layers = nn.ModuleList(layers)
         self.readouts = nn.ModuleList(readouts)
+        self.n_readouts = len(readouts)
 
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """The readouts of equation 13, before scale and references.
@@ -236,16 +231,6 @@ class MessagePassing(Network):
             yield from layer.atomic_basis.linears.parameters()
             if layer.product is not None:
                 yield layer.product.weights
-
-
-def _radial_basis(config: RadialConfig, cutoff: float) -> nn.Module:
-    smooth = config.envelope == "smooth"
-    envelope = (
-        SmoothEnvelope(cutoff) if smooth else PolynomialEnvelope(cutoff, config.envelope_exponent)
-    )
-    if config.basis == "bernstein":
-        return BernsteinBasis(config.n_basis, envelope)
-    return BesselBasis(cutoff, config.n_basis, envelope, config.trainable)
 
 
 def _path_weights(

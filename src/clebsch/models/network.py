@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
+from clebsch.models.section import RadialBasisConfig
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
+from clebsch.nn.radial import BernsteinBasis, BesselBasis, PolynomialEnvelope, SmoothEnvelope
 
 
 class Network(nn.Module, ABC):
@@ -16,9 +18,11 @@ class Network(nn.Module, ABC):
 
     Attributes:
         avg_num_neighbors: <n> of the training set, by which sums over neighbours are divided.
+        n_readouts: energies that it gives of each atom, T.
     """
 
     avg_num_neighbors: float
+    n_readouts: int
 
     @abstractmethod
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
@@ -48,3 +52,14 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the architecture's published recipe applies weight decay to."""
+
+
+def radial_basis(config: RadialBasisConfig, cutoff: float) -> BesselBasis | BernsteinBasis:
+    """The radial basis of a configuration, which ends at ``cutoff`` (Angstrom)."""
+    smooth = config.envelope == "smooth"
+    envelope = (
+        SmoothEnvelope(cutoff) if smooth else PolynomialEnvelope(cutoff, config.envelope_exponent)
+    )
+    if config.basis == "bernstein":
+        return BernsteinBasis(config.n_basis, envelope)
+    return BesselBasis(cutoff, config.n_basis, envelope, config.trainable)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.models.config import (
+    CONFIGS,
+    AllegroConfig,
     InteractionConfig,
     MessagePassingConfig,
     ModelConfig,
@@ -17,7 +19,9 @@ from clebsch.models.config import (
     RadialConfig,
     ReadoutConfig,
     UpdateConfig,
+    architecture,
 )
+from clebsch.models.section import RadialBasisConfig
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,30 @@ def _pair(n_basis: int) -> RadialConfig:
     return RadialConfig(weights="pair", n_basis=n_basis)
 
 
+_ALLEGRO = "Allegro paper (Nature Communications 14, 579), methods"
+_ALLEGRO_ASSUMED = ("mixing",)
+
+
+def _allegro(
+    cutoff: float, exponent: int, latent_nonlinearity: Literal["silu", "none"]
+) -> AllegroConfig:
+    """Both parities up to l = 3; the mean energy enters as a shift of every atom."""
+    return AllegroConfig(
+        cutoff=cutoff,
+        layers=3,
+        channels=128,
+        l_max=3,
+        parity="full",
+        radial=RadialBasisConfig(n_basis=8, envelope_exponent=exponent),
+        latent=1024,
+        two_body_hidden=(128, 256, 512),
+        latent_hidden=(1024, 1024),
+        latent_nonlinearity=latent_nonlinearity,
+        readout_hidden=128,
+        mean_energy="constant",
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "mace_3bpa": Preset(_mace(2), f"{_MACE}, table 2, L = 2"),
     "mace_3bpa_l1": Preset(_mace(1), f"{_MACE}, table 2, L = 1"),
@@ -141,6 +169,20 @@ PRESETS: dict[str, Preset] = {
         f"{_PACE}, rMD17 ethanol",
     ),
     "pace_small": Preset(_pace(1, _pair(8), channels=64), "our own: PACE that trains on a laptop"),
+    "allegro_3bpa": Preset(
+        _allegro(cutoff=5.0, exponent=2, latent_nonlinearity="none"),
+        f"{_ALLEGRO}, table 2",
+        assumed=_ALLEGRO_ASSUMED,
+    ),
+    "allegro_rmd17": Preset(
+        _allegro(cutoff=7.0, exponent=6, latent_nonlinearity="silu"),
+        f"{_ALLEGRO}, table 1 (naphthalene: cutoff 9)",
+        assumed=_ALLEGRO_ASSUMED,
+    ),
+    "allegro_small": Preset(
+        AllegroConfig(),
+        "our own: trains on a laptop; lone atoms give their references",
+    ),
 }
 
 
@@ -164,7 +206,7 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     Raises:
         ConfigError: an unknown preset, key or value.
     """
-    if isinstance(model, MessagePassingConfig):
+    if not isinstance(model, str | Mapping):
         return model
     if isinstance(model, str):
         return preset_config(model)
@@ -172,10 +214,11 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     preset = settings.pop("preset", None)
     if preset is not None:
         settings = _merged(preset_config(preset).model_dump(), settings)
+    kind = CONFIGS[architecture(settings)]
     try:
-        return MessagePassingConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, kind)) from None
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,13 +229,13 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[ModelConfig]) -> str:
     """The first problem, with the key's full name and the nearest valid one."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in ("model", *problem["loc"]))
     if problem["type"] == "extra_forbidden":
         given = key.removeprefix("model.")
-        known = list(_keys(MessagePassingConfig))
+        known = list(_keys(kind))
         # A key that another section has was put in the wrong place.
         section, _, last = given.rpartition(".")
         places = [one for one in known if one.rpartition(".")[2] == last]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.files import atomic_write
+from clebsch.models.config import CONFIGS
 from clebsch.models.presets import preset_config
 from clebsch.training.config import (
     ALTERNATIVES,
@@ -214,6 +215,9 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, list[str]]:
     parts: list[str] = []
     section: Any = Config
     for part in loc:
+        if parts == ["model"] and part in CONFIGS:
+            section = CONFIGS[str(part)]
+            continue
         if not _is_section(section) or part not in section.model_fields:
             break
         parts.append(str(part))
@@ -225,8 +229,10 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, list[str]]:
 def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        if _is_section(field.annotation):
-            yield from _all_keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        inner = CONFIGS.values() if section is Config and name == "model" else [field.annotation]
+        for kind in inner:
+            if _is_section(kind):
+                yield from _all_keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def _is_section(annotation: Any) -> bool:

@@ -1,10 +1,10 @@
 """The CPU backend: the heavy operations as machine code written for one plan, through LLVM.
 
-``machine`` compiles, ``emit`` is the language that kernels are written in, ``convolution_code`` and
-``polynomial_code`` write them, ``convolution`` and ``product`` are the operators that torch sees,
-with first and second derivatives. Values and derivatives equal those of
-``clebsch.kernels.reference`` to rounding. Third derivatives do not exist here: asking for them
-raises an error.
+``machine`` compiles, ``emit`` is the language that kernels are written in, ``convolution_code``,
+``edge_product_code`` and ``polynomial_code`` write them, ``convolution``, ``edge_product`` and
+``product`` are the operators that torch sees, with first and second derivatives. Values and
+derivatives equal those of ``clebsch.kernels.reference`` to rounding. Third derivatives do not exist
+here, but for what is linear in each of its factors: asking for them raises an error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.activation import silu
 from clebsch.kernels.cpu.convolution import convolve, convolve_radial, convolve_table
+from clebsch.kernels.cpu.edge_product import edge_product
 from clebsch.kernels.cpu.harmonics import spherical_harmonics
 from clebsch.kernels.cpu.linear import linear
 from clebsch.kernels.cpu.product import contract, contract_slots
@@ -23,6 +24,7 @@ __all__ = [
     "convolve",
     "convolve_radial",
     "convolve_table",
+    "edge_product",
     "linear",
     "silu",
     "spherical_harmonics",

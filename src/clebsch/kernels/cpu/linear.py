@@ -105,7 +105,7 @@ def _weight(
     """The derivative by the weights, [species, matrix, K, K]."""
     channels = inputs.shape[2]
     spec = _spec(tuple(dims), tuple(copies), transposed, channels, inputs.dtype.itemsize * 8)
-    out = inputs.new_empty((n_species, spec.n_matrices, channels, channels))
+    out = inputs.new_zeros((n_species, spec.n_matrices, channels, channels))
     _run("linear_weight", spec, (order, ptr, inputs, cotangent), out, n_species)
     return out
 

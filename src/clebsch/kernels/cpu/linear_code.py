@@ -11,6 +11,9 @@ import numpy as np
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.emit import Emitter
 
+#: Atoms whose features are in the cache together while weights' derivatives are summed.
+ATOMS = 64
+
 
 class Block(NamedTuple):
     """One irrep (and copy) of a map: component m of it goes from
@@ -72,8 +75,11 @@ def write_weight(spec: LinearSpec, name: str) -> str:
     """The derivative by weights: sums over atoms and components of inputs times cotangents.
 
     Arguments: order, species_ptr, inputs [N, C, K], cotangent [N, O, K], blocks [number, 7],
-    d_weights [S, rows, K], which is written, work; start and stop, a range of chunks of channels;
+    d_weights [S, rows, K], which is added to, work; start and stop, a range of chunks of channels;
     n_species.
+
+    Atoms are taken ``ATOMS`` at a time, whose features stay in the cache while all tiles of the
+    weights pass: with the edges of a network on edges there are thousands.
     """
     pointers = ("order", "species_ptr", "inputs", "cotangent", "blocks", "d_weights", "work")
     e = Emitter(name, pointers, ("start", "stop", "n_species"), spec.bits)
@@ -83,12 +89,18 @@ def write_weight(spec: LinearSpec, name: str) -> str:
         column = e.times(chunk, spec.chunk)
         matrix = e.plus(e.times(kind, spec.n_matrices), block.matrix)
         target = e.at(e["d_weights"], e.times(matrix, spec.channels**2), column)
-        with e.loop(0, e.times(block.copies, spec.channels), tile) as row:
+        rows = e.times(block.copies, spec.channels)
+        with e.loop(0, n_atoms, ATOMS) as begin, e.loop(0, rows, tile) as row:
+            end = e.smaller(e.plus(begin, ATOMS), n_atoms)
+            places = [
+                e.at(target, e.times(e.plus(row, r), spec.channels), v * spec.lanes)
+                for r, v in np.ndindex(tile, spec.vectors)
+            ]
             sums = [[e.variable(spec.lanes) for _ in range(spec.vectors)] for _ in range(tile)]
-            for r, v in np.ndindex(tile, spec.vectors):
-                e.put(e.zero(spec.lanes), sums[r][v])
-            with e.loop(0, n_atoms) as place, e.loop(0, block.dim) as m:
-                atom = e.integer_at(e["order"], e.plus(first, place))
+            for (r, v), place in zip(np.ndindex(tile, spec.vectors), places, strict=True):
+                e.put(e.load(place, spec.lanes), sums[r][v])
+            with e.loop(begin, end) as which, e.loop(0, block.dim) as m:
+                atom = e.integer_at(e["order"], e.plus(first, which))
                 component = e.plus(block.start, e.times(m, block.step))
                 component = e.plus(component, e.times(atom, spec.n_inputs))
                 left = e.at(e["inputs"], e.times(component, spec.channels), row)
@@ -103,8 +115,7 @@ def write_weight(spec: LinearSpec, name: str) -> str:
                     for v, value in enumerate(values):
                         total = e.get(sums[r][v], spec.lanes)
                         e.put(e.fma(number, value, total), sums[r][v])
-            for r, v in np.ndindex(tile, spec.vectors):
-                place = e.at(target, e.times(e.plus(row, r), spec.channels), v * spec.lanes)
+            for (r, v), place in zip(np.ndindex(tile, spec.vectors), places, strict=True):
                 e.store(e.get(sums[r][v], spec.lanes), place)
     return e.finish(0)
 
