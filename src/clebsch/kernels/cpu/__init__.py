@@ -1,8 +1,8 @@
 """The CPU backend: the heavy operations as machine code written for one plan, through LLVM.
 
-``machine`` compiles, ``emit`` is the language that kernels are written in, ``convolution_code`` and
-``polynomial_code`` write them, ``convolution`` and ``product`` are the operators that torch sees,
-with first and second derivatives. Values and derivatives equal those of
+``machine`` compiles, ``emit`` is the language that kernels are written in, ``convolution_code``,
+``polynomial_code`` and ``tree_code`` write them, ``convolution``, ``product`` and ``tree`` are the
+operators that torch sees, with first and second derivatives. Values and derivatives equal those of
 ``clebsch.kernels.reference`` to rounding. Third derivatives do not exist here: asking for them
 raises an error.
 """
@@ -15,6 +15,7 @@ from clebsch.kernels.cpu.convolution import convolve, convolve_radial, convolve_
 from clebsch.kernels.cpu.harmonics import spherical_harmonics
 from clebsch.kernels.cpu.linear import linear
 from clebsch.kernels.cpu.product import contract, contract_slots
+from clebsch.kernels.cpu.tree import tree_polynomial
 from clebsch.memory import keep_freed_memory
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "linear",
     "silu",
     "spherical_harmonics",
+    "tree_polynomial",
 ]
 
 machine.check()
