@@ -11,13 +11,14 @@ from ase.build import bulk, fcc111, molecule
 
 import clebsch
 from clebsch.data.statistics import Statistics
-from clebsch.models.config import MACEConfig
+from clebsch.models.ace_config import ACEConfig
+from clebsch.models.config import MACEConfig, ModelConfig
 
 SPECIES = ["H", "C", "O", "Cu", "Au"]
 REFERENCES = {"H": -13.6, "C": -1027.0, "O": -2042.0, "Cu": -3.5, "Au": -3.2}
 
 #: Every architecture in the battery: a new model adds its line here.
-MODELS: dict[str, MACEConfig] = {
+MODELS: dict[str, ModelConfig] = {
     "mace": MACEConfig(channels=4, l_max=2, message_l=1, cutoff=3.5, radial={"hidden": (8,)}),
     "mace published form": MACEConfig(
         channels=4,
@@ -29,6 +30,10 @@ MODELS: dict[str, MACEConfig] = {
     ),
     "mace three layers with ZBL": MACEConfig(
         channels=3, layers=3, l_max=1, message_l=1, correlation=2, cutoff=3.0, zbl=True
+    ),
+    "ace": ACEConfig(cutoff=3.5, max_degree=(5, 3, 2), committee=2),
+    "ace order four with ZBL": ACEConfig(
+        cutoff=3.0, correlation=4, max_degree=(4, 3, 2, 2), l_weight=1.5, committee=0, zbl=True
     ),
 }
 

@@ -380,12 +380,11 @@ def presets() -> None:
 
     from clebsch.models.presets import PRESETS
 
-    table = Table("model=", "channels", "L", "order", "layers", "cutoff (Å)", "source")
+    table = Table("model=", "size", "cutoff (Å)", "source")
     for name, preset in PRESETS.items():
         c = preset.config
-        numbers = (c.channels, c.message_l, c.correlation, c.layers, c.cutoff)
         assumed = f" (assumed: {', '.join(preset.assumed)})" if preset.assumed else ""
-        table.add_row(name, *map(str, numbers), escape(preset.source + assumed))
+        table.add_row(name, c.summary, f"{c.cutoff:g}", escape(preset.source + assumed))
     Console().print(table)
 
 

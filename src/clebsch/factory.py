@@ -9,8 +9,11 @@ import torch
 from ase.data import atomic_numbers
 
 from clebsch.errors import ConfigError, did_you_mean
+from clebsch.models.ace import ACE
+from clebsch.models.ace_config import ACEConfig
 from clebsch.models.config import ModelConfig
 from clebsch.models.mace import MACE
+from clebsch.models.network import Network
 from clebsch.models.presets import model_config
 from clebsch.nn.energy import EnergyHead, ZBLRepulsion
 from clebsch.potential import Potential
@@ -80,7 +83,7 @@ def assemble(
     """Put a potential together from numbers; ``build`` and the model file's reader call this."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
-        model = MACE(config, len(species), float(avg_num_neighbors)).to(dtype)
+        model = _network(config, species, float(avg_num_neighbors)).to(dtype)
     head = EnergyHead(
         references or [0.0] * len(species),
         scale,
@@ -92,6 +95,12 @@ def assemble(
         ZBLRepulsion([atomic_numbers[s] for s in species], config.cutoff) if config.zbl else None
     )
     return Potential(config, species, model, head, prior)
+
+
+def _network(config: ModelConfig, species: Sequence[str], avg_num_neighbors: float) -> Network:
+    if isinstance(config, ACEConfig):
+        return ACE(config, species, avg_num_neighbors)
+    return MACE(config, len(species), avg_num_neighbors)
 
 
 def _sorted_species(species: Sequence[str]) -> list[str]:

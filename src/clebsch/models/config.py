@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A part of a configuration: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from clebsch.models.ace_config import ACEConfig
+from clebsch.models.section import Section
 
 
 class RadialConfig(Section):
@@ -62,6 +59,14 @@ class MACEConfig(Section):
         return self
 
     @property
+    def summary(self) -> str:
+        """Its size, for tables and reports."""
+        return (
+            f"{self.layers} layers, {self.channels} channels, L = {self.message_l}, "
+            f"order {self.correlation}"
+        )
+
+    @property
     def mean_energy_form(self) -> Literal["none", "constant", "density"]:
         """``mean_energy`` with ``auto`` resolved."""
         if self.mean_energy != "auto":
@@ -69,6 +74,11 @@ class MACEConfig(Section):
         return "constant" if self.first_layer == "residual" else "density"
 
 
-#: Any architecture's configuration. With a second architecture it becomes a union told apart by
-#: ``name``.
-ModelConfig = MACEConfig
+#: Any architecture's configuration; ``name`` tells which.
+ModelConfig: TypeAlias = MACEConfig | ACEConfig
+
+#: Architectures by ``name``; a configuration without a name is of the first.
+ARCHITECTURES: dict[str, type[MACEConfig] | type[ACEConfig]] = {
+    "mace": MACEConfig,
+    "ace": ACEConfig,
+}

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from clebsch.errors import ConfigError, did_you_mean
-from clebsch.models.config import MACEConfig, ModelConfig
+from clebsch.models.ace_config import ACEConfig
+from clebsch.models.config import ARCHITECTURES, MACEConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     Raises:
         ConfigError: an unknown preset, key or value.
     """
-    if isinstance(model, MACEConfig):
+    if isinstance(model, MACEConfig | ACEConfig):
         return model
     if isinstance(model, str):
         return preset_config(model)
@@ -79,10 +80,14 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     preset = settings.pop("preset", None)
     if preset is not None:
         settings = _merged(preset_config(preset).model_dump(), settings)
+    name = settings.get("name", "mace")
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"model.name: {name!r}. {did_you_mean(str(name), ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name]
     try:
-        return MACEConfig.model_validate(settings)
+        return architecture.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, architecture)) from None
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,12 +98,12 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, architecture: type[ModelConfig]) -> str:
     """The first problem, with the key's full name and the nearest valid one."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in ("model", *problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        section: Any = MACEConfig
+        section: Any = architecture
         for part in problem["loc"][:-1]:
             section = section.model_fields[part].annotation
         return f"unknown key {key!r}. {did_you_mean(str(problem['loc'][-1]), section.model_fields)}"

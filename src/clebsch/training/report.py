@@ -130,8 +130,7 @@ def run_facts(
     """What the head of the report says of a run."""
     model = config.model
     facts = {
-        "Model": f"{model.name.upper()}, {model.layers} layers, {model.channels} channels, "
-        f"L = {model.message_l}, order {model.correlation}",
+        "Model": f"{model.name.upper()}, {model.summary}",
         "Training data": ", ".join(str(path) for path in _listed(config.data.train)),
         "Recipe": f"{config.recipe}, seed {config.seed}",
         **potential_facts(potential),
