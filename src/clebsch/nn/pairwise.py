@@ -19,13 +19,14 @@ from clebsch.nn.radial import PolynomialEnvelope
 class PairPolynomials(Float64Module):
     """R_n(r; z_i, z_j) = sqrt(2n + 1) P_n(x) f(r), n = 0..n_basis-1, P_n Legendre polynomials.
 
-    x maps the distances from 0 to the cut-off onto 1 to -1, through
+    x maps the distances from 0 to the cut-off onto 1 to -1, linearly in
 
-        y(r) = 3 / (3 + s^2),  s = r / r_0,
+        y(r) = 1 / (1 + 10/13 s^4 / (1 + s^2)),  s = r / r_0,
 
-    which is steepest at s = 1: r_0, the sum of the pair's covalent radii, is where the functions
-    resolve most. f is a polynomial envelope, whose value and first two derivatives vanish at the
-    cut-off.
+    the Agnesi transform of Witt et al. (J. Chem. Phys. 159, 164101, 2023) with p = 2 and q = 4. It
+    is steepest at s = 1: r_0, the sum of the pair's covalent radii, is where the functions resolve
+    most; within it, where no atoms are, they hardly change. f is a polynomial envelope, whose value
+    and first two derivatives vanish at the cut-off.
 
     Args:
         species: element symbols.
@@ -51,9 +52,8 @@ class PairPolynomials(Float64Module):
         """Args: lengths [E], Angstrom. Returns: [E, n_basis], in the dtype of ``lengths``."""
         species = graph.species
         scales = self.scales[species[graph.receivers], species[graph.senders]].to(lengths.dtype)
-        end = 3 / (3 + (self.cutoff / scales).square())
-        y = 3 / (3 + (lengths / scales).square())
-        x = (2 * y - 1 - end) / (1 - end)
+        end = _agnesi(self.cutoff / scales)
+        x = (2 * _agnesi(lengths / scales) - 1 - end) / (1 - end)
         envelope = self.envelope(lengths)
         before, current = torch.zeros_like(envelope), envelope
         values = []
@@ -62,3 +62,9 @@ class PairPolynomials(Float64Module):
             following = ((2 * n + 1) * x * current - n * before) / (n + 1)  # Bonnet's recursion
             before, current = current, following
         return torch.stack(values, dim=1)
+
+
+def _agnesi(s: Tensor) -> Tensor:
+    """y of ``PairPolynomials``; the factor makes its second derivative vanish at s = 1."""
+    square = s.square()
+    return 1 / (1 + 10 / 13 * square.square() / (1 + square))
