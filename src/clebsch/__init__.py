@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clebsch.modelfile import load
     from clebsch.models.presets import PRESETS
     from clebsch.potential import Potential, Prediction
+    from clebsch.uncertainty import uncertainty
 
 __version__ = version("clebsch")
 
@@ -31,6 +32,7 @@ _HOMES = {
     "build": "clebsch.factory",
     "calculator": "clebsch.calculators",
     "load": "clebsch.modelfile",
+    "uncertainty": "clebsch.uncertainty",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "build",
     "calculator",
     "load",
+    "uncertainty",
 ]
 
 

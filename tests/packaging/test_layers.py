@@ -30,6 +30,7 @@ LAYERS = (
     "models",
     "recording",
     "potential",
+    "uncertainty",
     "factory",
     "modelfile",
     "data",

@@ -76,6 +76,15 @@ class ACE(Network):
         energies = self.kernels.tree_polynomial(self.tree, variables, coefficients, graph.species)
         return energies[:, None]
 
+    def committee_energies(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
+        """What ``forward`` gives for each draw of the committee, [n_draws, N]: see ``forward``."""
+        variables = self.one_particle_basis(vectors, graph)
+        energies = [
+            self.kernels.tree_polynomial(self.tree, variables, self.couplings(draw), graph.species)
+            for draw in self.committee
+        ]
+        return torch.stack(energies)
+
     def one_particle_basis(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """A of the labels that are used.
 

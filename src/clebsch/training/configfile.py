@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.files import atomic_write
+from clebsch.models.config import ARCHITECTURES
 from clebsch.models.presets import preset_config
 from clebsch.training.config import (
     ALTERNATIVES,
@@ -56,8 +57,9 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
 
 
 def config_dict(config: Config) -> Tree:
-    """The resolved configuration as JSON values."""
-    return config.model_dump(mode="json")
+    """The resolved configuration as JSON values, without sections that its model has no use for."""
+    unused = {"training", "recipe"} if config.is_linear else {"fit"}
+    return config.model_dump(mode="json", exclude=unused)
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -156,6 +158,9 @@ def _resolve(tree: Tree, place: Any) -> Tree:
         except ConfigError as error:
             raise ConfigError(f"{place('model')}: model: {error}") from None
         model = _merged(base, changes)
+    if isinstance(model, dict):
+        model = {"name": next(iter(ARCHITECTURES)), **model}
+        _check_sections(model["name"], tree, place)
     resolved["model"] = model
     recipe = resolved.setdefault("recipe", DEFAULT_RECIPE)
     training = resolved.get("training", {})
@@ -170,6 +175,19 @@ def _resolve(tree: Tree, place: Any) -> Tree:
     if isinstance(data, dict) and all(data.get(name) is None for name in VALIDATION_SETS):
         resolved["data"] = data | {"valid_fraction": DEFAULT_VALID_FRACTION}
     return resolved
+
+
+def _check_sections(architecture: Any, tree: Tree, place: Any) -> None:
+    """Refuse sections that say how to train another kind of model."""
+    linear = architecture == "ace"
+    for section in ("training", "recipe") if linear else ("fit",):
+        if tree.get(section):
+            reason = (
+                "a linear ACE is fitted in closed form, which section fit tells of"
+                if linear
+                else f"model {architecture} is trained, which section training tells of"
+            )
+            raise ConfigError(f"{place(section)}: {section}: of no use here: {reason}")
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
@@ -214,6 +232,9 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, list[str]]:
     parts: list[str] = []
     section: Any = Config
     for part in loc:
+        if parts == ["model"] and part in ARCHITECTURES:
+            section = ARCHITECTURES[str(part)]
+            continue
         if not _is_section(section) or part not in section.model_fields:
             break
         parts.append(str(part))
@@ -225,8 +246,10 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, list[str]]:
 def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        if _is_section(field.annotation):
-            yield from _all_keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        inner = ARCHITECTURES.values() if name == "model" else (field.annotation,)
+        for annotation in inner:
+            if _is_section(annotation):
+                yield from _all_keys(annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def _is_section(annotation: Any) -> bool:
