@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clebsch.calculators import calculator
+    from clebsch.committee import uncertainty
     from clebsch.errors import ClebschError
     from clebsch.factory import build
     from clebsch.modelfile import load
     from clebsch.models.presets import PRESETS
     from clebsch.potential import Potential, Prediction
-    from clebsch.uncertainty import uncertainty
 
 __version__ = version("clebsch")
 
@@ -32,7 +32,7 @@ _HOMES = {
     "build": "clebsch.factory",
     "calculator": "clebsch.calculators",
     "load": "clebsch.modelfile",
-    "uncertainty": "clebsch.uncertainty",
+    "uncertainty": "clebsch.committee",
 }
 
 __all__ = [

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,10 +18,13 @@ from clebsch.algebra import spherical_irreps
 from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.plan import contraction_plan, convolution_plan
+from clebsch.kernels.tree import polynomial_tree
 from clebsch.neighbors import neighbor_graph
 
 CONVOLUTION = convolution_plan(spherical_irreps(1), spherical_irreps(1), spherical_irreps(1))
 PRODUCT = contraction_plan(spherical_irreps(1), spherical_irreps(1), 3)
+#: x, y, x y and x^2 y.
+TREE, _ = polynomial_tree(np.array([[-1, -1, 0], [-1, -1, 1], [-1, 0, 1], [0, 0, 1]]), 2)
 #: No multiple of any vector's lanes.
 HIDDEN = 5
 
@@ -88,6 +92,9 @@ OPERATORS = (
     "harmonics",
     "harmonics_gradient",
     "harmonics_second",
+    "tree_polynomial",
+    "tree_gradients",
+    "tree_second",
 )
 
 
@@ -133,6 +140,7 @@ def calls(dtype: torch.dtype) -> Calls:
     )
     features, matrix = randn(3, 8, channels, dtype=dtype), randn(3, 9, 3, dtype=dtype)
     x, vectors = randn(7, dtype=dtype), randn(7, 3, dtype=dtype)
+    values, terms = randn(3, 2, dtype=dtype), randn(3, TREE.n_terms, dtype=dtype)
     with Calls() as found:
         twice(cpu.convolve(CONVOLUTION, weights, harmonics, nodes, graph), (weights, harmonics))
         inputs = (hidden, last, harmonics, nodes)
@@ -143,6 +151,8 @@ def calls(dtype: torch.dtype) -> Calls:
         twice(cpu.linear(features[:, :5], matrix[:1], None, (1, 3), (2, 1)), (features, matrix))
         twice(cpu.silu(x), (x,))
         twice(cpu.spherical_harmonics(vectors, 2), (vectors,))
+        twice(cpu.tree_polynomial(TREE, values, terms, species), (values, terms))
+        twice(cpu.tree_polynomial(TREE, values, terms.detach(), species), (values,))
     return found
 
 

@@ -30,7 +30,7 @@ LAYERS = (
     "models",
     "recording",
     "potential",
-    "uncertainty",
+    "committee",
     "factory",
     "modelfile",
     "data",

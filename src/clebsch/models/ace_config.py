@@ -24,7 +24,7 @@ class ACEConfig(Section):
         "one number for each order from 1 to correlation, or one for all",
     )
     l_weight: float = Field(1.0, gt=0, description="weight of l against n in the degree")
-    envelope_exponent: int = Field(2, ge=2, description="p of the polynomial cut-off")
+    envelope_exponent: int = Field(2, ge=1, description="p of the polynomial cut-off")
     committee: int = Field(
         32, ge=0, description="draws from the posterior that a fit keeps, for uncertainties"
     )
