@@ -17,7 +17,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from clebsch.models.presets import PRESETS
+from clebsch.models.config import ARCHITECTURES, MACEConfig
+from clebsch.models.presets import PRESETS, Preset
 from clebsch.training.config import RECIPES, Config, TrainingConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -42,6 +43,10 @@ def page() -> str:
 def _sections(prefix: str, section: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
     found = [(prefix, section)]
     for name, field in section.model_fields.items():
+        if section is Config and name == "model":
+            for architecture in ARCHITECTURES.values():
+                found += _sections(name, architecture)
+            continue
         inner = field.annotation
         if inspect.isclass(inner) and issubclass(inner, BaseModel):
             found += _sections(f"{prefix}.{name}" if prefix else name, inner)
@@ -54,12 +59,16 @@ def _section(key: str, section: type[BaseModel]) -> str:
     for name, field in section.model_fields.items():
         if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
             continue
+        if section is Config and name == "model":
+            continue
         full = f"{key}.{name}" if key else name
         text = field.description or described.get(name, "")
         chosen = key == "training" and any(name in recipe for recipe in RECIPES.values())
         default = "by recipe" if chosen else _default(field)
         rows.append((f"`{full}`", _kind(field), default, text.rstrip(".")))
     heading = f"### `{key}`\n" if key else "### Top level\n"
+    if key == "model":
+        heading = f"### `{key}` with `name: {section.model_fields['name'].default}`\n"
     return f"{heading}\n{_table(('key', 'value', 'default', 'what it is'), rows)}"
 
 
@@ -126,15 +135,22 @@ def _recipes() -> str:
 
 
 def _presets() -> str:
-    rows = []
+    rows, others = [], []
     for name, preset in PRESETS.items():
         config = preset.config
+        if not isinstance(config, MACEConfig):
+            source = preset.source + _assumed(preset)
+            others.append((f"`{name}`", f"`{config.name}`", config.summary, source))
+            continue
         numbers = (config.channels, config.message_l, config.l_max, config.correlation)
-        assumed = f"; assumed: {', '.join(preset.assumed)}" if preset.assumed else ""
         first = f"`{config.first_layer}`"
-        rows.append((f"`{name}`", *map(str, numbers), first, preset.source + assumed))
+        rows.append((f"`{name}`", *map(str, numbers), first, preset.source + _assumed(preset)))
     heading = ("preset", "channels", "message_l", "l_max", "correlation", "first_layer", "source")
-    return _table(heading, rows)
+    return _table(heading, rows) + "\n" + _table(("preset", "name", "size", "source"), others)
+
+
+def _assumed(preset: Preset) -> str:
+    return f"; assumed: {', '.join(preset.assumed)}" if preset.assumed else ""
 
 
 def _table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -49,6 +49,11 @@ PRESETS: dict[str, Preset] = {
         MACEConfig(channels=32, message_l=1, l_max=2),
         "our own: for demonstrations and tests; lone atoms give their references",
     ),
+    "ace_3bpa": Preset(
+        ACEConfig(cutoff=4.0, correlation=3, max_degree=(14.0, 10.0, 5.0)),
+        "our own choice of degrees for 3BPA: the published basis is not known to us",
+        assumed=("cutoff", "correlation", "max_degree", "l_weight", "envelope_exponent"),
+    ),
 }
 
 

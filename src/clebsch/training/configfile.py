@@ -187,7 +187,9 @@ def _check_sections(architecture: Any, tree: Tree, place: Any) -> None:
                 if linear
                 else f"model {architecture} is trained, which section training tells of"
             )
-            raise ConfigError(f"{place(section)}: {section}: of no use here: {reason}")
+            given = tree[section]
+            key = f"{section}.{next(iter(given))}" if isinstance(given, dict) else section
+            raise ConfigError(f"{place(key)}: {key}: of no use here: {reason}")
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
