@@ -40,11 +40,12 @@ class Design:
         self._variables = [_VariablesOfSpecies(basis, z) for z in range(self.n_species)]
         self._blocks = self._jacobian.by_species(self._variables)
 
-    def __call__(self, graph: AtomGraph) -> np.ndarray:
+    def __call__(self, graph: AtomGraph, virial: bool = True) -> np.ndarray:
         """The rows of one structure, transposed.
 
         Args:
             graph: of one structure with N atoms.
+            virial: whether those of the virial are wanted; else they are zero.
 
         Returns:
             [n_columns, 1 + 3 N + 9] float64: derivatives of the energy, of the forces and of the
@@ -88,6 +89,8 @@ class Design:
                     j, pull = senders[edge], pulls[:, number]
                     mine[:, 1 + 3 * j : 4 + 3 * j] += pull
                     mine[:, 1 + 3 * i : 4 + 3 * i] -= pull
+                if not virial:
+                    continue
                 outer = np.einsum("pja,jb->pab", pulls, directions[edges[low:high]])
                 mine[:, -9:] -= 0.5 * (outer + outer.transpose(0, 2, 1)).reshape(-1, 9)
         return rows

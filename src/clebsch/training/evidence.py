@@ -99,17 +99,9 @@ def posterior(
         mean_diagonal = float(np.trace(gram)) / len(gram)
         low, high = (math.log10(bound * mean_diagonal) for bound in STRENGTHS)
 
-        def loss(exponent: float) -> float:
-            found = problem.solve(10.0**exponent)
-            value = -math.inf if found is None else found[2]
-            tell(10.0**exponent, value)
-            return 1e300 if found is None else -value
-
-        best = minimize_scalar(
-            loss, bounds=(low, high), method="bounded", options={"xatol": PRECISION}
-        )
-        strength = 10.0 ** float(best.x)
-    solved = problem.solve(strength)
+        strength, solved = _most_probable(problem, low, high, tell)
+    else:
+        solved = problem.solve(strength)
     if solved is None:
         raise ClebschError(
             f"the fit's equations are singular to rounding with fit.regularization {strength:.3g}; "
@@ -119,6 +111,29 @@ def posterior(
     return Posterior(prior_std * weights, prior_std, factor, strength, beta, log_evidence)
 
 
+_Solution = tuple[np.ndarray, np.ndarray, float, float]  # mean, factor, log evidence, beta
+
+
+def _most_probable(
+    problem: _Problem, low: float, high: float, tell: Callable[[float, float], None]
+) -> tuple[float, _Solution | None]:
+    """The strength of greatest evidence between two powers of ten, and its solution."""
+    best: tuple[float, _Solution | None] = (10.0**high, None)
+
+    def loss(exponent: float) -> float:
+        nonlocal best
+        found = problem.solve(10.0**exponent)
+        tell(10.0**exponent, -math.inf if found is None else found[2])
+        if found is None:
+            return 1e300
+        if best[1] is None or found[2] > best[1][2]:
+            best = (10.0**exponent, found)
+        return -found[2]
+
+    minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": PRECISION})
+    return best
+
+
 @dataclass(frozen=True, eq=False)
 class _Problem:
     gram: np.ndarray
@@ -126,7 +141,7 @@ class _Problem:
     square: float
     n_rows: int
 
-    def solve(self, strength: float) -> tuple[np.ndarray, np.ndarray, float, float] | None:
+    def solve(self, strength: float) -> _Solution | None:
         """Mean, factor, log evidence, beta; None where K is not positive definite to rounding."""
         n, size = self.n_rows, len(self.gram)
         matrix = self.gram.copy(order="F")

@@ -138,7 +138,8 @@ def labelled_rows(
     scale = float(potential.head.scale)
     for index in range(len(graphs)):
         batch = graphs.batch([index])
-        yield _rows(batch, scale * design(batch.graph), nothing, config)
+        rows = design(batch.graph, virial=bool(batch.labels.has_stress))
+        yield _rows(batch, scale * rows, nothing, config)
 
 
 def _rows(batch: Batch, design: np.ndarray, nothing: Potential, config: FitConfig) -> Rows:
