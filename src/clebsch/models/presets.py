@@ -51,7 +51,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "ace_3bpa": Preset(
         ACEConfig(cutoff=4.0, correlation=3, max_degree=(14.0, 10.0, 5.0)),
-        "our own choice of degrees for 3BPA: the published basis is not known to us",
+        "our own degrees, by the evidence on 3BPA; the published basis is not known to us",
         assumed=("cutoff", "correlation", "max_degree", "l_weight", "envelope_exponent"),
     ),
 }
