@@ -13,7 +13,8 @@ from clebsch.algebra.cluster import ClusterBasis, cluster_basis
 from clebsch.algebra.irreps import Irrep
 
 CASES = {
-    "two species, order 3": (2, (4.0, 4.0, 3.0), 1.0),
+    # three different vectors fit into degree 4: their triple product is no invariant of O(3)
+    "two species, order 3": (2, (4.0, 4.0, 4.0), 1.0),
     "one species, order 4": (1, (3.0, 4.0, 4.0, 4.0), 1.0),
     "one species, l counts more": (1, (5.0, 5.0, 5.0), 1.5),
 }
