@@ -17,7 +17,6 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from clebsch.models.allegro_config import AllegroRadialConfig
 from clebsch.models.presets import PRESETS
 from clebsch.training.config import RECIPES, Config, TrainingConfig
 
@@ -28,7 +27,7 @@ BEGIN, END = "<!-- begin generated -->\n", "<!-- end generated -->\n"
 def tables() -> str:
     """All generated sections, in Markdown."""
     parts = ["## Every key\n"]
-    parts += [_section(key, section) for key, section in _sections("", Config)]
+    parts += [_section(*found) for found in _sections("", Config)]
     parts += ["## Recipes\n", _recipes(), "## Model presets\n", _presets()]
     return "\n".join(parts)
 
@@ -40,12 +39,17 @@ def page() -> str:
     return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
 
 
-def _sections(prefix: str, section: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
-    found = [(prefix, section)]
+def _sections(
+    prefix: str, section: type[BaseModel], architecture: str = ""
+) -> list[tuple[str, type[BaseModel], str]]:
+    """Sections in order: key, class, and the architecture that they belong to."""
+    if "name" in section.model_fields:
+        architecture = section.model_fields["name"].default
+    found = [(prefix, section, architecture)]
     for name, field in section.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
         for inner in _kinds(field):
-            found += _sections(key, inner)
+            found += _sections(key, inner, architecture)
     return found
 
 
@@ -53,28 +57,34 @@ def _kinds(field: FieldInfo) -> list[type[BaseModel]]:
     """The section that a field holds, or the kinds of it that it may hold."""
     members = [field.annotation]
     if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
-        members = [typing.get_args(member)[:1] for member in typing.get_args(field.annotation)]
-        members = [member[0] for member in members if member]
+        annotated = typing.get_args(field.annotation)
+        members = [
+            typing.get_args(member)[0] if typing.get_origin(member) is typing.Annotated else member
+            for member in annotated
+        ]
     return [kind for kind in members if inspect.isclass(kind) and issubclass(kind, BaseModel)]
 
 
-def _section(key: str, section: type[BaseModel]) -> str:
+def _section(key: str, section: type[BaseModel], architecture: str) -> str:
     described = _described_attributes(section)
     rows: list[tuple[str, ...]] = []
     for name, field in section.model_fields.items():
-        if _kinds(field):
+        if _kinds(field) and not _optional(field):
             continue
         full = f"{key}.{name}" if key else name
         text = field.description or described.get(name, "")
         chosen = key == "training" and any(name in recipe for recipe in RECIPES.values())
         default = "by recipe" if chosen else _default(field)
         rows.append((f"`{full}`", _kind(field), default, text.rstrip(".")))
-    heading = f"### `{key}`\n" if key else "### Top level\n"
-    if "name" in section.model_fields:
-        heading = f"### `{key}` with `name: {section.model_fields['name'].default}`\n"
-    elif section is AllegroRadialConfig:
-        heading = f"### `{key}` with `name: allegro`\n"
-    return f"{heading}\n{_table(('key', 'value', 'default', 'what it is'), rows)}"
+    heading = f"### `{key}`" if key else "### Top level"
+    if architecture:
+        heading += f" with `name: {architecture}`"
+    return f"{heading}\n\n{_table(('key', 'value', 'default', 'what it is'), rows)}"
+
+
+def _optional(field: FieldInfo) -> bool:
+    """Whether a section may be left out."""
+    return type(None) in typing.get_args(field.annotation)
 
 
 def _described_attributes(section: type[BaseModel]) -> dict[str, str]:
@@ -110,6 +120,8 @@ def _type(annotation: Any) -> str:
         return "`null`"
     if inspect.isclass(annotation) and issubclass(annotation, PurePath):
         return "path"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return "a section"
     names = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
     return names[annotation]
 
@@ -122,6 +134,8 @@ def _default(field: FieldInfo) -> str:
         return f"`{value.name}`"
     if value is None:
         return "`null`"
+    if isinstance(value, BaseModel):
+        return "its defaults"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{list(value) if isinstance(value, tuple) else value}`"

@@ -12,7 +12,7 @@ from ase.build import bulk, fcc111, molecule
 
 import clebsch
 from clebsch.data.statistics import Statistics
-from clebsch.models.config import AllegroConfig, MessagePassingConfig, ModelConfig
+from clebsch.models.config import ACEConfig, AllegroConfig, MessagePassingConfig, ModelConfig
 from clebsch.models.presets import model_config
 
 SPECIES = ["H", "C", "O", "Cu", "Au"]
@@ -79,6 +79,10 @@ MODELS: dict[str, ModelConfig] = {
     ),
     "allegro three layers, full": AllegroConfig(
         channels=2, layers=3, l_max=2, cutoff=3.0, latent=6, two_body_hidden=(), latent_hidden=()
+    ),
+    "ace": ACEConfig(cutoff=3.5, max_degree=(5, 3, 2), committee=2),
+    "ace order four with ZBL": ACEConfig(
+        cutoff=3.0, correlation=4, max_degree=(4, 3, 2, 2), l_weight=1.5, committee=0, zbl=True
     ),
 }
 

@@ -12,9 +12,14 @@ from ase import Atoms
 import clebsch
 from builders import MODELS, STRUCTURES, ethanol, potential
 from clebsch.errors import ClebschError
+from clebsch.models.config import MessagePassingConfig
 
-#: Allegro's weights are no functions of the distance alone; see tests/models/test_allegro.py.
-TABULATED = [name for name, config in MODELS.items() if config.name != "allegro"]
+#: Others' path weights are no functions of the distance alone.
+TABULATED = [
+    name
+    for name, config in MODELS.items()
+    if isinstance(config, MessagePassingConfig) and config.radial.weights == "mlp"
+]
 
 
 @pytest.mark.parametrize("backend", ["reference", "llvm"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clebsch.calculators import calculator
+    from clebsch.committee import uncertainty
     from clebsch.errors import ClebschError
     from clebsch.factory import build
     from clebsch.modelfile import load
@@ -31,6 +32,7 @@ _HOMES = {
     "build": "clebsch.factory",
     "calculator": "clebsch.calculators",
     "load": "clebsch.modelfile",
+    "uncertainty": "clebsch.committee",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "build",
     "calculator",
     "load",
+    "uncertainty",
 ]
 
 

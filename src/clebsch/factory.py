@@ -9,8 +9,9 @@ import torch
 from ase.data import atomic_numbers
 
 from clebsch.errors import ConfigError, did_you_mean
+from clebsch.models.ace import ACE
 from clebsch.models.allegro import Allegro
-from clebsch.models.config import AllegroConfig, ModelConfig
+from clebsch.models.config import ACEConfig, AllegroConfig, ModelConfig
 from clebsch.models.message_passing import MessagePassing
 from clebsch.models.network import Network
 from clebsch.models.presets import model_config
@@ -83,7 +84,7 @@ def assemble(
     """Put a potential together from numbers; ``build`` and the model file's reader call this."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
-        model = _network(config, len(species), float(avg_num_neighbors)).to(dtype)
+        model = _network(config, species, float(avg_num_neighbors)).to(dtype)
     head = EnergyHead(
         references or [0.0] * len(species),
         scale,
@@ -104,10 +105,12 @@ def _scale(config: ModelConfig, statistics: Statistics) -> float:
     return statistics.interaction_energy_std if config.scale == "energy_std" else 1.0
 
 
-def _network(config: ModelConfig, n_species: int, avg_num_neighbors: float) -> Network:
+def _network(config: ModelConfig, species: Sequence[str], avg_num_neighbors: float) -> Network:
+    if isinstance(config, ACEConfig):
+        return ACE(config, species, avg_num_neighbors)
     if isinstance(config, AllegroConfig):
-        return Allegro(config, n_species, avg_num_neighbors)
-    return MessagePassing(config, n_species, avg_num_neighbors)
+        return Allegro(config, len(species), avg_num_neighbors)
+    return MessagePassing(config, len(species), avg_num_neighbors)
 
 
 def _sorted_species(species: Sequence[str]) -> list[str]:

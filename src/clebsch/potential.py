@@ -368,7 +368,7 @@ class Potential(nn.Module):
             (gradient,) = torch.autograd.grad(
                 site_energies.sum(), vectors, create_graph=create_graph, materialize_grads=True
             )
-            results["forces"] = _forces(gradient, graph)
+            results["forces"] = edge_forces(gradient, graph)
             results["virial"] = _virial(gradient, vectors, graph)
         return results
 
@@ -448,8 +448,11 @@ def edge_vectors(graph: AtomGraph, positions: Tensor) -> Tensor:
     return vectors + torch.einsum("ea,eab->eb", graph.images, cells)
 
 
-def _forces(gradient: Tensor, graph: AtomGraph) -> Tensor:
-    """[N, 3]: an edge pulls its sender one way and its receiver the other."""
+def edge_forces(gradient: Tensor, graph: AtomGraph) -> Tensor:
+    """[N, 3] from the energy's derivatives by edge vectors [E, 3].
+
+    An edge pulls its sender one way and its receiver the other.
+    """
     pulled = segment_sum(gradient[graph.sender_order], graph.sender_ptr)
     return pulled - segment_sum(gradient, graph.row_ptr)
 

@@ -213,14 +213,6 @@ def test_an_edge_is_coupled_with_the_environment_of_its_receiver() -> None:
     torch.testing.assert_close(product, environment[graph.receivers])
 
 
-def test_coupled_product_sums_products_over_all_factors() -> None:
-    values = randn(2, 3)
-    factors, functions = torch.tensor([[0, 1], [1, 1], [2, 0]]), torch.tensor([0, 1, 0])
-    found = reference.coupled_product(values, factors, functions, torch.tensor([2.0, 1, -1]), 2)
-    a, b, c = values.unbind(1)
-    torch.testing.assert_close(found, torch.stack([2 * a * b - c * a, b * b], dim=1))
-
-
 @BACKENDS
 @pytest.mark.parametrize("graph", list(GRAPHS))
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])

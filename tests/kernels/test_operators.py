@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import emit
 from clebsch.kernels.plan import contraction_plan, convolution_plan
+from clebsch.kernels.tree import polynomial_tree
 from clebsch.neighbors import neighbor_graph
 from clebsch.training.shares import threads as torch_threads
 
@@ -28,6 +30,8 @@ PRODUCT = contraction_plan(spherical_irreps(1), spherical_irreps(1), 3)
 EDGE_PRODUCT = convolution_plan(
     Irreps.parse("0e+0o+1o+1e+4e"), spherical_irreps(1), Irreps.parse("0e+1o+1e")
 )
+#: x, y, x y and x^2 y.
+TREE, _ = polynomial_tree(np.array([[-1, -1, 0], [-1, -1, 1], [-1, 0, 1], [0, 0, 1]]), 2)
 #: No multiple of any vector's lanes.
 HIDDEN = 5
 
@@ -105,6 +109,9 @@ OPERATORS = (
     "harmonics",
     "harmonics_gradient",
     "harmonics_second",
+    "tree_polynomial",
+    "tree_gradients",
+    "tree_second",
 )
 
 
@@ -150,6 +157,7 @@ def calls(dtype: torch.dtype) -> Calls:
     )
     features, matrix = randn(3, 8, channels, dtype=dtype), randn(3, 9, 3, dtype=dtype)
     x, vectors = randn(7, dtype=dtype), randn(7, 3, dtype=dtype)
+    values, terms = randn(3, 2, dtype=dtype), randn(3, TREE.n_terms, dtype=dtype)
     with Calls() as found:
         twice(cpu.convolve(CONVOLUTION, weights, harmonics, nodes, graph), (weights, harmonics))
         inputs = (hidden, last, harmonics, nodes)
@@ -163,6 +171,8 @@ def calls(dtype: torch.dtype) -> Calls:
         twice(cpu.linear(features[:, :5], matrix[:1], None, (1, 3), (2, 1)), (features, matrix))
         twice(cpu.silu(x), (x,))
         twice(cpu.spherical_harmonics(vectors, 2), (vectors,))
+        twice(cpu.tree_polynomial(TREE, values, terms, species), (values, terms))
+        twice(cpu.tree_polynomial(TREE, values, terms.detach(), species), (values,))
     return found
 
 

@@ -326,7 +326,10 @@ def test_only_networks_of_the_distance_are_tabulated() -> None:
         ({"correlation": 3}, r"unknown key 'model\.correlation'.*'product\.correlation'"),
         ({"product": {"gate": "silu"}}, r"unknown key 'model\.product\.gate'.*'update\.gate'"),
         ({"update": {"gate": "relu"}}, r"model\.update\.gate: .*'silu'"),
-        ({"radial": {"trainable": True, "basis": "bernstein"}}, r"model\.radial: .*trainable: only Bessel"),
+        (
+            {"radial": {"trainable": True, "basis": "bernstein"}},
+            r"model\.radial: .*trainable: only Bessel",
+        ),
     ],
 )
 def test_a_setting_in_the_wrong_place_is_led_to_the_right_one(

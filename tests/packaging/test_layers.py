@@ -30,6 +30,7 @@ LAYERS = (
     "models",
     "recording",
     "potential",
+    "committee",
     "factory",
     "modelfile",
     "data",

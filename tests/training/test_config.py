@@ -9,7 +9,14 @@ from pydantic import BaseModel
 
 from clebsch.errors import ConfigError
 from clebsch.models.presets import preset_config
-from clebsch.training.config import RECIPES, Config, DataConfig, LossConfig, TrainingConfig
+from clebsch.training.config import (
+    RECIPES,
+    Config,
+    DataConfig,
+    FitConfig,
+    LossConfig,
+    TrainingConfig,
+)
 from clebsch.training.configfile import load_config, write_config
 
 
@@ -128,9 +135,9 @@ def test_settings_that_make_no_sense_are_refused(settings: list[str], words: str
         load_config(None, settings)
 
 
-@pytest.mark.parametrize("section", [Config, DataConfig, TrainingConfig, LossConfig])
+@pytest.mark.parametrize("section", [Config, DataConfig, TrainingConfig, FitConfig, LossConfig])
 def test_every_setting_says_what_it_is(section: type[BaseModel]) -> None:
-    sections = {"data", "model", "training", "keys", "loss"}
+    sections = {"data", "model", "training", "fit", "keys", "loss"}
     settings = {name: field for name, field in section.model_fields.items() if name not in sections}
     assert [name for name, field in settings.items() if not field.description] == []
 

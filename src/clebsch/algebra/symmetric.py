@@ -183,7 +183,7 @@ def _reduced_blocks(irreps: Irreps, order: int, target: Irrep) -> list[_Block]:
         if prod(irreps[position].parity for position in positions) != target.parity:
             continue
         counts = sorted(Counter(positions).items())
-        couplings = _couple_powers(
+        couplings = couple_powers(
             tuple((irreps[position].l, power) for position, power in counts), target.l
         )
         if len(couplings) == 0:
@@ -201,14 +201,16 @@ def _reduced_blocks(irreps: Irreps, order: int, target: Irrep) -> list[_Block]:
 
 
 @cache
-def _couple_powers(powers: tuple[tuple[int, int], ...], target: int) -> np.ndarray:
+def couple_powers(powers: tuple[tuple[int, int], ...], target: int) -> np.ndarray:
     """Couple symmetric powers of different irreps, given as (degree, power), to degree ``target``.
 
     Orthonormal bases of the powers, coupled in sequence through every intermediate, give an
     orthonormal basis of their product.
 
     Returns:
-        [k, 2 target + 1, product of the numbers of monomials of the powers].
+        [k, 2 target + 1, n_monomials], shared: not to be written to. Monomials are those of the
+        powers (sorted tuples of component indices, in lexicographic order), the last power's
+        fastest.
     """
     reach = sum(degree * power for degree, power in powers)  # of the factors still to come
     states = [(0, np.ones((1, 1)))]  # intermediate degree, [component, monomial]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
+from clebsch.kernels.tree import PolynomialTree
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,4 @@ class Kernels:
     silu: Callable[[Tensor], Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]], Tensor]
     spherical_harmonics: Callable[[Tensor, int], Tensor]
+    tree_polynomial: Callable[[PolynomialTree, Tensor, Tensor, Tensor], Tensor]

@@ -24,6 +24,7 @@ from torch import Tensor
 from clebsch.algebra import CouplingBasis, spherical_harmonics
 from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
+from clebsch.kernels.tree import PolynomialTree
 
 __all__ = [
     "contract",
@@ -31,12 +32,12 @@ __all__ = [
     "convolve",
     "convolve_radial",
     "convolve_table",
-    "coupled_product",
     "edge_product",
     "linear",
     "segment_sum",
     "silu",
     "spherical_harmonics",
+    "tree_polynomial",
 ]
 
 #: Makes SiLU keep the second moment of a standard normal input: 1 / sqrt(E[silu(x)^2]).
@@ -314,26 +315,39 @@ def contract_slots(
     return torch.cat(outputs, dim=1)
 
 
-def coupled_product(
-    basis_values: Tensor, factors: Tensor, functions: Tensor, coefficients: Tensor, n_functions: int
+def tree_polynomial(
+    tree: PolynomialTree, variables: Tensor, coefficients: Tensor, species: Tensor
 ) -> Tensor:
-    """Products over all channels, the basis of linear ACE: a sparse polynomial with full coupling.
+    """Sparse polynomials in all channels and components of A together: linear ACE's energies.
 
-    ``out[n, functions[t]] += coefficients[t] prod_x basis_values[n, factors[t, x]]``
+    ``out[n] = sum_t coefficients[species[n], t] w_node(t)[n] variables[n, factor(t)]``, with w the
+    nodes of the tree.
 
     Args:
-        basis_values: [N, D], all (channel, component) values of the one-particle basis.
-        factors: [T, order] int64, the factors of each term.
-        functions: [T] int64, the basis function that a term belongs to.
-        coefficients: [T].
-        n_functions: number of basis functions.
+        tree: the monomials.
+        variables: [N, V].
+        coefficients: [n_species, n_terms].
+        species: [N] int64.
 
     Returns:
-        [N, n_functions].
+        [N].
     """
-    terms = coefficients * basis_values[:, factors].prod(dim=-1)
-    out = basis_values.new_zeros((basis_values.shape[0], n_functions))
-    return out.index_add(1, functions, terms)
+    device = variables.device
+    factors = torch.tensor(tree.node_factors, device=device)
+    parents = torch.tensor(tree.parents, device=device)
+    order = torch.argsort(species, stable=True)
+    counts = torch.bincount(species, minlength=len(coefficients)).tolist()
+    sorted_variables = variables.index_select(0, order)
+    nodes = torch.ones_like(sorted_variables[:, :1])
+    for first, last in itertools.pairwise(tree.levels[1:].tolist()):
+        level = slice(first, last)
+        below = nodes.index_select(1, parents[level])
+        nodes = torch.cat([nodes, below * sorted_variables.index_select(1, factors[level])], dim=1)
+    terms = nodes.index_select(1, torch.tensor(tree.term_nodes, device=device))
+    terms = terms * sorted_variables.index_select(1, torch.tensor(tree.term_factors, device=device))
+    groups = zip(terms.split(counts), coefficients.unbind(0), strict=True)
+    out = torch.cat([group @ row for group, row in groups])
+    return out.index_select(0, torch.argsort(order))
 
 
 # --- the convolution: neighbours padded to a rectangle, so that sums are matrix products ---

@@ -6,16 +6,19 @@ and PACE are points of it (``clebsch.models.presets``), and so is everything bet
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from clebsch.errors import ConfigError, did_you_mean
+from clebsch.models.ace_config import ACEConfig
 from clebsch.models.allegro_config import AllegroConfig
 from clebsch.models.section import RadialBasisConfig, Section
 
 __all__ = [
     "CONFIGS",
+    "ACEConfig",
     "AllegroConfig",
     "MessagePassingConfig",
     "ModelConfig",
@@ -189,21 +192,20 @@ class MessagePassingConfig(Section):
 
 
 #: Architectures by name.
-CONFIGS: dict[str, type[MessagePassingConfig] | type[AllegroConfig]] = {
+CONFIGS: dict[str, type[MessagePassingConfig | AllegroConfig | ACEConfig]] = {
     "message_passing": MessagePassingConfig,
     "allegro": AllegroConfig,
+    "ace": ACEConfig,
 }
 
 
-def architecture(settings: Any) -> str:
-    """The name of an architecture out of its configuration or a mapping of settings.
+def architecture(settings: Mapping[str, Any]) -> str:
+    """The architecture that settings are for; the first where they do not say.
 
     Raises:
         ConfigError: no architecture has this name.
     """
-    default = "message_passing"
-    given = isinstance(settings, dict)
-    name = str(settings.get("name", default) if given else getattr(settings, "name", default))
+    name = str(settings.get("name", next(iter(CONFIGS))))
     if name not in CONFIGS:
         raise ConfigError(
             f"model.name: unknown architecture {name!r}. {did_you_mean(name, CONFIGS)}"
@@ -211,9 +213,5 @@ def architecture(settings: Any) -> str:
     return name
 
 
-#: Any architecture's configuration.
-ModelConfig = Annotated[
-    Annotated[MessagePassingConfig, Tag("message_passing")]
-    | Annotated[AllegroConfig, Tag("allegro")],
-    Discriminator(architecture),
-]
+#: Any architecture's configuration; ``name`` tells which.
+ModelConfig: TypeAlias = MessagePassingConfig | AllegroConfig | ACEConfig

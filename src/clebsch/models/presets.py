@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.models.config import (
     CONFIGS,
+    ACEConfig,
     AllegroConfig,
     InteractionConfig,
     MessagePassingConfig,
@@ -182,6 +183,11 @@ PRESETS: dict[str, Preset] = {
     "allegro_small": Preset(
         AllegroConfig(),
         "our own: trains on a laptop; lone atoms give their references",
+    ),
+    "ace_3bpa": Preset(
+        ACEConfig(cutoff=4.0, correlation=3, max_degree=(14.0, 10.0, 5.0)),
+        "our own degrees, by the evidence on 3BPA; the published basis is not known to us",
+        assumed=("cutoff", "correlation", "max_degree", "l_weight", "envelope_exponent"),
     ),
 }
 

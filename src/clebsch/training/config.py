@@ -12,6 +12,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 
 from clebsch.data.read import LabelKeys
+from clebsch.models.ace_config import ACEConfig
 from clebsch.models.config import ModelConfig, Section
 
 
@@ -148,15 +149,51 @@ class TrainingConfig(Section):
         return self
 
 
+class FitConfig(Section):
+    """Fitting a linear model in closed form; see ``clebsch.training.linear_fit``.
+
+    Weights multiply squared residuals; their ratios matter alone, the rest is found.
+    """
+
+    energy: float = Field(
+        300.0, ge=0, description="weight of squared energy errors over N atoms, 1/eV^2"
+    )
+    forces: float = Field(
+        1.0, ge=0, description="weight of squared errors of force components, Angstrom^2/eV^2"
+    )
+    stress: float = Field(
+        1.0, ge=0, description="weight of squared errors of virials over N atoms, 1/eV^2"
+    )
+    smoothness: float = Field(
+        1.0, ge=0, description="the prior's standard deviations fall as (1 + degree)^-smoothness"
+    )
+    regularization: Literal["evidence"] | Annotated[float, Field(gt=0)] = Field(
+        "evidence",
+        description="strength of the prior against the noise; evidence: the most probable one",
+    )
+
+    @property
+    def loss(self) -> LossConfig:
+        """The loss that validation tells of, with the same weights."""
+        return LossConfig(energy=self.energy, forces=self.forces, stress=self.stress)
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> FitConfig:
+        if self.energy == self.forces == self.stress == 0:
+            raise ValueError("all weights are zero, so there is nothing to fit")
+        return self
+
+
 class Config(Section):
     """Everything about a training run."""
 
     data: DataConfig
-    model: ModelConfig
+    model: ModelConfig = Field(discriminator="name")
     recipe: Literal["paper", "fast"] = Field(
         "fast", description="defaults of training, in the table below"
     )
     training: TrainingConfig
+    fit: FitConfig = FitConfig()
     seed: int = Field(0, ge=0, description="of weights, split and shuffles")
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the network")
     device: Device = Field("cpu", description="where to train: cpu, cuda, cuda:1, ...")
@@ -175,6 +212,16 @@ class Config(Section):
         default_factory=lambda: _absolute(Path("run")), description="folder of results"
     )
     tensorboard: bool = Field(False, description="also write scalars to RUN/tensorboard")
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the model is fitted in closed form, as ``fit`` says; else ``training`` does."""
+        return isinstance(self.model, ACEConfig)
+
+    @property
+    def loss(self) -> LossConfig:
+        """The loss of training, or of the fit."""
+        return self.fit.loss if self.is_linear else self.training.loss
 
 
 #: Defaults of ``training`` by recipe. "paper" is appendix A.5.1 of the MACE paper with the loss

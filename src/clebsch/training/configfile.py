@@ -6,14 +6,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.files import atomic_write
-from clebsch.models.config import CONFIGS
+from clebsch.models.config import CONFIGS, architecture
 from clebsch.models.presets import preset_config
 from clebsch.training.config import (
     ALTERNATIVES,
@@ -57,8 +57,9 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
 
 
 def config_dict(config: Config) -> Tree:
-    """The resolved configuration as JSON values."""
-    return config.model_dump(mode="json")
+    """The resolved configuration as JSON values, without sections that its model has no use for."""
+    unused = {"training", "recipe"} if config.is_linear else {"fit"}
+    return config.model_dump(mode="json", exclude=unused)
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -157,6 +158,12 @@ def _resolve(tree: Tree, place: Any) -> Tree:
         except ConfigError as error:
             raise ConfigError(f"{place('model')}: model: {error}") from None
         model = _merged(base, changes)
+    if isinstance(model, dict):
+        try:
+            model = {**model, "name": architecture(model)}
+        except ConfigError as error:
+            raise ConfigError(f"{place('model.name')}: {error}") from None
+        _check_sections(model["name"], tree, place)
     resolved["model"] = model
     recipe = resolved.setdefault("recipe", DEFAULT_RECIPE)
     training = resolved.get("training", {})
@@ -171,6 +178,21 @@ def _resolve(tree: Tree, place: Any) -> Tree:
     if isinstance(data, dict) and all(data.get(name) is None for name in VALIDATION_SETS):
         resolved["data"] = data | {"valid_fraction": DEFAULT_VALID_FRACTION}
     return resolved
+
+
+def _check_sections(architecture: Any, tree: Tree, place: Any) -> None:
+    """Refuse sections that say how to train another kind of model."""
+    linear = architecture == "ace"
+    for section in ("training", "recipe") if linear else ("fit",):
+        if tree.get(section):
+            reason = (
+                "a linear ACE is fitted in closed form, which section fit tells of"
+                if linear
+                else f"model {architecture} is trained, which section training tells of"
+            )
+            given = tree[section]
+            key = f"{section}.{next(iter(given))}" if isinstance(given, dict) else section
+            raise ConfigError(f"{place(key)}: {key}: of no use here: {reason}")
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
@@ -221,7 +243,7 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, list[str]]:
         if not _is_section(section) or part not in section.model_fields:
             break
         parts.append(str(part))
-        section = section.model_fields[part].annotation
+        section = _section(section.model_fields[part].annotation)
     names = list(section.model_fields) if _is_section(section) else []
     return ".".join(parts), names
 
@@ -231,8 +253,14 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         inner = CONFIGS.values() if section is Config and name == "model" else [field.annotation]
         for kind in inner:
-            if _is_section(kind):
-                yield from _all_keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+            held = _section(kind)
+            if _is_section(held):
+                yield from _all_keys(held, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> Any:
+    """The section in an annotation that allows to leave it out."""
+    return next((kind for kind in get_args(annotation) if _is_section(kind)), annotation)
 
 
 def _is_section(annotation: Any) -> bool:

@@ -17,13 +17,14 @@ from clebsch.errors import ClebschError, ConfigError
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.training.config import Config, TrainingConfig
 from clebsch.training.configfile import config_dict, load_config, write_config
+from clebsch.training.fit_run import run_fit
 from clebsch.training.log import RunLog
 from clebsch.training.prepare import prepare
 from clebsch.training.shares import threads, with_shares
 from clebsch.training.state import Finished, TrainingState, read_newest_state, state_files
 from clebsch.training.trainer import Trainer
 
-Reason = Finished | Literal["interrupted"]
+Reason = Finished | Literal["interrupted", "fitted"]
 
 #: Settings that may change when a run is resumed.
 _FREE = {
@@ -44,7 +45,8 @@ class TrainingResult:
 
     Attributes:
         run: its folder.
-        reason: "epochs", "minutes" or "patience" ended it, or it was "interrupted".
+        reason: "epochs", "minutes" or "patience" ended it, or it was "interrupted", or "fitted"
+            in closed form.
         epoch: epochs completed.
         step: batches done.
         seconds: wall time, earlier parts included.
@@ -64,7 +66,7 @@ class TrainingResult:
 def train(
     config: Config, run: Path | str | None = None, console: Console | None = None
 ) -> TrainingResult:
-    """Train a potential; all results are in the folder ``run``.
+    """Train a potential, or fit it in closed form; all results are in the folder ``run``.
 
     config.yaml (as resolved), metrics.jsonl (a line an evaluation), model.safetensors (the best
     averaged weights so far), state/ (from which ``resume`` goes on exactly) and log.txt. Ctrl-C
@@ -92,6 +94,9 @@ def train(
         run.mkdir(parents=True, exist_ok=True)
         log = RunLog(run, console)
         prepared = prepare(config, log.say)
+        if config.is_linear:
+            fitted = run_fit(config, prepared, run, log, started)
+            return TrainingResult(run, "fitted", 1, 1, fitted.seconds, fitted.record, fitted.model)
         config = with_shares(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         # in this order: where there is a state, there is what to resume it with
@@ -126,6 +131,10 @@ def resume(
     started = time.monotonic()
     run = Path(run).absolute()
     config = load_config(run / "config.yaml").model_copy(update={"run": run})
+    if config.is_linear:
+        raise ConfigError(
+            f"{run}: a fit in closed form has no state to resume from; fit anew with clebsch train"
+        )
     new_limits = max_epochs is not None or max_minutes is not None
     if new_limits:
         limits = {"max_epochs": max_epochs, "max_minutes": max_minutes}
@@ -166,7 +175,7 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
         gc.freeze()
         with threads(trainer.config.threads), trainer.helpers:
             with log.progress(), stop_on_signals() as request:
-                reason = _loop(trainer, request)
+                reason: Finished | Literal["interrupted"] = _loop(trainer, request)
             state = trainer.state
             if reason != "interrupted":
                 if state.last_evaluation != state.step:
@@ -184,7 +193,7 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
     return result
 
 
-def _loop(trainer: Trainer, request: StopRequest) -> Reason:
+def _loop(trainer: Trainer, request: StopRequest) -> Finished | Literal["interrupted"]:
     """Train until a limit is reached; the state then is between two batches."""
     settings, state = trainer.settings, trainer.state
     begun, first = time.monotonic(), None

@@ -164,7 +164,7 @@ def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
 
 
 def _check_labels(config: Config, prepared: Prepared) -> None:
-    if not trainable_counts(prepared.train.counts, config.training.loss):
+    if not trainable_counts(prepared.train.counts, config.loss):
         raise DataError(
             f"{_names(config.data.train)}: no structure has a label that the loss has a weight for"
         )
@@ -174,7 +174,7 @@ def _check_labels(config: Config, prepared: Prepared) -> None:
     counts = prepared.valid.counts
     if label is not None and not counts[label]:
         raise ConfigError(f"training.metric is {metric}, but no validation structure has {label}")
-    if label is None and not trainable_counts(counts, config.training.loss):
+    if label is None and not trainable_counts(counts, config.loss):
         raise DataError("no validation structure has a label that the loss has a weight for")
 
 

@@ -131,10 +131,10 @@ def run_facts(
     facts = {
         "Model": config.model.summary,
         "Training data": ", ".join(str(path) for path in _listed(config.data.train)),
-        "Recipe": f"{config.recipe}, seed {config.seed}",
+        "Recipe": "closed form" if config.is_linear else f"{config.recipe}, seed {config.seed}",
         **potential_facts(potential),
     }
-    if history:
+    if history and not config.is_linear:
         last = history[-1]
         best = [record["epoch"] for record in history if record.get("best")]
         facts["Epochs"] = f"{last['epoch']}" + (f", best: {best[-1]}" if best else "")

@@ -1,10 +1,11 @@
 """The CPU backend: the heavy operations as machine code written for one plan, through LLVM.
 
 ``machine`` compiles, ``emit`` is the language that kernels are written in, ``convolution_code``,
-``edge_product_code`` and ``polynomial_code`` write them, ``convolution``, ``edge_product`` and
-``product`` are the operators that torch sees, with first and second derivatives. Values and
-derivatives equal those of ``clebsch.kernels.reference`` to rounding. Third derivatives do not exist
-here, but for what is linear in each of its factors: asking for them raises an error.
+``edge_product_code``, ``polynomial_code`` and ``tree_code`` write them, ``convolution``,
+``edge_product``, ``product`` and ``tree`` are the operators that torch sees, with first and second
+derivatives. Values and derivatives equal those of ``clebsch.kernels.reference`` to rounding. Third
+derivatives do not exist here, but for what is linear in each of its factors: asking for them raises
+an error.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from clebsch.kernels.cpu.edge_product import edge_product
 from clebsch.kernels.cpu.harmonics import spherical_harmonics
 from clebsch.kernels.cpu.linear import linear
 from clebsch.kernels.cpu.product import contract, contract_slots
+from clebsch.kernels.cpu.tree import tree_polynomial
 from clebsch.memory import keep_freed_memory
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "linear",
     "silu",
     "spherical_harmonics",
+    "tree_polynomial",
 ]
 
 machine.check()

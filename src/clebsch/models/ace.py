@@ -1,0 +1,136 @@
+"""Linear ACE: site energies that are linear in invariants of full channel coupling.
+
+Drautz, Phys. Rev. B 99, 014104 (2019); Dusson et al., J. Comput. Phys. 454, 110946 (2022). With
+couplings and coefficients folded into one number for each monomial, the energy of an atom is a
+sparse polynomial in its one-particle basis A, one polynomial for each central species.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clebsch.algebra import spherical_irreps
+from clebsch.algebra.cluster import ClusterBasis, cluster_basis
+from clebsch.graph import AtomGraph
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import load_backend
+from clebsch.kernels.plan import convolution_plan
+from clebsch.kernels.tree import PolynomialTree, polynomial_tree
+from clebsch.models.ace_config import ACEConfig
+from clebsch.models.network import Network
+from clebsch.nn.couplings import FoldedCouplings
+from clebsch.nn.pairwise import PairPolynomials
+
+
+class ACE(Network):
+    """From edge vectors to one energy per atom.
+
+    Attributes:
+        basis: the invariants B, the same for every central species.
+        tree: their monomials.
+        coefficients: [S, n_functions], c of each central species and function.
+        committee: [n_draws, S, n_functions], draws from a fit's posterior minus its mean; zero
+            before the fit.
+    """
+
+    one_radial: Tensor
+    one_species: Tensor
+    places: Tensor
+    committee: Tensor
+
+    def __init__(self, config: ACEConfig, species: Sequence[str], avg_num_neighbors: float) -> None:
+        super().__init__()
+        self.config = config
+        self.kernels: Kernels = load_backend("reference")
+        self.avg_num_neighbors = avg_num_neighbors
+        self.n_readouts = 1
+        n_species, n_radial = len(species), config.n_radial
+        self.basis, self.tree, terms = _basis(n_species, config.max_degrees, config.l_weight)
+        self.couplings = FoldedCouplings(
+            self.basis.functions, terms, self.basis.coefficients, self.tree.n_terms
+        )
+        self.l_max = int(self.basis.labels[:, 2].max())
+        self.radial = PairPolynomials(species, config.cutoff, n_radial, config.envelope_exponent)
+        scalars, harmonics = spherical_irreps(0), spherical_irreps(self.l_max)
+        self.plan = convolution_plan(scalars, harmonics, harmonics)
+        channels = np.arange(n_species * n_radial)  # (z, n), n fastest
+        same_n = channels % n_radial == np.arange(n_radial)[:, None]
+        same_z = channels // n_radial == np.arange(n_species)[:, None]
+        per_path = np.repeat(same_n[:, None], self.l_max + 1, axis=1)
+        places = _places(self.basis, n_radial, len(channels))
+        self.register_buffer("one_radial", torch.tensor(per_path).float(), persistent=False)
+        self.register_buffer("one_species", torch.tensor(same_z).float(), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        shape = (n_species, self.basis.n_functions)
+        self.coefficients = nn.Parameter(torch.randn(shape) / shape[1] ** 0.5)
+        self.register_buffer("committee", torch.zeros(config.committee, *shape))
+
+    def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
+        """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, 1]."""
+        variables = self.one_particle_basis(vectors, graph)
+        coefficients = self.couplings(self.coefficients)
+        energies = self.kernels.tree_polynomial(self.tree, variables, coefficients, graph.species)
+        return energies[:, None]
+
+    def committee_energies(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
+        """What ``forward`` gives for each draw of the committee, [n_draws, N]: see ``forward``."""
+        variables = self.one_particle_basis(vectors, graph)
+        energies = [
+            self.kernels.tree_polynomial(self.tree, variables, self.couplings(draw), graph.species)
+            for draw in self.committee
+        ]
+        return torch.stack(energies)
+
+    def one_particle_basis(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
+        """A of the labels that are used.
+
+        A[i, (z n l m)] = <n>^-1/2 sum over neighbours j of species z of R_n(r_ij) Y_lm(r_ij):
+        a convolution of one-hot features with fixed path weights.
+
+        Args:
+            vectors: [E, 3], Angstrom.
+            graph: the graph.
+
+        Returns:
+            [N, n_variables].
+        """
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        radial = self.radial(lengths, graph) * self.avg_num_neighbors**-0.5
+        harmonics = self.kernels.spherical_harmonics(vectors, self.l_max)
+        nodes = self.one_species[graph.species][:, None, :]  # [N, 1, (z, n)]
+        summed = self.kernels.convolve_radial(
+            self.plan, radial, self.one_radial, harmonics, nodes, graph
+        )
+        return summed.flatten(1).index_select(1, self.places)
+
+    def tabulate(self, spacing: float) -> None:
+        """There are no radial networks, and nothing to replace."""
+
+    def decayed_parameters(self) -> Iterator[nn.Parameter]:
+        """All: what regularisation there is in a fit, weight decay is in training by gradients."""
+        yield self.coefficients
+
+
+@lru_cache(maxsize=16)
+def _basis(
+    n_species: int, max_degrees: tuple[float, ...], l_weight: float
+) -> tuple[ClusterBasis, PolynomialTree, np.ndarray]:
+    """The basis, the tree of its monomials, and [n_entries] the term of each of its entries."""
+    basis = cluster_basis(n_species, max_degrees, l_weight)
+    tree, monomials = polynomial_tree(basis.monomials, basis.n_variables)
+    term_of = np.argsort(monomials)
+    return basis, tree, term_of[basis.rows]
+
+
+def _places(basis: ClusterBasis, n_radial: int, n_channels: int) -> np.ndarray:
+    """[n_variables] int64: where each variable stands in [(l, m), (z, n)], flattened."""
+    found = []
+    for z, n, degree in basis.labels.tolist():
+        components = np.arange(degree**2, (degree + 1) ** 2)
+        found.append(components * n_channels + z * n_radial + n)
+    return np.concatenate(found)

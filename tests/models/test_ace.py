@@ -1,0 +1,142 @@
+"""Linear ACE as a network: body order, independence on real environments, radial functions."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+import clebsch
+from algebra.test_cluster_basis import evaluate
+from builders import ethanol, potential
+from clebsch.errors import ConfigError
+from clebsch.factory import assemble
+from clebsch.models.ace import ACE
+from clebsch.models.ace_config import ACEConfig
+from clebsch.models.presets import model_config
+from models.test_mace import body_order_remainder
+
+
+def network(built: clebsch.Potential) -> ACE:
+    assert isinstance(built.model, ACE)
+    return built.model
+
+
+@pytest.mark.parametrize("correlation", [1, 2, 3])
+def test_the_body_order_is_one_more_than_the_order(correlation: int) -> None:
+    config = ACEConfig(correlation=correlation, max_degree=2, committee=0)
+    built = assemble(config, ["H", "O"], avg_num_neighbors=1.0, dtype=torch.float64)
+
+    def central_energy(atoms: Atoms) -> float:
+        return float(built(built.graph(atoms), ("layer_energies",)).layer_energies[0, 1])
+
+    assert abs(body_order_remainder(central_energy, correlation + 2)) < 1e-10
+    assert abs(body_order_remainder(central_energy, correlation + 1)) > 1e-6
+
+
+def test_functions_are_independent_on_random_environments() -> None:
+    """Not as polynomials in A alone: also where A is of atoms around an atom."""
+    config = ACEConfig(cutoff=4.0, correlation=3, max_degree=(3, 2, 2), committee=0)
+    built = clebsch.build(config, ["H", "O"], dtype=torch.float64)
+    model, rng = network(built), np.random.default_rng(0)
+    environments = []
+    for _ in range(3 * model.basis.n_functions):
+        n = 8
+        directions = rng.normal(size=(n, 3))
+        directions /= np.linalg.norm(directions, axis=1)[:, None]
+        places = directions * rng.uniform(0.7, 3.8, size=(n, 1))
+        symbols = rng.choice(["H", "O"], size=n).tolist()
+        environments.append(Atoms(["O", *symbols], [[0, 0, 0], *places]))
+    graphs = [built.graph(atoms) for atoms in environments]
+    variables = [
+        model.one_particle_basis(
+            graph.positions[graph.receivers] - graph.positions[graph.senders], graph
+        )[0]
+        .detach()
+        .numpy()
+        for graph in graphs
+    ]
+    values = evaluate(model.basis, np.array(variables))
+    values /= np.linalg.norm(values, axis=0)
+    singular = np.linalg.svd(values, compute_uv=False)
+    assert len(singular) == model.basis.n_functions
+    assert singular[-1] > 1e-9 * singular[0]
+
+
+def test_the_energy_is_the_sum_of_coefficients_times_functions() -> None:
+    tested = potential("ace")
+    model = network(tested)
+    graph = tested.graph(ethanol())
+    vectors = graph.positions[graph.receivers] - graph.positions[graph.senders]
+    values = evaluate(model.basis, model.one_particle_basis(vectors, graph).detach().numpy())
+    coefficients = model.coefficients.detach().numpy()[graph.species]
+    found = model(vectors, graph)[:, 0].detach().numpy()
+    np.testing.assert_allclose(found, (values * coefficients).sum(1), rtol=1e-10, atol=1e-12)
+
+
+def test_radial_functions_end_with_two_zero_derivatives() -> None:
+    built = clebsch.build(ACEConfig(cutoff=4.0), ["H", "O"], dtype=torch.float64)
+    graph = built.graph(Atoms("HO", [[0, 0, 0], [0, 0, 1.0]]))
+    lengths = torch.full((2,), 4.0 - 1e-9, dtype=torch.float64, requires_grad=True)
+    values = network(built).radial(lengths, graph)
+    (first,) = torch.autograd.grad(values.sum(), lengths, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), lengths)
+    assert values.abs().max() < 1e-12
+    assert first.abs().max() < 1e-12
+    assert second.abs().max() < 1e-4
+    beyond = network(built).radial(torch.full((2,), 4.1, dtype=torch.float64), graph)
+    assert not beyond.any()
+
+
+def test_radial_functions_know_both_species() -> None:
+    built = clebsch.build(ACEConfig(cutoff=4.0), ["H", "C"], dtype=torch.float64)
+    atoms = Atoms("HCH", [[0, 0, 0], [0, 0, 1.1], [0, 0, 2.2]])
+    graph = built.graph(atoms)
+    same = torch.full((graph.n_edges,), 1.1, dtype=torch.float64)
+    values = network(built).radial(same, graph)
+    kinds = graph.species[graph.receivers] + graph.species[graph.senders]
+    assert len({round(float(v), 12) for v in values[kinds == 1, 3]}) == 1
+    assert not torch.allclose(values[kinds == 0][0], values[kinds == 1][0])
+
+
+def test_copies_and_casts_keep_the_couplings_exact() -> None:
+    """Couplings stay in float64 where the network goes to float32 and back."""
+    tested = potential("ace")
+    there = copy.deepcopy(tested)
+    there.model.float()
+    there.model.double()
+    torch.testing.assert_close(
+        there.model.couplings.values, tested.model.couplings.values, rtol=0, atol=0
+    )
+
+
+def test_tabulating_changes_nothing() -> None:
+    tested = potential("ace")
+    graph = tested.graph(ethanol())
+    torch.testing.assert_close(tested.tabulated()(graph).forces, tested(graph).forces)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_degre": 3}, r"unknown key 'model\.max_degre'.*Did you mean 'max_degree'"),
+        ({"max_degree": [4, 3]}, r"max_degree has 2 numbers for orders 1 to 3"),
+        ({"correlation": 5}, r"model\.correlation: .*less than or equal to 4"),
+        ({"committee": 1}, r"one draw has no spread"),
+        ({"l_weight": 0}, r"model\.l_weight"),
+        ({"name": "aec"}, r"model\.name: 'aec'.*Did you mean 'ace'"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model_config({"name": "ace", **settings})
+
+
+def test_a_preset_can_be_changed_in_part() -> None:
+    changed = model_config({"preset": "ace_3bpa", "cutoff": 3.0})
+    assert isinstance(changed, ACEConfig)
+    assert changed.cutoff == 3.0
+    assert changed.max_degrees == model_config("ace_3bpa").max_degrees  # type: ignore[union-attr]
