@@ -341,7 +341,9 @@ def lone(symbol: str, energy: float) -> Atoms:
     return atom
 
 
-def test_references_are_isolated_atoms_a_fit_or_given(tmp_path: Path, console: Console) -> None:
+def test_references_are_isolated_atoms_a_fit_given_or_none(
+    tmp_path: Path, console: Console
+) -> None:
     clusters = [cluster(seed) for seed in range(8)]
     plain = data_file(tmp_path, clusters, "plain.xyz")
     mixed = data_file(tmp_path, [lone("Cu", 3.5), *clusters, lone("Au", 3.8)], "mixed.xyz")
@@ -350,6 +352,7 @@ def test_references_are_isolated_atoms_a_fit_or_given(tmp_path: Path, console: C
         (mixed, "seed=0", {"Cu": 3.5, "Au": 3.8}),
         (plain, f"data.isolated_atoms={atoms}", {"Cu": 1.5, "Au": 1.8}),
         (plain, "data.references={Cu: 0.5, Au: 0.25}", {"Cu": 0.5, "Au": 0.25}),
+        (mixed, "data.references=none", {"Cu": 0.0, "Au": 0.0}),
         (plain, "seed=0", None),
     ]
     for number, (data, setting, expected) in enumerate(cases):

@@ -61,10 +61,11 @@ class DataConfig(Section):
     valid_count: int | None = Field(None, ge=1, description="structures of the training file")
     keys: LabelKeys = LabelKeys()
     isolated_atoms: AbsolutePath | None = Field(None, description="file with single atoms")
-    references: Literal["auto", "isolated", "fit"] | dict[str, float] = Field(
+    references: Literal["auto", "isolated", "fit", "none"] | dict[str, float] = Field(
         "auto",
         description="energies of lone atoms: isolated atoms of the data, a least-squares fit, "
-        "auto (the first if they are complete, else the second), or eV by element",
+        "auto (the first if they are complete, else the second), none (zero: with "
+        "model.mean_energy=constant the mean energy stands for them), or eV by element",
     )
     pbc: Literal["file", "none"] = Field(
         "file", description="none: boxes are dummies, treat every structure as a molecule"

@@ -133,6 +133,8 @@ def choose_references(
         if missing:
             raise ConfigError(f"data.references has no energy for {', '.join(missing)}")
         return {symbol: config.references[symbol] for symbol in species}, "given"
+    if config.references == "none":
+        return dict.fromkeys(species, 0.0), "none"
     missing = [symbol for symbol in species if symbol not in known]
     if config.references == "isolated" or (config.references == "auto" and not missing):
         if missing:
