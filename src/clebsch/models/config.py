@@ -208,8 +208,8 @@ def architecture(settings: Mapping[str, Any]) -> str:
     name = str(settings.get("name", next(iter(CONFIGS))))
     if name not in CONFIGS:
         raise ConfigError(
-            f"model.name: unknown architecture {name!r}. {did_you_mean(name, CONFIGS)} MACE, NequIP, "
-            "BOTNet and PACE are presets of message_passing: clebsch presets lists them."
+            f"model.name: unknown architecture {name!r}. {did_you_mean(name, CONFIGS)} MACE, "
+            "NequIP, BOTNet and PACE are presets of message_passing: clebsch presets lists them."
         )
     return name
 
