@@ -99,7 +99,7 @@ def test_an_unknown_key_on_the_command_line_is_not_blamed_on_the_file(tmp_path: 
         ("training.max_epochs=1.5", "training.max_epochs", "integer"),
         ("tensorboard=1", "tensorboard", "boolean"),
         ("model.channels=-1", "model.channels", "greater than or equal to 1"),
-        ("data.references=guess", "data.references", "'auto', 'isolated' or 'fit'"),
+        ("data.references=guess", "data.references", "'auto', 'isolated', 'fit' or 'none'"),
         ("dtype=float16", "dtype", "'float32' or 'float64'"),
         ("recipe=slow", "recipe", "'paper' or 'fast'"),
         ("device=gpu", "device", "cuda"),

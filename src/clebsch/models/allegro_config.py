@@ -6,16 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clebsch.models.section import RadialBasisConfig, Section
+from clebsch.models.section import NetworkConfig, RadialBasisConfig
 
 Width = Annotated[int, Field(ge=1)]
 
 
-class AllegroConfig(Section):
+class AllegroConfig(NetworkConfig):
     """Allegro (Musaelian et al. 2023): strictly local tensors and latents of edges."""
 
     name: Literal["allegro"] = "allegro"
-    cutoff: float = Field(5.0, gt=0, description="Angstrom; no atom sees farther")
     layers: int = Field(2, ge=1, description="products with the environment")
     channels: int = Field(32, ge=1, description="channels of every irrep, K")
     l_max: int = Field(2, ge=0, le=8, description="highest degree of tensors and harmonics")
@@ -39,17 +38,6 @@ class AllegroConfig(Section):
         0.5, gt=0, description="weight a of a layer's new latents: (x + a x') / sqrt(1 + a^2)"
     )
     readout_hidden: int = Field(32, ge=1, description="width between the two readout matrices")
-    mean_energy: Literal["auto", "none", "constant", "density"] = Field(
-        "auto",
-        description="how the mean interaction energy enters; constant: per atom, lone atoms too "
-        "(published); auto: density, a smooth function of the neighbour density",
-    )
-    scale: Literal["forces_rms", "energy_std", "none"] = Field(
-        "forces_rms",
-        description="unit of the network's energies: the training set's root mean square of force "
-        "components, the standard deviation of its energies per atom, or 1 eV",
-    )
-    zbl: bool = Field(False, description="add the ZBL nuclear repulsion")
 
     @property
     def mean_energy_form(self) -> Literal["none", "constant", "density"]:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.models.ace_config import ACEConfig
 from clebsch.models.allegro_config import AllegroConfig
-from clebsch.models.section import RadialBasisConfig, Section
+from clebsch.models.section import NetworkConfig, RadialBasisConfig, Section
 
 __all__ = [
     "CONFIGS",
@@ -110,14 +110,13 @@ class ReadoutConfig(Section):
     hidden: int = Field(16, ge=1, description="width between the two maps of a readout")
 
 
-class MessagePassingConfig(Section):
+class MessagePassingConfig(NetworkConfig):
     """Equivariant message passing between atoms. Defaults are MACE's but for its size.
 
     Equations are those of the MACE paper (Batatia et al. 2022).
     """
 
     name: Literal["message_passing"] = "message_passing"
-    cutoff: float = Field(5.0, gt=0, description="Angstrom")
     layers: int = Field(2, ge=1, description="message-passing layers, T")
     channels: int = Field(128, ge=1, description="channels of every irrep, K")
     l_max: int = Field(3, ge=0, le=8, description="highest degree of the edge harmonics")
@@ -133,17 +132,6 @@ class MessagePassingConfig(Section):
     )
     update: UpdateConfig = UpdateConfig()
     readout: ReadoutConfig = ReadoutConfig()
-    mean_energy: Literal["auto", "none", "constant", "density"] = Field(
-        "auto",
-        description="how the mean interaction energy enters; auto: constant where lone atoms are "
-        "shifted anyway (published), else a smooth function of the neighbour density",
-    )
-    scale: Literal["forces_rms", "energy_std", "none"] = Field(
-        "forces_rms",
-        description="unit of the network's energies: the training set's root mean square of force "
-        "components, the standard deviation of its energies per atom, or 1 eV",
-    )
-    zbl: bool = Field(False, description="add the ZBL nuclear repulsion")
 
     @model_validator(mode="after")
     def _make_sense(self) -> MessagePassingConfig:

@@ -34,3 +34,21 @@ class RadialBasisConfig(Section):
         if self.trainable and self.basis != "bessel":
             raise ValueError("trainable: only Bessel functions have frequencies to train")
         return self
+
+
+class NetworkConfig(Section):
+    """Settings of every architecture that is trained by gradients."""
+
+    cutoff: float = Field(5.0, gt=0, description="Angstrom")
+    mean_energy: Literal["auto", "none", "constant", "density"] = Field(
+        "auto",
+        description="how the mean interaction energy enters; constant: per atom, lone atoms too "
+        "(published); density: times a smooth function of the neighbour density, which leaves lone "
+        "atoms alone; auto: density, or constant where the network shifts lone atoms anyway",
+    )
+    scale: Literal["forces_rms", "energy_std", "none"] = Field(
+        "forces_rms",
+        description="unit of the network's energies: the training set's root mean square of force "
+        "components, the standard deviation of its energies per atom, or 1 eV",
+    )
+    zbl: bool = Field(False, description="add the ZBL nuclear repulsion")
