@@ -131,7 +131,14 @@ def test_a_run_is_reported_with_its_own_sets_and_test_files(run, data):
     path = report_run(run, [data])
     assert path == run / "report.html"
     text = path.read_text()
-    for words in ("Validation", "Training", "frames.xyz", "0:01:15", "Learning curves", "MACE"):
+    for words in (
+        "Validation",
+        "Training",
+        "frames.xyz",
+        "0:01:15",
+        "Learning curves",
+        "products of order 2",
+    ):
         assert words in text, words
 
 

@@ -127,7 +127,7 @@ def test_tabulating_changes_nothing() -> None:
         ({"correlation": 5}, r"model\.correlation: .*less than or equal to 4"),
         ({"committee": 1}, r"one draw has no spread"),
         ({"l_weight": 0}, r"model\.l_weight"),
-        ({"name": "aec"}, r"model\.name: 'aec'.*Did you mean 'ace'"),
+        ({"name": "aec"}, r"model\.name: unknown architecture 'aec'.*Did you mean 'ace'"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:

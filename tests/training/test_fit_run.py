@@ -80,7 +80,7 @@ def test_a_second_fit_into_the_folder_is_refused(run: Path) -> None:
     [
         (["model=ace_3bpa", "training.lr=0.1"], r"command line: training\.lr: .*closed form"),
         (["model=ace_3bpa", "recipe=paper"], r"recipe: .*closed form"),
-        (["model=mace_tiny", "fit.energy=3"], r"fit\.energy: .*model mace is trained"),
+        (["model=mace_tiny", "fit.energy=3"], r"fit\.energy: .*model message_passing is trained"),
         (["model=ace_3bpa", "fit.energi=3"], r"unknown key 'fit\.energi'.*energy"),
         (["model=ace_3bpa", "model.channels=3"], r"unknown key 'model\.channels'"),
         (["model=ace_3bpa", "model.max_degree=[1]"], r"model: .*max_degree has 1 numbers"),
