@@ -13,6 +13,7 @@ import clebsch
 from clebsch.benchmarks import jobs
 from clebsch.benchmarks.rates import kernel_rates
 from clebsch.cli import main
+from clebsch.models.presets import model_config
 
 SETTINGS = {
     "channels": 2,
@@ -112,5 +113,13 @@ def test_what_is_for_mace_alone_is_refused_for_other_architectures(
     )
     assert run(tmp_path / "model.safetensors", "--sizes", "9", "--against", "mace-torch") == 2
     assert "mace-torch has no name=allegro" in capsys.readouterr().err
-    with pytest.raises(clebsch.ClebschError, match="MACE alone, not for allegro"):
+    with pytest.raises(clebsch.ClebschError, match="for message passing, not allegro"):
         kernel_rates(clebsch.load(tmp_path / "model.safetensors").config, 8, torch.float32, 1)
+
+
+def test_kernels_of_every_layer_have_a_rate() -> None:
+    config = model_config({"preset": "mace_tiny", "channels": 2, "l_max": 1, "cutoff": 3.0})
+    rates = kernel_rates(config, 8, torch.float32, 1)
+    assert len({one.shape for one in rates}) == 2
+    assert {one.kernel.split(",")[0] for one in rates} == {"convolution", "product"}
+    assert all(one.rate > 0 for one in rates)

@@ -16,7 +16,7 @@ from clebsch.errors import ConfigError
 from clebsch.factory import assemble
 from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu
-from clebsch.models.config import ModelConfig
+from clebsch.models.config import MessagePassingConfig, ModelConfig
 from clebsch.models.message_passing import AtomicBasis, Layer
 from clebsch.nn.path_weights import RadialNetwork
 from clebsch.nn.product import ProductBasis
@@ -82,10 +82,10 @@ def kernel_rates(
         threads: of the CPU.
 
     Raises:
-        ConfigError: no supercell is near that size, or the model is no MACE.
+        ConfigError: no supercell is near that size, or the model does not pass messages.
     """
-    if config.name != "mace":
-        raise ConfigError(f"rates of kernels are measured for MACE alone, not for {config.name}")
+    if not isinstance(config, MessagePassingConfig):
+        raise ConfigError(f"rates of kernels are measured for message passing, not {config.name}")
     system = system_of_size(n_atoms, None)
     potential = assemble(config, list(system.species), dtype=dtype)
     graph = potential.graph(system.frames)
