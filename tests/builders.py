@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -139,3 +140,16 @@ def slab() -> Atoms:
 
 
 STRUCTURES = {"molecule": ethanol, "skewed cell": skewed_cell, "slab": slab}
+
+
+def body_order_remainder(energy_of: Callable[[Atoms], float], n_bodies: int) -> float:
+    """Inclusion-exclusion over the neighbours of a central atom: the n-body remainder."""
+    rng = np.random.default_rng(3)
+    directions = rng.normal(size=(n_bodies - 1, 3))
+    directions *= 1.3 / np.linalg.norm(directions, axis=1)[:, None]
+    total = 0.0
+    for subset in range(2 ** (n_bodies - 1)):
+        chosen = [i for i in range(n_bodies - 1) if subset >> i & 1]
+        atoms = Atoms(["O", *["H"] * len(chosen)], [[0, 0, 0], *directions[chosen]])
+        total += (-1) ** (n_bodies - 1 - len(chosen)) * energy_of(atoms)
+    return total

@@ -15,6 +15,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
 from clebsch.neighbors import neighbor_graph
+from clebsch.training.shares import threads as torch_threads
 
 BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "llvm"])
 CHANNELS = 3
@@ -266,12 +267,8 @@ def test_llvm_equals_the_reference_at_full_size(dtype: torch.dtype, threads: int
         second = torch.autograd.grad(sum(g.square().sum() / 1e6 for g in first), inputs)
         return [out, *first, *second]
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         results = everything(cpu)
-    finally:
-        torch.set_num_threads(before)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-13
     for found, expected in zip(results, everything(reference), strict=True):
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()

@@ -15,6 +15,7 @@ from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.threads import SMALLEST_SHARE
 from clebsch.kernels.tree import PolynomialTree, polynomial_tree
+from clebsch.training.shares import threads as torch_threads
 
 BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "llvm"])
 N_VARIABLES = 5
@@ -105,12 +106,8 @@ def test_llvm_equals_the_reference_at_full_size(dtype: torch.dtype, threads: int
         second = torch.autograd.grad(sum(g.square().sum() / 1e6 for g in first), inputs)
         return [out, *first, *second]
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         results = everything(cpu)
-    finally:
-        torch.set_num_threads(before)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-12
     for found, expected in zip(results, everything(reference), strict=True):
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()

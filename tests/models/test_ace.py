@@ -11,13 +11,12 @@ from ase import Atoms
 
 import clebsch
 from algebra.test_cluster_basis import evaluate
-from builders import ethanol, potential
+from builders import body_order_remainder, ethanol, potential
 from clebsch.errors import ConfigError
 from clebsch.factory import assemble
 from clebsch.models.ace import ACE
 from clebsch.models.ace_config import ACEConfig
 from clebsch.models.presets import model_config
-from models.test_mace import body_order_remainder
 
 
 def network(built: clebsch.Potential) -> ACE:

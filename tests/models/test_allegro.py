@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 
 import clebsch
-from builders import ethanol, potential
+from builders import body_order_remainder, ethanol, potential
 from clebsch.algebra import Irreps
 from clebsch.errors import ClebschError, ConfigError
 from clebsch.factory import assemble
@@ -60,16 +60,8 @@ def test_atoms_beyond_the_cutoff_change_nothing_whatever_the_number_of_layers(la
 
 
 def remainder(tested: Potential, n_bodies: int) -> float:
-    """Inclusion-exclusion over the neighbours of a central atom: the n-body remainder."""
-    rng = np.random.default_rng(3)
-    places = rng.normal(size=(n_bodies - 1, 3))
-    places *= 1.3 / np.linalg.norm(places, axis=1)[:, None]
-    total = 0.0
-    for subset in range(2 ** (n_bodies - 1)):
-        chosen = [i for i in range(n_bodies - 1) if subset >> i & 1]
-        atoms = Atoms(["O", *["H"] * len(chosen)], [[0, 0, 0], *places[chosen]])
-        total += (-1) ** (n_bodies - 1 - len(chosen)) * site_energies(tested, atoms)[0]
-    return total
+    """The n-body part of the central atom's energy."""
+    return body_order_remainder(lambda atoms: float(site_energies(tested, atoms)[0]), n_bodies)
 
 
 @pytest.mark.parametrize(("layers", "order"), [(1, 3), (2, 5)])

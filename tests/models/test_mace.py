@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
 
 import clebsch
-from builders import ethanol, potential
+from builders import body_order_remainder, ethanol, potential
 from clebsch.errors import ConfigError
 from clebsch.factory import assemble
 from clebsch.models.config import MessagePassingConfig
@@ -59,19 +58,6 @@ def test_reduced_couplings_span_what_the_unreduced_ones_do() -> None:
     assert small.shape[1] < large.shape[1]
     assert torch.linalg.matrix_rank(small) == small.shape[1]
     assert torch.linalg.matrix_rank(torch.cat([small, large], dim=1)) == small.shape[1]
-
-
-def body_order_remainder(energy_of: object, n_bodies: int) -> float:
-    """Inclusion-exclusion over the neighbours of a central atom: the n-body remainder."""
-    rng = np.random.default_rng(3)
-    directions = rng.normal(size=(n_bodies - 1, 3))
-    directions *= 1.3 / np.linalg.norm(directions, axis=1)[:, None]
-    total = 0.0
-    for subset in range(2 ** (n_bodies - 1)):
-        chosen = [i for i in range(n_bodies - 1) if subset >> i & 1]
-        atoms = Atoms(["O", *["H"] * len(chosen)], [[0, 0, 0], *directions[chosen]])
-        total += (-1) ** (n_bodies - 1 - len(chosen)) * energy_of(atoms)  # type: ignore[operator]
-    return total
 
 
 @pytest.mark.parametrize("correlation", [1, 2, 3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from builders import SPECIES, ethanol, potential
+from builders import SPECIES, body_order_remainder, ethanol, potential
 from clebsch.algebra import Irreps, all_irreps, spherical_harmonics, spherical_irreps
 from clebsch.errors import ConfigError
 from clebsch.factory import assemble
@@ -60,21 +59,6 @@ def test_a_full_last_layer_changes_no_energy() -> None:
 # --- body order ---
 
 
-def remainder(energy_of: Any, n_bodies: int) -> float:
-    """Inclusion-exclusion over a central atom's neighbours and theirs: the n-body part."""
-    rng = np.random.default_rng(3)
-    directions = rng.normal(size=(n_bodies - 1, 3))
-    directions *= rng.uniform(0.9, 1.4, size=(n_bodies - 1, 1)) / np.linalg.norm(
-        directions, axis=1, keepdims=True
-    )
-    total = 0.0
-    for size in range(n_bodies):
-        for chosen in itertools.combinations(range(n_bodies - 1), size):
-            atoms = Atoms(["O", *["H"] * size], [[0, 0, 0], *directions[list(chosen)]])
-            total += (-1) ** (n_bodies - 1 - size) * energy_of(atoms)
-    return total
-
-
 def botnet(last: str) -> Any:
     settings = {"layers": 3, "channels": 4, "l_max": 1, "message_l": 1}
     config = model_config({"preset": "botnet_acac", **settings, "readout": {"last": last}})
@@ -91,8 +75,8 @@ def test_layers_of_botnet_are_polynomials_of_known_body_order(layer: int) -> Non
         return float(built(built.graph(atoms), ("layer_energies",)).layer_energies[0, layer])
 
     size = abs(energy(Atoms("OH", [[0, 0, 0], [1.1, 0, 0]])))
-    assert abs(remainder(energy, layer + 2)) < 1e-11 * max(size, 1)
-    assert abs(remainder(energy, layer + 1)) > 1e-5 * size
+    assert abs(body_order_remainder(energy, layer + 2)) < 1e-11 * max(size, 1)
+    assert abs(body_order_remainder(energy, layer + 1)) > 1e-5 * size
 
 
 def test_the_published_readout_of_the_last_layer_breaks_the_body_order() -> None:
@@ -101,7 +85,7 @@ def test_the_published_readout_of_the_last_layer_breaks_the_body_order() -> None
     def energy(atoms: Atoms) -> float:
         return float(built(built.graph(atoms), ("layer_energies",)).layer_energies[0, 3])
 
-    assert abs(remainder(energy, 5)) > 1e-7 * abs(energy(ethanol_like()))
+    assert abs(body_order_remainder(energy, 5)) > 1e-7 * abs(energy(ethanol_like()))
 
 
 def ethanol_like() -> Atoms:
@@ -125,7 +109,7 @@ def test_gates_break_the_body_order_too() -> None:
         def energy(atoms: Atoms, built: Any = built) -> float:
             return float(built(built.graph(atoms), ("layer_energies",)).layer_energies[0, 1])
 
-        parts.append(abs(remainder(energy, 3)))
+        parts.append(abs(body_order_remainder(energy, 3)))
     assert parts[0] < 1e-11
     assert parts[1] > 1e-7
 

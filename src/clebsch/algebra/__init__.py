@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from clebsch.algebra.coupling import clebsch_gordan
 from clebsch.algebra.irreps import (
+    SCALAR,
     Irrep,
     Irreps,
     all_irreps,
@@ -29,6 +30,7 @@ from clebsch.algebra.spherical import spherical_harmonics
 from clebsch.algebra.symmetric import CouplingBasis, Terms, coupling_basis
 
 __all__ = [
+    "SCALAR",
     "CouplingBasis",
     "Irrep",
     "Irreps",

@@ -141,6 +141,10 @@ class Irreps:
         return "+".join(str(irrep) for irrep in self.irreps)
 
 
+#: The irrep of what no rotation or inversion changes.
+SCALAR = Irrep(0, 1)
+
+
 def spherical_irreps(l_max: int) -> Irreps:
     """The irreps of parity (-1)^l up to ``l_max``: 0e, 1o, 2e, ..., those of spherical harmonics.
 

@@ -65,11 +65,6 @@ class ACEConfig(Section):
         return "forces_rms"
 
     @property
-    def layers(self) -> int:
-        """One: sites see what is within the cut-off."""
-        return 1
-
-    @property
     def mean_energy_form(self) -> Literal["none"]:
         """A lone atom has its reference energy."""
         return "none"

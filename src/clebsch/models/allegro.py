@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from clebsch.algebra import Irrep, Irreps, spherical_irreps
+from clebsch.algebra import SCALAR, Irrep, Irreps, spherical_irreps
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
@@ -28,8 +28,6 @@ from clebsch.models.allegro_config import AllegroConfig
 from clebsch.models.network import Network, radial_basis
 from clebsch.nn.linear import IrrepsLinear
 from clebsch.nn.perceptron import Perceptron
-
-SCALAR = Irrep(0, 1)
 
 #: Standard deviation of the last readout matrix's initial weights.
 #:

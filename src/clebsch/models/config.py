@@ -73,6 +73,11 @@ class ProductConfig(Section):
         "full table; distinct factors always have the full table",
     )
 
+    @property
+    def n_slots(self) -> int:
+        """How many maps of the sum over neighbours the factors are taken from."""
+        return 1 if self.slots == "shared" else self.correlation
+
 
 class UpdateConfig(Section):
     """From messages to new features (equation 12)."""

@@ -68,7 +68,6 @@ class AtomicBasis(nn.Module):
         if interaction.linear_up and not self.sends_ones:
             self.linear_up = IrrepsLinear(node_irreps, channels)
         self.radial = _path_weights(config, self.plan, n_species, first)
-        distinct = config.product is not None and config.product.slots == "distinct"
         scale = {
             "neighbors": 1 / avg_num_neighbors,
             "sqrt_neighbors": avg_num_neighbors**-0.5,
@@ -76,7 +75,7 @@ class AtomicBasis(nn.Module):
         }[interaction.normalization]
         self.linears = nn.ModuleList(
             IrrepsLinear(self.plan.out_irreps, channels, self.plan.copies, wanted, scale)
-            for _ in range(config.product.correlation if config.product and distinct else 1)
+            for _ in range(config.product.n_slots if config.product else 1)
         )
 
     def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> tuple[Tensor, ...]:

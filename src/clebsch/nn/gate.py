@@ -7,14 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from clebsch.algebra import Irrep, Irreps
+from clebsch.algebra import SCALAR, Irreps
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 
 #: Makes tanh keep the second moment of a standard normal input: 1 / sqrt(E[tanh(x)^2]).
 TANH_GAIN = 1.592537419722831
-
-SCALAR = Irrep(0, 1)
 
 
 def tanh(x: Tensor) -> Tensor:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import clebsch
 from clebsch.data.loader import BatchSampler
 from clebsch.training.config import Config
-from clebsch.training.configfile import config_dict, write_config
+from clebsch.training.configfile import write_config
 from clebsch.training.linear_fit import LinearFit, fit
 from clebsch.training.log import History, RunLog, duration
-from clebsch.training.prepare import Prepared, data_provenance
+from clebsch.training.prepare import Prepared, data_provenance, run_provenance
 from clebsch.training.validate import validate
 
 #: Edges of a batch of structures to validate on.
@@ -90,11 +86,7 @@ def run_fit(
 
 def _provenance(config: Config, prepared: Prepared, record: dict[str, Any]) -> dict[str, Any]:
     return {
-        "clebsch": clebsch.__version__,
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": data_provenance(config.data, prepared),
-        "config": config_dict(config),
+        **run_provenance(config, data_provenance(config.data, prepared)),
         "fit": record["fit"],
         "metrics": record["valid"],
     }

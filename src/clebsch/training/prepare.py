@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from clebsch.data.statistics import compute_statistics
 from clebsch.errors import ConfigError, DataError
 from clebsch.potential import Potential
 from clebsch.training.config import Config, DataConfig
+from clebsch.training.configfile import config_dict
 from clebsch.training.loss import trainable_counts
 
 Say = Callable[[str], None]
@@ -150,6 +152,17 @@ def choose_references(
     text = fit.describe()
     say(text[:1].upper() + text[1:])
     return {symbol: fit.energies[symbol] for symbol in species}, "fit"
+
+
+def run_provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
+    """What every model file says of the run that made it; ``data`` as ``data_provenance`` tells."""
+    return {
+        "clebsch": clebsch.__version__,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": data,
+        "config": config_dict(config),
+    }
 
 
 def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:

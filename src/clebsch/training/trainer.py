@@ -6,14 +6,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import clebsch
 from clebsch.data.loader import BatchSampler
 from clebsch.errors import ClebschError, ModelFileError
 from clebsch.training.config import Config
@@ -31,7 +29,7 @@ from clebsch.training.optimizer import (
     swapped_in,
     trained_parameters,
 )
-from clebsch.training.prepare import Prepared, data_provenance
+from clebsch.training.prepare import Prepared, data_provenance, run_provenance
 from clebsch.training.state import (
     TrainingState,
     grouped,
@@ -260,11 +258,7 @@ class Trainer:
         best = self.state.best
         assert best is not None
         return {
-            "clebsch": clebsch.__version__,
-            "torch": torch.__version__,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "data": self._data_provenance,
-            "config": config_dict(self.config),
+            **run_provenance(self.config, self._data_provenance),
             "training": {key: best[key] for key in ("epoch", "step", "seconds", "lr")},
             "metrics": best["valid"],
         }
