@@ -81,7 +81,13 @@ MODELS: dict[str, ModelConfig] = {
     "allegro three layers, full": AllegroConfig(
         channels=2, layers=3, l_max=2, cutoff=3.0, latent=6, two_body_hidden=(), latent_hidden=()
     ),
-    "ace": ACEConfig(cutoff=3.5, max_degree=(5, 3, 2), committee=2),
+    "ace": ACEConfig(
+        cutoff=3.5,
+        max_degree=(5, 3, 2),
+        max_degree_of={"C": (4, 4, 2), "H": 1.5},
+        neighbor_degree={"O": 0.5},
+        committee=2,
+    ),
     "ace order four with ZBL": ACEConfig(
         cutoff=3.0, correlation=4, max_degree=(4, 3, 2, 2), l_weight=1.5, committee=0, zbl=True
     ),

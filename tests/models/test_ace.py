@@ -71,9 +71,42 @@ def test_the_energy_is_the_sum_of_coefficients_times_functions() -> None:
     graph = tested.graph(ethanol())
     vectors = graph.positions[graph.receivers] - graph.positions[graph.senders]
     values = evaluate(model.basis, model.one_particle_basis(vectors, graph).detach().numpy())
-    coefficients = model.coefficients.detach().numpy()[graph.species]
+    counts = [len(functions) for functions in model.functions]
+    own = np.split(model.coefficients.detach().numpy(), np.cumsum(counts)[:-1])
+    expected = [
+        value[model.functions[z]] @ own[z] for z, value in zip(graph.species, values, strict=True)
+    ]
     found = model(vectors, graph)[:, 0].detach().numpy()
-    np.testing.assert_allclose(found, (values * coefficients).sum(1), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_elements_have_limits_of_their_own_and_rare_neighbors_fewer_functions() -> None:
+    config = ACEConfig(
+        max_degree=(6, 5, 3),
+        max_degree_of={"H": (4, 2, 0)},
+        neighbor_degree={"O": 1.5, "Xe": 9},
+        committee=0,
+    )
+    model = network(clebsch.build(config, ["O", "H"]))
+    of_hydrogen, of_oxygen = (model.basis.subset(functions) for functions in model.functions)
+    assert of_oxygen.n_functions == model.basis.n_functions > of_hydrogen.n_functions
+    for basis, limits in ((of_hydrogen, (4, 2, 0)), (of_oxygen, (6, 5, 3))):
+        for order, limit in enumerate(limits, start=1):
+            assert basis.degrees[basis.orders == order].max() == limit
+    label = np.searchsorted(of_oxygen.offsets, of_oxygen.monomials.clip(0), side="right") - 1
+    z, n, degree = np.moveaxis(of_oxygen.labels[label], -1, 0)
+    cost = np.where(of_oxygen.monomials >= 0, n + 0.5 * degree + 1.5 * (z == 1), 0).sum(1)
+    np.testing.assert_allclose(cost[of_oxygen.rows], of_oxygen.degrees[of_oxygen.functions])
+    assert len(model.coefficients) == of_hydrogen.n_functions + of_oxygen.n_functions
+
+
+def test_the_highest_n_of_each_order_is_kept() -> None:
+    config = ACEConfig(max_degree=5, max_n=(5, 3, 0), committee=0)
+    basis = network(clebsch.build(config, ["O", "H"])).basis
+    label = np.searchsorted(basis.offsets, basis.monomials.clip(0), side="right") - 1
+    n = np.where(basis.monomials >= 0, basis.labels[label, 1], 0).max(1)
+    orders = basis.orders[basis.functions]
+    assert [n[basis.rows[orders == order]].max() for order in (1, 2, 3)] == [5, 3, 0]
 
 
 def test_radial_functions_end_with_two_zero_derivatives() -> None:
@@ -126,6 +159,10 @@ def test_tabulating_changes_nothing() -> None:
         ({"correlation": 5}, r"model\.correlation: .*less than or equal to 4"),
         ({"committee": 1}, r"one draw has no spread"),
         ({"l_weight": 0}, r"model\.l_weight"),
+        ({"max_degree_of": {"H": [4, 3]}}, r"max_degree_of\.H has 2 numbers for orders 1 to 3"),
+        ({"max_degree_of": {"Hx": 4}}, r"max_degree_of: 'Hx' is not an element\. Did you mean"),
+        ({"max_n": [4, 3]}, r"max_n has 2 numbers for orders 1 to 3"),
+        ({"neighbor_degree": {"C": -1}}, r"model\.neighbor_degree\.C"),
         ({"name": "aec"}, r"model\.name: unknown architecture 'aec'.*Did you mean 'ace'"),
     ],
 )
@@ -134,8 +171,14 @@ def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> 
         model_config({"name": "ace", **settings})
 
 
+def test_limits_that_leave_an_element_without_functions_are_refused() -> None:
+    config = ACEConfig(max_degree_of={"H": 1}, neighbor_degree={"H": 2, "O": 1.5})
+    with pytest.raises(ConfigError, match=r"leave no function for a central H atom"):
+        clebsch.build(config, ["H", "O"])
+
+
 def test_a_preset_can_be_changed_in_part() -> None:
     changed = model_config({"preset": "ace_3bpa", "cutoff": 3.0})
     assert isinstance(changed, ACEConfig)
     assert changed.cutoff == 3.0
-    assert changed.max_degrees == model_config("ace_3bpa").max_degrees  # type: ignore[union-attr]
+    assert changed.max_degree == model_config("ace_3bpa").max_degree  # type: ignore[union-attr]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,11 @@ from clebsch.data.frame import Frame
 from clebsch.data.loader import LabelledGraphs
 from clebsch.errors import ClebschError, DataError
 from clebsch.models.ace_config import ACEConfig
+from clebsch.training import normal_equations
 from clebsch.training.config import FitConfig
 from clebsch.training.design import Design
 from clebsch.training.evidence import posterior
-from clebsch.training.linear_fit import fit, labelled_rows, prior_std
+from clebsch.training.linear_fit import SMALLEST, fit, labelled_rows, prior_std
 from clebsch.training.normal_equations import BLOCK, NormalEquations
 from training.toy import cluster, crystal
 
@@ -61,7 +64,7 @@ def test_rows_times_coefficients_are_the_predictions(build, model: str) -> None:
         tested.head.mean_energy.zero_()
     graph = tested.graph(build())
     rows = Design(tested.model)(graph)
-    found = float(tested.head.scale) * rows.T @ tested.model.coefficients.detach().numpy().ravel()
+    found = float(tested.head.scale) * rows @ tested.model.coefficients.detach().numpy()
     tested.prior = None
     expected = tested(graph, ("energy", "forces", "virial"))
     energy = expected.energy.item() - tested.references[graph.species].sum().item()
@@ -70,16 +73,28 @@ def test_rows_times_coefficients_are_the_predictions(build, model: str) -> None:
     np.testing.assert_allclose(found[-9:].reshape(3, 3), expected.virial[0], atol=1e-12)
 
 
-def test_normal_equations_do_not_depend_on_how_rows_come() -> None:
+def test_an_element_may_be_invisible_as_a_neighbor() -> None:
+    config = ACEConfig(correlation=2, max_degree=(4, 2), neighbor_degree={"Au": 5}, committee=0)
+    tested = untrained(config)
+    graph = tested.graph(cluster(0))
+    rows = Design(tested.model)(graph)
+    found = float(tested.head.scale) * rows @ tested.model.coefficients.detach().numpy()
+    np.testing.assert_allclose(found[1:-9].reshape(-1, 3), tested(graph).forces, atol=1e-12)
+
+
+def test_normal_equations_do_not_depend_on_how_rows_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(normal_equations, "PANEL", 3)
     rng = np.random.default_rng(0)
     n = 2 * BLOCK + 100
-    rows, targets, weights = rng.normal(size=(4, n)), rng.normal(size=n), rng.uniform(size=n)
+    rows, targets, weights = rng.normal(size=(n, 4)), rng.normal(size=n), rng.uniform(size=n)
     streamed = NormalEquations(4)
     for start, stop in ((0, 7), (7, BLOCK + 1), (BLOCK + 1, n)):
-        streamed.add(rows[:, start:stop], targets[start:stop], weights[start:stop])
+        streamed.add(rows[start:stop], targets[start:stop], weights[start:stop])
     gram = np.tril(streamed.close())
-    np.testing.assert_allclose(gram, np.tril(rows * weights @ rows.T), rtol=1e-12)
-    np.testing.assert_allclose(streamed.moment, rows * weights @ targets, rtol=1e-12)
+    np.testing.assert_allclose(gram, np.tril(rows.T * weights @ rows), rtol=1e-12)
+    np.testing.assert_allclose(streamed.moment, weights * targets @ rows, rtol=1e-12)
     assert streamed.square == pytest.approx(weights @ targets**2)
     assert streamed.n_rows == n
 
@@ -99,7 +114,7 @@ def test_the_evidence_is_the_probability_of_the_labels() -> None:
     n = len(targets)
     for strength in (1e-4, 1e-2, 1.0):
         found = posterior(
-            np.asfortranarray(rows @ rows.T), rows @ targets, targets @ targets, n, prior, strength
+            np.tril(rows @ rows.T), rows @ targets, targets @ targets, n, prior, strength
         )
         covariance = np.eye(n) + (rows.T * prior**2) @ rows / strength
         scale = targets @ np.linalg.solve(covariance, targets) / n
@@ -113,7 +128,7 @@ def test_the_strength_is_where_the_evidence_is_greatest_and_the_noise_is_found()
     tried: dict[float, float] = {}
 
     def solve(strength: float | None):  # type: ignore[no-untyped-def]
-        gram = np.asfortranarray(rows @ rows.T)
+        gram = np.tril(rows @ rows.T)
         moment, square = rows @ targets, targets @ targets
         return posterior(gram, moment, square, len(targets), prior, strength, tried.__setitem__)
 
@@ -127,9 +142,7 @@ def test_the_strength_is_where_the_evidence_is_greatest_and_the_noise_is_found()
 
 def test_draws_have_the_covariance_of_the_posterior() -> None:
     rows, targets, prior = regression(0.3, n=30)
-    found = posterior(
-        np.asfortranarray(rows @ rows.T), rows @ targets, targets @ targets, 30, prior, 0.1
-    )
+    found = posterior(np.tril(rows @ rows.T), rows @ targets, targets @ targets, 30, prior, 0.1)
     precision = found.beta * (rows @ rows.T + np.diag(0.1 / prior**2))
     covariance = np.linalg.inv(precision)
     np.testing.assert_allclose(found.mean, found.beta * covariance @ rows @ targets, rtol=1e-9)
@@ -167,7 +180,7 @@ def test_a_missing_label_has_no_rows(missing: str) -> None:
     graphs = LabelledGraphs(tested, frames(1, crystal, **{missing: None}))
     (rows,) = labelled_rows(tested, graphs, FitConfig())
     expected = 3 * 4 + 9 if missing == "energy" else 1 + 9
-    assert rows.design.shape == (tested.model.coefficients.numel(), expected)
+    assert rows.design.shape == (expected, tested.model.coefficients.numel())
     assert len(rows.targets) == len(rows.weights) == expected
 
 
@@ -179,7 +192,7 @@ def test_weights_are_those_of_the_loss() -> None:
     graphs = LabelledGraphs(tested, frames(2, crystal))
     coefficients = tested.model.coefficients.detach().numpy().ravel()
     objective = sum(
-        float(rows.weights @ (rows.targets - rows.design.T @ coefficients) ** 2)
+        float(rows.weights @ (rows.targets - rows.design @ coefficients) ** 2)
         for rows in labelled_rows(tested, graphs, config)
     )
     batch = graphs.batch([0, 1])
@@ -260,7 +273,21 @@ def test_a_potential_without_a_committee_says_so() -> None:
             clebsch.uncertainty(tested, tested.graph(cluster(0)[:1]))
 
 
-def test_the_prior_is_narrower_for_higher_degrees() -> None:
+def test_the_prior_is_narrower_for_higher_degrees_and_wider_for_small_functions() -> None:
     network = untrained().model
     degrees = np.tile(network.basis.degrees, 2)
-    np.testing.assert_allclose(prior_std(network, 2.0), (1 + degrees) ** -2)
+    squares = np.linspace(1.0, 4.0, len(degrees))
+    squares[0] = 0.0
+    smooth = FitConfig(smoothness=2.0, standardization=0)
+    np.testing.assert_allclose(prior_std(network, smooth, squares), (1 + degrees) ** -2)
+    found = prior_std(network, FitConfig(smoothness=0, standardization=0.5), squares)
+    np.testing.assert_allclose(found[1:], (squares[1:] / 4) ** -0.25)
+    assert found[0] == pytest.approx(SMALLEST**-0.5)
+
+
+def test_structures_without_neighbors_are_refused() -> None:
+    tested = untrained()
+    (frame,) = frames(1)
+    alone = [replace(frame, positions=100 * frame.positions)]
+    with pytest.raises(DataError, match=r"no labelled structure has two atoms within the cut-off"):
+        fit(tested, LabelledGraphs(tested, alone), FitConfig())

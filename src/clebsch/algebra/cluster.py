@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, product
 
 import numpy as np
@@ -67,25 +67,55 @@ class ClusterBasis:
         """Number of components of all labels."""
         return int((2 * self.labels[:, 2] + 1).sum())
 
+    def up_to(self, max_degrees: Sequence[float]) -> np.ndarray:
+        """Ascending numbers of the functions whose degree is within the limit of their order."""
+        limits = np.array(max_degrees)[self.orders - 1]
+        return np.flatnonzero(self.degrees <= limits + _ROUNDING)
 
-def cluster_basis(n_species: int, max_degrees: Sequence[float], l_weight: float) -> ClusterBasis:
+    def subset(self, functions: np.ndarray) -> ClusterBasis:
+        """Some of the functions (ascending numbers), of the same variables."""
+        entries = np.isin(self.functions, functions)
+        return replace(
+            self,
+            orders=self.orders[functions],
+            degrees=self.degrees[functions],
+            functions=np.searchsorted(functions, self.functions[entries]),
+            rows=self.rows[entries],
+            coefficients=self.coefficients[entries],
+        )
+
+
+def cluster_basis(
+    n_species: int,
+    max_degrees: Sequence[float],
+    l_weight: float,
+    species_degrees: Sequence[float] | None = None,
+    max_n: Sequence[float] | None = None,
+) -> ClusterBasis:
     """All functions of order 1, 2, ... whose total degree is at most the limit of their order.
 
-    The degree of a label is n + ``l_weight`` l with n = 0, 1, ...; a function's is the sum over its
-    labels.
+    The degree of a label is n + ``l_weight`` l + ``species_degrees[z]`` with n = 0, 1, ...; a
+    function's is the sum over its labels.
 
     Args:
         n_species: number of values of z.
         max_degrees: for each order.
         l_weight: positive.
+        species_degrees: not negative; zeros if None.
+        max_n: for each order, the highest n of its labels; as the degree allows if None.
     """
+    extra = np.zeros(n_species) if species_degrees is None else np.array(species_degrees)
     if l_weight <= 0:
         raise ValueError(f"the weight of l in the degree is positive, not {l_weight}")
-    candidates = _labels(n_species, max(max_degrees), l_weight)
-    degree = candidates[:, 1] + l_weight * candidates[:, 2]
+    if extra.shape != (n_species,) or (extra < 0).any():
+        raise ValueError(f"{n_species} species have as many degrees >= 0, not {extra.tolist()}")
+    candidates, degree = _labels(max(max_degrees), l_weight, extra)
     groups: dict[tuple[tuple[int, int], ...], list[tuple[int, ...]]] = defaultdict(list)
-    for order, limit in enumerate(max_degrees, start=1):
-        for chosen in _multisets(degree.tolist(), order, limit + _ROUNDING):
+    highest_n = [np.inf] * len(max_degrees) if max_n is None else max_n
+    for order, (limit, n) in enumerate(zip(max_degrees, highest_n, strict=True), start=1):
+        allowed = np.flatnonzero(candidates[:, 1] <= n)
+        for picked in _multisets(degree[allowed].tolist(), order, limit + _ROUNDING):
+            chosen = allowed[list(picked)].tolist()
             counts = Counter(chosen)
             l_of = {label: int(candidates[label, 2]) for label in counts}
             if sum(l_of[label] for label in chosen) % 2 == 0:
@@ -102,16 +132,18 @@ def cluster_basis(n_species: int, max_degrees: Sequence[float], l_weight: float)
     return _assembled(candidates[used], degree[used], groups, len(max_degrees))
 
 
-def _labels(n_species: int, limit: float, l_weight: float) -> np.ndarray:
-    """[n, 3] all labels up to a degree, by ascending degree, then l, n, z."""
+def _labels(limit: float, l_weight: float, extra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[n, 3] all labels up to a degree and [n] their degrees; by ascending degree, then l, n, z."""
     highest_n = int(limit + _ROUNDING)
-    found = [
-        (n + l_weight * degree, degree, n, z)
+    found = sorted(
+        (n + l_weight * degree + float(extra[z]), degree, n, z)
         for n in range(highest_n + 1)
         for degree in range(int((limit - n) / l_weight + _ROUNDING) + 1)
-        for z in range(n_species)
-    ]
-    return np.array([(z, n, degree) for _, degree, n, z in sorted(found)], dtype=np.int64)
+        for z in range(len(extra))
+    )
+    kept = [label for label in found if label[0] <= limit + _ROUNDING]
+    labels = np.array([(z, n, degree) for _, degree, n, z in kept], dtype=np.int64)
+    return labels.reshape(-1, 3), np.array([degree for degree, *_ in kept])
 
 
 def _multisets(degrees: Sequence[float], order: int, limit: float) -> Iterator[tuple[int, ...]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clebsch.algebra import spherical_irreps
 from clebsch.algebra.cluster import ClusterBasis, cluster_basis
+from clebsch.errors import ConfigError
 from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
@@ -30,17 +31,21 @@ from clebsch.nn.pairwise import PairPolynomials
 class ACE(Network):
     """From edge vectors to one energy per atom.
 
+    Raises:
+        ConfigError: the limits of the degree leave a central species without functions.
+
     Attributes:
-        basis: the invariants B, the same for every central species.
+        basis: the invariants B of all central species.
         tree: their monomials.
-        coefficients: [S, n_functions], c of each central species and function.
-        committee: [n_draws, S, n_functions], draws from a fit's posterior minus its mean; zero
-            before the fit.
+        functions: for each central species, ascending numbers of the functions that it has.
+        coefficients: [P], c of every central species and function, species by species.
+        committee: [n_draws, P], draws from a fit's posterior minus its mean; zero before the fit.
     """
 
     one_radial: Tensor
     one_species: Tensor
     places: Tensor
+    slots: Tensor
     committee: Tensor
 
     def __init__(self, config: ACEConfig, species: Sequence[str], avg_num_neighbors: float) -> None:
@@ -49,8 +54,18 @@ class ACE(Network):
         self.kernels: Kernels = load_backend("reference")
         self.avg_num_neighbors = avg_num_neighbors
         self.n_readouts = 1
-        n_species, n_radial = len(species), config.n_radial
-        self.basis, self.tree, terms = _basis(n_species, config.max_degrees, config.l_weight)
+        limits = [config.max_degrees(element) for element in species]
+        extra = tuple(config.neighbor_degree.get(element, 0.0) for element in species)
+        for element, degrees in zip(species, limits, strict=True):
+            if all(order * min(extra) > limit for order, limit in enumerate(degrees, start=1)):
+                raise ConfigError(
+                    f"the limits of the degree, {degrees}, leave no function for a central "
+                    f"{element} atom: neighbor_degree is at least {min(extra):g} here"
+                )
+        highest = tuple(np.max(limits, axis=0).tolist())
+        self.basis, self.tree, terms = _basis(highest, config.l_weight, extra, config.max_n)
+        self.functions = [self.basis.up_to(degrees) for degrees in limits]
+        n_species, n_radial = len(species), int(self.basis.labels[:, 1].max()) + 1
         self.couplings = FoldedCouplings(
             self.basis.functions, terms, self.basis.coefficients, self.tree.n_terms
         )
@@ -66,25 +81,29 @@ class ACE(Network):
         self.register_buffer("one_radial", torch.tensor(per_path).float(), persistent=False)
         self.register_buffer("one_species", torch.tensor(same_z).float(), persistent=False)
         self.register_buffer("places", torch.tensor(places), persistent=False)
-        shape = (n_species, self.basis.n_functions)
-        self.coefficients = nn.Parameter(torch.randn(shape) / shape[1] ** 0.5)
-        self.register_buffer("committee", torch.zeros(config.committee, *shape))
+        starts = self.basis.n_functions * np.arange(n_species)
+        slots = np.concatenate([z + own for z, own in zip(starts, self.functions, strict=True)])
+        self.register_buffer("slots", torch.tensor(slots), persistent=False)
+        self.coefficients = nn.Parameter(torch.randn(len(slots)) / self.basis.n_functions**0.5)
+        self.register_buffer("committee", torch.zeros(config.committee, len(slots)))
 
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, 1]."""
         variables = self.one_particle_basis(vectors, graph)
-        coefficients = self.couplings(self.coefficients)
-        energies = self.kernels.tree_polynomial(self.tree, variables, coefficients, graph.species)
-        return energies[:, None]
+        return self._energies(variables, self.coefficients, graph)[:, None]
 
     def committee_energies(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """What ``forward`` gives for each draw of the committee, [n_draws, N]: see ``forward``."""
         variables = self.one_particle_basis(vectors, graph)
-        energies = [
-            self.kernels.tree_polynomial(self.tree, variables, self.couplings(draw), graph.species)
-            for draw in self.committee
-        ]
-        return torch.stack(energies)
+        return torch.stack([self._energies(variables, draw, graph) for draw in self.committee])
+
+    def _energies(self, variables: Tensor, coefficients: Tensor, graph: AtomGraph) -> Tensor:
+        """[N] of coefficients [P]; what a species has no function for is zero."""
+        shape = (len(self.functions), self.basis.n_functions)
+        everywhere = coefficients.new_zeros(shape[0] * shape[1])
+        everywhere = everywhere.index_copy(0, self.slots, coefficients).view(shape)
+        terms = self.couplings(everywhere)
+        return self.kernels.tree_polynomial(self.tree, variables, terms, graph.species)
 
     def one_particle_basis(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """A of the labels that are used.
@@ -118,10 +137,13 @@ class ACE(Network):
 
 @lru_cache(maxsize=16)
 def _basis(
-    n_species: int, max_degrees: tuple[float, ...], l_weight: float
+    max_degrees: tuple[float, ...],
+    l_weight: float,
+    neighbor_degrees: tuple[float, ...],
+    max_n: tuple[int, ...] | None,
 ) -> tuple[ClusterBasis, PolynomialTree, np.ndarray]:
     """The basis, the tree of its monomials, and [n_entries] the term of each of its entries."""
-    basis = cluster_basis(n_species, max_degrees, l_weight)
+    basis = cluster_basis(len(neighbor_degrees), max_degrees, l_weight, neighbor_degrees, max_n)
     tree, monomials = polynomial_tree(basis.monomials, basis.n_variables)
     term_of = np.argsort(monomials)
     return basis, tree, term_of[basis.rows]

@@ -185,9 +185,15 @@ PRESETS: dict[str, Preset] = {
         "our own: trains on a laptop; lone atoms give their references",
     ),
     "ace_3bpa": Preset(
-        ACEConfig(cutoff=4.0, correlation=3, max_degree=(14.0, 10.0, 5.0)),
-        "our own degrees, by the evidence on 3BPA; the published basis is not known to us",
-        assumed=("cutoff", "correlation", "max_degree", "l_weight", "envelope_exponent"),
+        ACEConfig(
+            cutoff=4.7,
+            max_degree=(14.0, 8.0, 3.5),
+            max_degree_of={"C": (14.0, 10.0, 8.0)},
+            max_n=(14, 10, 3),
+            neighbor_degree={"N": 1.5, "O": 1.5},
+        ),
+        "our own basis, chosen on 3BPA; the published one is not known to us",
+        assumed=("cutoff", "correlation", "max_degree", "max_n", "l_weight", "envelope_exponent"),
     ),
 }
 

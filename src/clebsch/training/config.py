@@ -157,7 +157,7 @@ class FitConfig(Section):
     """
 
     energy: float = Field(
-        300.0, ge=0, description="weight of squared energy errors over N atoms, 1/eV^2"
+        1000.0, ge=0, description="weight of squared energy errors over N atoms, 1/eV^2"
     )
     forces: float = Field(
         1.0, ge=0, description="weight of squared errors of force components, Angstrom^2/eV^2"
@@ -167,6 +167,13 @@ class FitConfig(Section):
     )
     smoothness: float = Field(
         1.0, ge=0, description="the prior's standard deviations fall as (1 + degree)^-smoothness"
+    )
+    standardization: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="they grow as a function's contribution to all labels falls, to this power; 0: "
+        "not at all; 1: all functions are expected to contribute alike",
     )
     regularization: Literal["evidence"] | Annotated[float, Field(gt=0)] = Field(
         "evidence",

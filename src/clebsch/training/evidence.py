@@ -19,15 +19,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack, solve_triangular
+import torch
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 
 from clebsch.errors import ClebschError
 
 #: Strengths that are tried, relative to the mean diagonal of S X^T X S: from what rounding allows
 #: in float64 to where little is learned; and how well log10 of the best is found.
 STRENGTHS = (1e-14, 1e-2)
-PRECISION = 0.15
+PRECISION = 0.3
+#: Columns of a triangular inverse that are held at a time.
+COLUMNS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,7 @@ class Posterior:
     Attributes:
         mean: [P].
         prior_std: [P], s, in units of 1 / sqrt(alpha).
-        factor: [P, P] lower Cholesky factor of K, in Fortran's order.
+        factor: [P, P] lower Cholesky factor of K, a tensor.
         strength: lambda.
         beta: inverse variance of residuals of weight 1.
         log_evidence: natural logarithm.
@@ -45,7 +48,7 @@ class Posterior:
 
     mean: np.ndarray
     prior_std: np.ndarray
-    factor: np.ndarray
+    factor: Tensor
     strength: float
     beta: float
     log_evidence: float
@@ -53,20 +56,24 @@ class Posterior:
     def draws(self, n: int, seed: int) -> np.ndarray:
         """[n, P] draws from the posterior minus its mean: s L^-T z / sqrt(beta)."""
         normal = np.random.default_rng(seed).standard_normal((len(self.mean), n))
-        solved = solve_triangular(self.factor, normal, trans="T", lower=True)
-        return (self.prior_std[:, None] * solved).T / math.sqrt(self.beta)
+        solved = torch.linalg.solve_triangular(self.factor.T, torch.tensor(normal), upper=True)
+        return (self.prior_std[:, None] * solved.numpy()).T / math.sqrt(self.beta)
 
     def variance(self, rows: np.ndarray) -> np.ndarray:
-        """[n] variance of x . c for rows x [P, n], transposed; noise is not in it."""
-        solved = solve_triangular(self.factor, self.prior_std[:, None] * rows, lower=True)
-        return np.square(solved).sum(0) / self.beta
+        """[n] variance of x . c for rows x [n, P]; noise is not in it."""
+        scaled = torch.tensor((rows * self.prior_std).T)
+        solved = torch.linalg.solve_triangular(self.factor, scaled, upper=False)
+        return (solved.square().sum(0) / self.beta).numpy()
 
     def effective_parameters(self) -> float:
         """P - lambda tr K^-1: how many coefficients the data determine."""
-        inverse, info = lapack.dtrtri(self.factor, lower=1)
-        if info != 0:
-            raise ClebschError(f"the posterior's factor is singular (LAPACK says {info})")
-        return len(self.mean) - self.strength * float(np.square(np.tril(inverse)).sum())
+        size, trace = len(self.mean), 0.0
+        for start in range(0, size, COLUMNS):  # the rows above a column of L^-1's diagonal are zero
+            unit = torch.eye(size - start, min(COLUMNS, size - start), dtype=torch.float64)
+            below = self.factor[start:, start:]
+            inverse = torch.linalg.solve_triangular(below, unit, upper=False)
+            trace += float(inverse.square().sum())
+        return size - self.strength * trace
 
 
 def posterior(
@@ -81,7 +88,7 @@ def posterior(
     """The posterior of a linear fit.
 
     Args:
-        gram: [P, P] X^T X with weights, Fortran's order, lower triangle; overwritten.
+        gram: [P, P] X^T X with weights, lower triangle; overwritten.
         moment: [P] X^T y.
         square: y^T y.
         n_rows: number of rows, n.
@@ -94,11 +101,10 @@ def posterior(
     """
     gram *= prior_std
     gram *= prior_std[:, None]
-    problem = _Problem(gram, prior_std * moment, square, n_rows)
+    problem = _Problem(torch.from_numpy(gram), torch.tensor(prior_std * moment), square, n_rows)
     if strength is None:
         mean_diagonal = float(np.trace(gram)) / len(gram)
         low, high = (math.log10(bound * mean_diagonal) for bound in STRENGTHS)
-
         strength, solved = _most_probable(problem, low, high, tell)
     else:
         solved = problem.solve(strength)
@@ -111,7 +117,7 @@ def posterior(
     return Posterior(prior_std * weights, prior_std, factor, strength, beta, log_evidence)
 
 
-_Solution = tuple[np.ndarray, np.ndarray, float, float]  # mean, factor, log evidence, beta
+_Solution = tuple[np.ndarray, Tensor, float, float]  # mean, factor, log evidence, beta
 
 
 def _most_probable(
@@ -136,24 +142,24 @@ def _most_probable(
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    gram: np.ndarray
-    moment: np.ndarray
+    gram: Tensor
+    moment: Tensor
     square: float
     n_rows: int
 
     def solve(self, strength: float) -> _Solution | None:
         """Mean, factor, log evidence, beta; None where K is not positive definite to rounding."""
         n, size = self.n_rows, len(self.gram)
-        matrix = self.gram.copy(order="F")
-        matrix[np.diag_indices(size)] += strength
-        factor, info = lapack.dpotrf(matrix, lower=1, overwrite_a=1, clean=1)
+        matrix = self.gram.clone()
+        matrix.diagonal().add_(strength)
+        factor, info = torch.linalg.cholesky_ex(matrix)
         if info != 0:
             return None
-        mean, _ = lapack.dpotrs(factor, self.moment, lower=1)
+        mean = torch.cholesky_solve(self.moment[:, None], factor)[:, 0]
         left = self.square - float(self.moment @ mean)
         if not left > 0:
             return None
         log_evidence = 0.5 * (size * math.log(strength) - n * math.log(left))
-        log_evidence -= float(np.log(np.diag(factor)).sum())
+        log_evidence -= float(factor.diagonal().log().sum())
         log_evidence -= 0.5 * n * (1 + math.log(2 * math.pi / n))
-        return mean, factor, log_evidence, n / left
+        return mean.numpy(), factor, log_evidence, n / left

@@ -2,7 +2,8 @@
 
 Rows are energies, force components and virial components of labelled structures, with the weights
 of ``FitConfig`` (and of the structures); what references and repulsion give is subtracted from the
-labels. The prior expects coefficients of functions of higher degree to be smaller.
+labels. The prior expects coefficients to be smaller where functions are rough, and larger where
+they are small.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from clebsch.training.config import FitConfig
 from clebsch.training.design import Design
 from clebsch.training.evidence import Posterior, posterior
 from clebsch.training.normal_equations import NormalEquations
+
+#: Size of a column relative to the largest, below which its coefficient's prior grows no more.
+SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Rows(NamedTuple):
     """Labelled rows of one structure's design matrix."""
 
     design: np.ndarray
-    """[P, n], transposed; eV over the coefficients' unit, by Angstrom for forces."""
+    """[n, P]; eV over the coefficients' unit, by Angstrom for forces."""
     targets: np.ndarray
     """[n]: labels minus what references and repulsion give."""
     weights: np.ndarray
@@ -84,35 +88,39 @@ def fit(
         tell: told of every strength of the prior that is tried, and its log evidence.
 
     Raises:
-        DataError: no structure has a label that has a weight.
+        DataError: no structure has a label that has a weight, or no atom has a neighbour.
         ClebschError: the equations cannot be solved.
     """
     network = potential.model
     assert isinstance(network, ACE)
-    equations = NormalEquations(network.coefficients.numel())
+    equations = NormalEquations(len(network.coefficients))
     for done, rows in enumerate(labelled_rows(potential, graphs, config), start=1):
         equations.add(*rows)
         progress(done, len(graphs))
     gram = equations.close()
     if not equations.n_rows:
         raise DataError("no structure has a label that the fit has a weight for")
+    if not gram.diagonal().any():
+        raise DataError(
+            f"no labelled structure has two atoms within the cut-off of {network.config.cutoff:g} "
+            "Angstrom: there is nothing to fit"
+        )
     found = posterior(
         gram,
         equations.moment,
         equations.square,
         equations.n_rows,
-        prior_std(network, config.smoothness),
+        prior_std(network, config, gram.diagonal()),
         None if config.regularization == "evidence" else config.regularization,
         tell,
     )
-    shape = network.coefficients.shape
-    draws = found.draws(len(network.committee), seed).reshape(-1, *shape)
+    draws = found.draws(len(network.committee), seed)
     with torch.no_grad():
-        network.coefficients.copy_(torch.from_numpy(found.mean.reshape(shape)))
+        network.coefficients.copy_(torch.from_numpy(found.mean))
         network.committee.copy_(torch.from_numpy(draws))
     fitted = LinearFit(
         equations.n_rows,
-        network.coefficients.numel(),
+        len(network.coefficients),
         found.strength,
         found.effective_parameters(),
         found.log_evidence,
@@ -122,9 +130,23 @@ def fit(
     return fitted, found
 
 
-def prior_std(network: ACE, smoothness: float) -> np.ndarray:
-    """[P]: (1 + degree)^-smoothness of every coefficient, the same for all central species."""
-    return np.tile((1 + network.basis.degrees) ** -smoothness, len(network.coefficients))
+def prior_std(network: ACE, config: FitConfig, squares: np.ndarray) -> np.ndarray:
+    """s of every coefficient: (1 + degree)^-smoothness (size / largest size)^-standardization.
+
+    The size of a function is the norm of its column, what it contributes to all labels. A
+    coefficient of one that the labels hardly know stays finite.
+
+    Args:
+        network: whose functions they are.
+        config: smoothness and standardization.
+        squares: [P] squared norms of the columns.
+
+    Returns:
+        [P].
+    """
+    sizes = np.sqrt(squares / squares.max())
+    smooth = (1 + network.basis.degrees[np.concatenate(network.functions)]) ** -config.smoothness
+    return smooth * np.maximum(sizes, SMALLEST) ** -config.standardization
 
 
 def labelled_rows(
@@ -170,7 +192,7 @@ def _rows(batch: Batch, design: np.ndarray, nothing: Potential, config: FitConfi
         ),
     ]
     chosen = [kind for kind in kinds if kind[4] and kind[3] > 0]
-    parts = [design[:, place] for place, *_ in chosen]
+    parts = [design[place] for place, *_ in chosen]
     targets = [(label - expected).flatten().numpy() for _, label, expected, *_ in chosen]
     weights = [
         np.full(len(target), weight)
@@ -178,7 +200,7 @@ def _rows(batch: Batch, design: np.ndarray, nothing: Potential, config: FitConfi
     ]
     empty = np.zeros(0)
     return Rows(
-        np.concatenate([design[:, :0], *parts], axis=1),
+        np.concatenate([design[:0], *parts]),
         np.concatenate([empty, *targets]),
         np.concatenate([empty, *weights]),
     )
