@@ -20,7 +20,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import emit
 from clebsch.kernels.plan import contraction_plan, convolution_plan
-from clebsch.kernels.tree import polynomial_tree
+from clebsch.kernels.tree import PolynomialForest, polynomial_tree
 from clebsch.neighbors import neighbor_graph
 from clebsch.training.shares import threads as torch_threads
 
@@ -32,6 +32,7 @@ EDGE_PRODUCT = convolution_plan(
 )
 #: x, y, x y and x^2 y.
 TREE, _ = polynomial_tree(np.array([[-1, -1, 0], [-1, -1, 1], [-1, 0, 1], [0, 0, 1]]), 2)
+FOREST = PolynomialForest((TREE,) * 3)
 #: No multiple of any vector's lanes.
 HIDDEN = 5
 
@@ -157,7 +158,7 @@ def calls(dtype: torch.dtype) -> Calls:
     )
     features, matrix = randn(3, 8, channels, dtype=dtype), randn(3, 9, 3, dtype=dtype)
     x, vectors = randn(7, dtype=dtype), randn(7, 3, dtype=dtype)
-    values, terms = randn(3, 2, dtype=dtype), randn(3, TREE.n_terms, dtype=dtype)
+    values, terms = randn(3, 2, dtype=dtype), randn(FOREST.n_terms, dtype=dtype)
     with Calls() as found:
         twice(cpu.convolve(CONVOLUTION, weights, harmonics, nodes, graph), (weights, harmonics))
         inputs = (hidden, last, harmonics, nodes)
@@ -171,8 +172,8 @@ def calls(dtype: torch.dtype) -> Calls:
         twice(cpu.linear(features[:, :5], matrix[:1], None, (1, 3), (2, 1)), (features, matrix))
         twice(cpu.silu(x), (x,))
         twice(cpu.spherical_harmonics(vectors, 2), (vectors,))
-        twice(cpu.tree_polynomial(TREE, values, terms, species), (values, terms))
-        twice(cpu.tree_polynomial(TREE, values, terms.detach(), species), (values,))
+        twice(cpu.tree_polynomial(FOREST, values, terms, species), (values, terms))
+        twice(cpu.tree_polynomial(FOREST, values, terms.detach(), species), (values,))
     return found
 
 

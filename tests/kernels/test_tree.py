@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.threads import SMALLEST_SHARE
-from clebsch.kernels.tree import PolynomialTree, polynomial_tree
+from clebsch.kernels.tree import PolynomialForest, polynomial_tree
 from clebsch.training.shares import threads as torch_threads
 
 BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "llvm"])
@@ -40,21 +40,30 @@ def randn(*shape: int, dtype: torch.dtype = torch.float64, strided: bool = False
     return values.requires_grad_()
 
 
+def forest(highest: int, n_variables: int = N_VARIABLES) -> PolynomialForest:
+    """Three species, each with monomials of its own; the second has first powers alone."""
+    rows = [monomials(highest, n_variables), monomials(1, n_variables)]
+    rows.append(monomials(highest, n_variables, every=3))
+    return PolynomialForest(tuple(polynomial_tree(row, n_variables)[0] for row in rows))
+
+
 @BACKENDS
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("highest", [1, 2, 3, 4])
 def test_a_polynomial_is_the_sum_of_its_monomials(
     backend: ModuleType, highest: int, every: int
 ) -> None:
-    rows = monomials(highest, every=every)
-    tree, order = polynomial_tree(rows, N_VARIABLES)
+    rows = [monomials(order, every=every) for order in (highest, 2, 1)]
+    trees, orders = zip(*(polynomial_tree(row, N_VARIABLES) for row in rows), strict=True)
+    tested = PolynomialForest(trees)
     species = torch.tensor([2, 0, 2, 0])
-    variables, coefficients = randn(4, N_VARIABLES), randn(3, tree.n_terms)
+    variables, coefficients = randn(4, N_VARIABLES), randn(tested.n_terms)
+    own = np.split(coefficients.detach().numpy(), np.cumsum([tree.n_terms for tree in trees])[:-1])
     expected = []
     for atom, kind in zip(variables.detach().numpy(), species.tolist(), strict=True):
-        values = np.append(atom, 1.0)[rows].prod(1)
-        expected.append(values[order] @ coefficients[kind].detach().numpy())
-    found = backend.tree_polynomial(tree, variables, coefficients, species)
+        values = np.append(atom, 1.0)[rows[kind]].prod(1)
+        expected.append(values[orders[kind]] @ own[kind])
+    found = backend.tree_polynomial(tested, variables, coefficients, species)
     np.testing.assert_allclose(found.detach(), expected, rtol=1e-12)
 
 
@@ -67,9 +76,9 @@ def test_nodes_follow_their_parents_and_terms_are_sorted_by_node() -> None:
     assert tree.levels[-1] == tree.n_nodes
 
 
-def function(backend: ModuleType, tree: PolynomialTree, species: Tensor):  # type: ignore[no-untyped-def]
+def function(backend: ModuleType, tested: PolynomialForest, species: Tensor):  # type: ignore[no-untyped-def]
     return lambda variables, coefficients: backend.tree_polynomial(
-        tree, variables, coefficients, species
+        tested, variables, coefficients, species
     )
 
 
@@ -81,10 +90,10 @@ def test_derivatives(
     backend: ModuleType, highest: int, species: tuple[int, ...], strided: bool
 ) -> None:
     """Of three species one is absent, or more."""
-    tree, _ = polynomial_tree(monomials(highest, 3), 3)
+    trees = forest(highest, 3)
     kinds = torch.tensor(species, dtype=torch.int64)
-    inputs = (randn(len(species), 3, strided=strided), randn(3, tree.n_terms, strided=strided))
-    tested = function(backend, tree, kinds)
+    inputs = (randn(len(species), 3, strided=strided), randn(trees.n_terms, strided=strided))
+    tested = function(backend, trees, kinds)
     assert gradcheck(tested, inputs, fast_mode=True)
     assert gradgradcheck(tested, inputs, fast_mode=True)
 
@@ -93,15 +102,16 @@ def test_derivatives(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_llvm_equals_the_reference_at_full_size(dtype: torch.dtype, threads: int) -> None:
     """More atoms than lanes, and enough terms that work is divided among threads."""
-    tree, _ = polynomial_tree(monomials(3, 60), 60)
-    n_atoms = 259
+    trees = forest(3, 60)
+    n_atoms = 403
     assert n_atoms % machine.wide(64) != 0
-    assert 2 * tree.n_terms * n_atoms > 2 * SMALLEST_SHARE
     species = torch.arange(n_atoms) % 3 // 2 * 2
-    inputs = (randn(n_atoms, 60, dtype=dtype), randn(3, tree.n_terms, dtype=dtype))
+    n_terms = torch.tensor([tree.n_terms for tree in trees.trees])
+    assert 2 * n_terms[species].sum() > 2 * SMALLEST_SHARE
+    inputs = (randn(n_atoms, 60, dtype=dtype), randn(trees.n_terms, dtype=dtype))
 
     def everything(backend: ModuleType) -> list[Tensor]:
-        out = function(backend, tree, species)(*inputs)
+        out = function(backend, trees, species)(*inputs)
         first = torch.autograd.grad(out.square().sum() / 1e4, inputs, create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() / 1e6 for g in first), inputs)
         return [out, *first, *second]

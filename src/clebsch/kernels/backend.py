@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
-from clebsch.kernels.tree import PolynomialTree
+from clebsch.kernels.tree import PolynomialForest
 
 
 @dataclass(frozen=True)
@@ -29,4 +29,4 @@ class Kernels:
     silu: Callable[[Tensor], Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]], Tensor]
     spherical_harmonics: Callable[[Tensor, int], Tensor]
-    tree_polynomial: Callable[[PolynomialTree, Tensor, Tensor, Tensor], Tensor]
+    tree_polynomial: Callable[[PolynomialForest, Tensor, Tensor, Tensor], Tensor]

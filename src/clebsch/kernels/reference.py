@@ -24,7 +24,7 @@ from torch import Tensor
 from clebsch.algebra import CouplingBasis, spherical_harmonics
 from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
-from clebsch.kernels.tree import PolynomialTree
+from clebsch.kernels.tree import PolynomialForest, PolynomialTree
 
 __all__ = [
     "contract",
@@ -316,38 +316,44 @@ def contract_slots(
 
 
 def tree_polynomial(
-    tree: PolynomialTree, variables: Tensor, coefficients: Tensor, species: Tensor
+    forest: PolynomialForest, variables: Tensor, coefficients: Tensor, species: Tensor
 ) -> Tensor:
     """Sparse polynomials in all channels and components of A together: linear ACE's energies.
 
-    ``out[n] = sum_t coefficients[species[n], t] w_node(t)[n] variables[n, factor(t)]``, with w the
-    nodes of the tree.
+    ``out[n] = sum_t coefficients[t] w_node(t)[n] variables[n, factor(t)]`` over the terms of the
+    tree of the atom's species, with w its nodes.
 
     Args:
-        tree: the monomials.
+        forest: the monomials of each species.
         variables: [N, V].
-        coefficients: [n_species, n_terms].
+        coefficients: [n_terms], of all species.
         species: [N] int64.
 
     Returns:
         [N].
     """
+    order = torch.argsort(species, stable=True)
+    counts = torch.bincount(species, minlength=len(forest.trees)).tolist()
+    own = coefficients.split([tree.n_terms for tree in forest.trees])
+    groups = variables.index_select(0, order).split(counts)
+    out = torch.cat(
+        [_terms(tree, a) @ c for tree, a, c in zip(forest.trees, groups, own, strict=True)]
+    )
+    return out.index_select(0, torch.argsort(order))
+
+
+def _terms(tree: PolynomialTree, variables: Tensor) -> Tensor:
+    """[N, n_terms] of variables [N, V]."""
     device = variables.device
     factors = torch.tensor(tree.node_factors, device=device)
     parents = torch.tensor(tree.parents, device=device)
-    order = torch.argsort(species, stable=True)
-    counts = torch.bincount(species, minlength=len(coefficients)).tolist()
-    sorted_variables = variables.index_select(0, order)
-    nodes = torch.ones_like(sorted_variables[:, :1])
+    nodes = torch.ones_like(variables[:, :1])
     for first, last in itertools.pairwise(tree.levels[1:].tolist()):
         level = slice(first, last)
         below = nodes.index_select(1, parents[level])
-        nodes = torch.cat([nodes, below * sorted_variables.index_select(1, factors[level])], dim=1)
+        nodes = torch.cat([nodes, below * variables.index_select(1, factors[level])], dim=1)
     terms = nodes.index_select(1, torch.tensor(tree.term_nodes, device=device))
-    terms = terms * sorted_variables.index_select(1, torch.tensor(tree.term_factors, device=device))
-    groups = zip(terms.split(counts), coefficients.unbind(0), strict=True)
-    out = torch.cat([group @ row for group, row in groups])
-    return out.index_select(0, torch.argsort(order))
+    return terms * variables.index_select(1, torch.tensor(tree.term_factors, device=device))
 
 
 # --- the convolution: neighbours padded to a rectangle, so that sums are matrix products ---

@@ -48,6 +48,38 @@ class PolynomialTree:
         return np.repeat(np.arange(self.n_nodes), np.diff(self.term_ptr))
 
 
+@dataclass(frozen=True, eq=False)
+class PolynomialForest:
+    """A tree for each species of atoms, over the same variables.
+
+    Coefficients of all of them stand together, those of the first species first.
+    """
+
+    trees: tuple[PolynomialTree, ...]
+
+    @property
+    def n_terms(self) -> int:
+        """Number of coefficients of all trees."""
+        return sum(tree.n_terms for tree in self.trees)
+
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, ...]:
+        """The trees one after the other, int64.
+
+        ``node_ptr`` [n_trees + 1]: nodes of each tree; ``parents``, ``node_factors`` of all nodes,
+        parents counted within their tree; ``term_ptr`` [nodes of all trees + 1] and
+        ``term_factors`` of all terms.
+        """
+        trees = self.trees
+        return (
+            np.cumsum([0, *(tree.n_nodes for tree in trees)]),
+            np.concatenate([tree.parents for tree in trees]),
+            np.concatenate([tree.node_factors for tree in trees]),
+            np.cumsum([0, *np.concatenate([np.diff(tree.term_ptr) for tree in trees])]),
+            np.concatenate([tree.term_factors for tree in trees]),
+        )
+
+
 def polynomial_tree(monomials: np.ndarray, n_variables: int) -> tuple[PolynomialTree, np.ndarray]:
     """The tree of some monomials.
 

@@ -21,7 +21,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import convolution_plan
-from clebsch.kernels.tree import PolynomialTree, polynomial_tree
+from clebsch.kernels.tree import PolynomialForest, polynomial_tree
 from clebsch.models.ace_config import ACEConfig
 from clebsch.models.network import Network
 from clebsch.nn.couplings import FoldedCouplings
@@ -36,16 +36,15 @@ class ACE(Network):
 
     Attributes:
         basis: the invariants B of all central species.
-        tree: their monomials.
         functions: for each central species, ascending numbers of the functions that it has.
         coefficients: [P], c of every central species and function, species by species.
         committee: [n_draws, P], draws from a fit's posterior minus its mean; zero before the fit.
+        forest: the monomials of each central species.
     """
 
     one_radial: Tensor
     one_species: Tensor
     places: Tensor
-    slots: Tensor
     committee: Tensor
 
     def __init__(self, config: ACEConfig, species: Sequence[str], avg_num_neighbors: float) -> None:
@@ -62,13 +61,10 @@ class ACE(Network):
                     f"the limits of the degree, {degrees}, leave no function for a central "
                     f"{element} atom: neighbor_degree is at least {min(extra):g} here"
                 )
-        highest = tuple(np.max(limits, axis=0).tolist())
-        self.basis, self.tree, terms = _basis(highest, config.l_weight, extra, config.max_n)
-        self.functions = [self.basis.up_to(degrees) for degrees in limits]
+        built = _polynomials(tuple(limits), config.l_weight, extra, config.max_n)
+        self.basis, self.functions, self.forest, couplings = built
+        self.couplings = FoldedCouplings(*couplings, self.forest.n_terms)
         n_species, n_radial = len(species), int(self.basis.labels[:, 1].max()) + 1
-        self.couplings = FoldedCouplings(
-            self.basis.functions, terms, self.basis.coefficients, self.tree.n_terms
-        )
         self.l_max = int(self.basis.labels[:, 2].max())
         self.radial = PairPolynomials(species, config.cutoff, n_radial, config.envelope_exponent)
         scalars, harmonics = spherical_irreps(0), spherical_irreps(self.l_max)
@@ -81,11 +77,9 @@ class ACE(Network):
         self.register_buffer("one_radial", torch.tensor(per_path).float(), persistent=False)
         self.register_buffer("one_species", torch.tensor(same_z).float(), persistent=False)
         self.register_buffer("places", torch.tensor(places), persistent=False)
-        starts = self.basis.n_functions * np.arange(n_species)
-        slots = np.concatenate([z + own for z, own in zip(starts, self.functions, strict=True)])
-        self.register_buffer("slots", torch.tensor(slots), persistent=False)
-        self.coefficients = nn.Parameter(torch.randn(len(slots)) / self.basis.n_functions**0.5)
-        self.register_buffer("committee", torch.zeros(config.committee, len(slots)))
+        n_coefficients = sum(len(functions) for functions in self.functions)
+        self.coefficients = nn.Parameter(torch.randn(n_coefficients) / self.basis.n_functions**0.5)
+        self.register_buffer("committee", torch.zeros(config.committee, n_coefficients))
 
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, 1]."""
@@ -98,12 +92,9 @@ class ACE(Network):
         return torch.stack([self._energies(variables, draw, graph) for draw in self.committee])
 
     def _energies(self, variables: Tensor, coefficients: Tensor, graph: AtomGraph) -> Tensor:
-        """[N] of coefficients [P]; what a species has no function for is zero."""
-        shape = (len(self.functions), self.basis.n_functions)
-        everywhere = coefficients.new_zeros(shape[0] * shape[1])
-        everywhere = everywhere.index_copy(0, self.slots, coefficients).view(shape)
-        terms = self.couplings(everywhere)
-        return self.kernels.tree_polynomial(self.tree, variables, terms, graph.species)
+        """[N] of coefficients [P]."""
+        terms = self.couplings(coefficients)
+        return self.kernels.tree_polynomial(self.forest, variables, terms, graph.species)
 
     def one_particle_basis(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """A of the labels that are used.
@@ -135,18 +126,32 @@ class ACE(Network):
         yield self.coefficients
 
 
+_Couplings = tuple[np.ndarray, np.ndarray, np.ndarray]  # coefficient, term and value of entries
+
+
 @lru_cache(maxsize=16)
-def _basis(
-    max_degrees: tuple[float, ...],
+def _polynomials(
+    limits: tuple[tuple[float, ...], ...],
     l_weight: float,
     neighbor_degrees: tuple[float, ...],
     max_n: tuple[int, ...] | None,
-) -> tuple[ClusterBasis, PolynomialTree, np.ndarray]:
-    """The basis, the tree of its monomials, and [n_entries] the term of each of its entries."""
-    basis = cluster_basis(len(neighbor_degrees), max_degrees, l_weight, neighbor_degrees, max_n)
-    tree, monomials = polynomial_tree(basis.monomials, basis.n_variables)
-    term_of = np.argsort(monomials)
-    return basis, tree, term_of[basis.rows]
+) -> tuple[ClusterBasis, list[np.ndarray], PolynomialForest, _Couplings]:
+    """The basis of all central species, the functions and the tree of each, and its couplings."""
+    highest = np.max(limits, axis=0).tolist()
+    basis = cluster_basis(len(neighbor_degrees), highest, l_weight, neighbor_degrees, max_n)
+    functions = [basis.up_to(degrees) for degrees in limits]
+    trees, entries, n_coefficients, n_terms = [], [], 0, 0
+    for own in functions:
+        part = basis.subset(own)
+        used, row = np.unique(part.rows, return_inverse=True)
+        tree, monomials = polynomial_tree(part.monomials[used], part.n_variables)
+        term_of = np.argsort(monomials)
+        entries.append((n_coefficients + part.functions, n_terms + term_of[row], part.coefficients))
+        trees.append(tree)
+        n_coefficients += len(own)
+        n_terms += tree.n_terms
+    coefficients, terms, values = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+    return basis, functions, PolynomialForest(tuple(trees)), (coefficients, terms, values)
 
 
 def _places(basis: ClusterBasis, n_radial: int, n_channels: int) -> np.ndarray:

@@ -10,29 +10,28 @@ from clebsch.nn.energy import Float64Module
 
 
 class FoldedCouplings(Float64Module):
-    """out[s, t] = sum over functions p of coefficients[s, p] C[p, t], C sparse and kept in float64.
+    """out[t] = sum over coefficients p of c[p] C[p, t], C sparse and kept in float64.
 
     Args:
-        functions, terms: [n_entries] int64, p and t of every entry of C.
+        coefficients, terms: [n_entries] int64, p and t of every entry of C.
         values: [n_entries].
         n_terms: number of monomials.
     """
 
-    functions: Tensor
+    coefficients: Tensor
     terms: Tensor
     values: Tensor
 
     def __init__(
-        self, functions: np.ndarray, terms: np.ndarray, values: np.ndarray, n_terms: int
+        self, coefficients: np.ndarray, terms: np.ndarray, values: np.ndarray, n_terms: int
     ) -> None:
         super().__init__()
         self.n_terms = n_terms
-        self.register_buffer("functions", torch.tensor(functions), persistent=False)
+        self.register_buffer("coefficients", torch.tensor(coefficients), persistent=False)
         self.register_buffer("terms", torch.tensor(terms), persistent=False)
         self.register_buffer("values", torch.tensor(values, dtype=torch.float64), persistent=False)
 
-    def forward(self, coefficients: Tensor) -> Tensor:
-        """Args: coefficients [S, n_functions]. Returns: [S, n_terms], in the same dtype."""
-        weighted = coefficients[:, self.functions] * self.values.to(coefficients.dtype)
-        out = coefficients.new_zeros((len(coefficients), self.n_terms))
-        return out.index_add(1, self.terms, weighted)
+    def forward(self, c: Tensor) -> Tensor:
+        """Args: c [n_coefficients]. Returns: [n_terms], in the same dtype."""
+        weighted = c[self.coefficients] * self.values.to(c.dtype)
+        return c.new_zeros(self.n_terms).index_add(0, self.terms, weighted)

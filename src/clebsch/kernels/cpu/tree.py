@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -12,16 +13,15 @@ from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.linear import by_species
 from clebsch.kernels.cpu.operators import define, differentiable, last, needed, remember
 from clebsch.kernels.cpu.tree_code import TABLES, write_forward, write_gradients, write_second
-from clebsch.kernels.tree import PolynomialTree
+from clebsch.kernels.tree import PolynomialForest
 
 
 def tree_polynomial(
-    tree: PolynomialTree, variables: Tensor, coefficients: Tensor, species: Tensor
+    forest: PolynomialForest, variables: Tensor, coefficients: Tensor, species: Tensor
 ) -> Tensor:
     """See ``reference.tree_polynomial``."""
-    order, ptr = by_species(species, len(coefficients))
-    arrays = (tree.parents, tree.node_factors, tree.term_ptr, tree.term_factors)
-    tables = [torch.from_numpy(array) for array in arrays]
+    order, ptr = by_species(species, len(forest.trees))
+    tables = [torch.from_numpy(array) for array in forest.tables]
     out: Tensor = torch.ops.clebsch.tree_polynomial(coefficients, variables, order, ptr, *tables)
     return out
 
@@ -87,7 +87,7 @@ def _polynomial_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
     d_coefficients, d_variables = torch.ops.clebsch.tree_gradients(
         weighted, *ctx.saved_tensors, cotangent
     )
-    return d_coefficients if weighted else None, d_variables, *[None] * 6
+    return d_coefficients if weighted else None, d_variables, *[None] * 7
 
 
 def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -111,12 +111,12 @@ def _gradients_backward(
         across = torch.ops.clebsch.tree_polynomial(t_coefficients, *rest)
         d_variables = more if d_variables is None else d_variables + more
         d_cotangent = across if d_cotangent is None else d_cotangent + across
-    return None, d_coefficients if weighted else None, d_variables, *[None] * 6, d_cotangent
+    return None, d_coefficients if weighted else None, d_variables, *[None] * 7, d_cotangent
 
 
 _INPUTS = (
-    "Tensor coefficients, Tensor variables, Tensor order, Tensor ptr, Tensor parents, "
-    "Tensor node_factors, Tensor term_ptr, Tensor term_factors"
+    "Tensor coefficients, Tensor variables, Tensor order, Tensor ptr, Tensor node_ptr, "
+    "Tensor parents, Tensor node_factors, Tensor term_ptr, Tensor term_factors"
 )
 define(
     f"tree_polynomial({_INPUTS}) -> Tensor",
@@ -151,13 +151,12 @@ class _Call:
         self.dtype = variables.dtype
         self.bits = self.dtype.itemsize * 8
         self.coefficients, self.variables = coefficients.contiguous(), variables.contiguous()
-        self.tables = tables
+        node_ptr, *self.tables = tables
         self.order = order
-        self.blocks = _blocks(ptr, machine.wide(self.bits))
-        parents, _, _, term_factors = tables
-        self.sizes = (len(parents), len(term_factors), variables.shape[1])
-        cost = 2 * self.sizes[1] * len(variables)
-        self.shares = threads.shares(len(self.blocks), cost)
+        self.blocks = _blocks(ptr, node_ptr, machine.wide(self.bits))
+        self.sizes = (max(self.blocks[:, 1].tolist(), default=0), variables.shape[1])
+        costs = _costs(self.blocks, self.tables[2]) * machine.wide(self.bits)
+        self.shares = threads.shares(len(self.blocks), int(costs[-1]), costs)
 
     def coefficient_gradient(self, weighted: bool) -> Tensor:
         """Zeros to add to; empty where the derivative is not wanted."""
@@ -182,7 +181,7 @@ class _Call:
                 which each share has a copy.
             outputs: what it writes.
         """
-        n_nodes, _, n_variables = self.sizes
+        n_nodes, n_variables = self.sizes
         size = (variable_rows * n_variables + node_rows * n_nodes) * machine.wide(self.bits)
         parts = len(self.shares)
         memory = [torch.empty(size, dtype=self.dtype) for _ in range(parts)]
@@ -201,14 +200,23 @@ class _Call:
             threads.gather([copy for copy in copies if copy is not None])
 
 
-def _blocks(ptr: Tensor, lanes: int) -> Tensor:
-    """[n_blocks, 3] int64: species, first place in the order and number of atoms of each block."""
+def _blocks(ptr: Tensor, node_ptr: Tensor, lanes: int) -> Tensor:
+    """[n_blocks, 4] int64: a block's first node and number of nodes, its first place in the order
+    and number of atoms."""
+    starts, nodes = ptr.tolist(), node_ptr.tolist()
     found = [
-        (kind, place, min(lanes, stop - place))
-        for kind, (start, stop) in enumerate(zip(ptr[:-1].tolist(), ptr[1:].tolist(), strict=True))
+        (nodes[kind], nodes[kind + 1] - nodes[kind], place, min(lanes, stop - place))
+        for kind, (start, stop) in enumerate(itertools.pairwise(starts))
         for place in range(start, stop, lanes)
     ]
-    return torch.tensor(found, dtype=torch.int64).reshape(-1, 3)
+    return torch.tensor(found, dtype=torch.int64).reshape(-1, 4)
+
+
+def _costs(blocks: Tensor, term_ptr: Tensor) -> Tensor:
+    """[n_blocks + 1] int64: multiply-adds of an atom, summed over the blocks before each."""
+    first, count = blocks[:, 0], blocks[:, 1]
+    terms = term_ptr[first + count] - term_ptr[first]
+    return torch.cat([terms.new_zeros(1), (2 * terms).cumsum(0)])
 
 
 @lru_cache(maxsize=32)
@@ -216,9 +224,9 @@ def _kernel(name: str, bits: int, weighted: bool) -> machine.Kernel:
     key = f"{bits}|{weighted}"
     n_tables = len(TABLES) + 2  # memory and work
     if name == "tree_polynomial":
-        return machine.kernel(name, n_tables + 2, 5, key, lambda: write_forward(name, bits))
+        return machine.kernel(name, n_tables + 2, 4, key, lambda: write_forward(name, bits))
     if name == "tree_gradients":
         return machine.kernel(
-            name, n_tables + 4, 5, key, lambda: write_gradients(name, bits, weighted)
+            name, n_tables + 4, 4, key, lambda: write_gradients(name, bits, weighted)
         )
-    return machine.kernel(name, n_tables + 6, 5, key, lambda: write_second(name, bits, weighted))
+    return machine.kernel(name, n_tables + 6, 4, key, lambda: write_second(name, bits, weighted))

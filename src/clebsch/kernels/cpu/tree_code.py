@@ -1,8 +1,8 @@
 """Kernels of sparse polynomials that are read from tables: see ``clebsch.kernels.tree``.
 
-The lanes of a vector are atoms of one species; the walk over nodes and terms is the same for all of
-them. A node's terms are summed before they are multiplied by the node, so that a term costs two
-multiply-adds where first derivatives are wanted, and no memory but its table.
+The lanes of a vector are atoms of one species; the walk over the nodes and terms of its tree is the
+same for all of them. A node's terms are summed before they are multiplied by the node, so that a
+term costs two multiply-adds where first derivatives are wanted, and no memory but its table.
 
 For the polynomial E = sum over nodes p of w_p s_p with s_p = sum over terms of c A_q, the adjoint
 of a node is a_p = s_p + sum over its child nodes of a A_q, and dE/dA_q sums c w_p over terms and
@@ -21,17 +21,18 @@ from clebsch.kernels.cpu.emit import Emitter, Index
 
 #: Tables that every kernel takes first: int64 but for the coefficients.
 TABLES = ("blocks", "order", "parents", "node_factors", "term_ptr", "term_factors", "coefficients")
-#: Integers that every kernel takes after its range of blocks.
-SIZES = ("n_nodes", "n_terms", "n_variables")
+#: Integers that every kernel takes after its range of blocks: of the largest tree, and of all.
+SIZES = ("n_nodes", "n_variables")
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Atoms of one species: where they stand in the order, and where their coefficients do."""
+    """Atoms of one species: where the nodes of their tree stand, and they in the order."""
 
+    first_node: ir.Value
+    n_nodes: ir.Value
     place: ir.Value
     count: ir.Value
-    offset: Index
 
 
 class _Writer:
@@ -62,18 +63,17 @@ class _Writer:
         """Add a b to a row."""
         self.put(self.e.fma(a, b, self.get(memory, row)), memory, row)
 
-    def clear(self, memory: ir.Value, count: str) -> None:
-        with self.e.loop(0, self[count]) as row:
+    def clear(self, memory: ir.Value, count: ir.Value) -> None:
+        with self.e.loop(0, count) as row:
             self.put(self.e.zero(self.lanes), memory, row)
 
     def blocks(self) -> Iterator[_Block]:
-        """The blocks of the range; ``blocks`` holds species, first place and count of each."""
+        """The blocks of the range; ``blocks`` holds what ``_Block`` does."""
         e = self.e
         with e.loop(self["start"], self["stop"]) as number:
-            kind, place, count = (
-                e.integer_at(self["blocks"], e.plus(e.times(number, 3), i)) for i in range(3)
+            yield _Block(
+                *(e.integer_at(self["blocks"], e.plus(e.times(number, 4), i)) for i in range(4))
             )
-            yield _Block(place, count, e.times(kind, self["n_terms"]))
 
     def read(self, name: str, block: _Block, memory: ir.Value) -> None:
         """Atoms' variables as rows; atoms that are missing repeat the last."""
@@ -115,34 +115,36 @@ class _Writer:
             atom = e.integer_at(self["order"], e.plus(block.place, a))
             e.store(e.load(e.at(memory, a), 1), e.at(self[name], atom))
 
-    def nodes(self) -> Iterator[tuple[ir.Value, ir.Value, ir.Value]]:
+    def nodes(self, block: _Block) -> Iterator[tuple[ir.Value, ir.Value, ir.Value]]:
         """(node, parent, factor) of all but the constant, upwards."""
-        with self.e.loop(1, self["n_nodes"]) as p:
-            yield p, *self.parent(p)
+        with self.e.loop(1, block.n_nodes) as p:
+            yield p, *self.parent(p, block)
 
-    def parent(self, p: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def parent(self, p: ir.Value, block: _Block) -> tuple[ir.Value, ir.Value]:
         """Parent and factor of a node."""
-        parent = self.e.integer_at(self["parents"], p)
-        return parent, self.e.integer_at(self["node_factors"], p)
+        place = self.e.plus(block.first_node, p)
+        parent = self.e.integer_at(self["parents"], place)
+        return parent, self.e.integer_at(self["node_factors"], place)
 
-    def downwards(self) -> Iterator[ir.Value]:
+    def downwards(self, block: _Block) -> Iterator[ir.Value]:
         """All nodes, each before its parent."""
-        with self.e.loop(0, self["n_nodes"]) as i:
-            yield self.e.minus(self.e.minus(self["n_nodes"], 1), i)
+        with self.e.loop(0, block.n_nodes) as i:
+            yield self.e.minus(self.e.minus(block.n_nodes, 1), i)
 
     def terms(self, p: ir.Value, block: _Block) -> Iterator[tuple[ir.Value, ir.Value, ir.Value]]:
         """(term, coefficient in all lanes, factor) of a node."""
         e = self.e
-        first = e.integer_at(self["term_ptr"], p)
-        last = e.integer_at(self["term_ptr"], e.plus(p, 1))
+        place = e.plus(block.first_node, p)
+        first = e.integer_at(self["term_ptr"], place)
+        last = e.integer_at(self["term_ptr"], e.plus(place, 1))
         with e.loop(first, last) as t:
-            c = e.spread(e.at(self["coefficients"], block.offset, t), self.lanes)
+            c = e.spread(e.at(self["coefficients"], t), self.lanes)
             yield t, c, e.integer_at(self["term_factors"], t)
 
-    def sum_into(self, name: str, block: _Block, t: ir.Value, value: ir.Value) -> None:
+    def sum_into(self, name: str, t: ir.Value, value: ir.Value) -> None:
         """Add the lanes of a vector to the derivative by a term's coefficient."""
         e = self.e
-        address = e.at(self[name], block.offset, t)
+        address = e.at(self[name], t)
         e.store(e.add(e.load(address, 1), e.lane_sum(value, self.lanes)), address)
 
     def finish(self) -> str:
@@ -157,11 +159,11 @@ def write_forward(name: str, bits: int) -> str:
     for block in k.blocks():
         k.read("variables", block, a)
         k.put(e.constant(1, lanes), w, 0)
-        for p, parent, q in k.nodes():
+        for p, parent, q in k.nodes(block):
             k.put(e.mul(k.get(w, parent), k.get(a, q)), w, p)
         total, inner = e.variable(lanes), e.variable(lanes)
         e.put(e.zero(lanes), total)
-        with e.loop(0, k["n_nodes"]) as p:
+        with e.loop(0, block.n_nodes) as p:
             e.put(e.zero(lanes), inner)
             for _, c, q in k.terms(p, block):
                 e.put(e.fma(c, k.get(a, q), e.get(inner, lanes)), inner)
@@ -183,13 +185,13 @@ def write_gradients(name: str, bits: int, weighted: bool) -> str:
     for block in k.blocks():
         g = k.read_numbers("cotangent", block, a)
         k.read("variables", block, a)
-        k.clear(d_a, "n_variables")
-        k.clear(adjoint, "n_nodes")
+        k.clear(d_a, k["n_variables"])
+        k.clear(adjoint, block.n_nodes)
         k.put(e.constant(1, lanes), w, 0)
-        for p, parent, q in k.nodes():
+        for p, parent, q in k.nodes(block):
             k.put(e.mul(k.get(w, parent), k.get(a, q)), w, p)
         total = e.variable(lanes)
-        for p in k.downwards():
+        for p in k.downwards(block):
             value = k.get(w, p)
             e.put(k.get(adjoint, p), total)
             for t, c, q in k.terms(p, block):
@@ -197,9 +199,9 @@ def write_gradients(name: str, bits: int, weighted: bool) -> str:
                 e.put(e.fma(c, variable, e.get(total, lanes)), total)
                 k.add(d_a, q, c, value)
                 if weighted:
-                    k.sum_into("d_coefficients", block, t, e.mul(e.mul(g, value), variable))
+                    k.sum_into("d_coefficients", t, e.mul(e.mul(g, value), variable))
             with e.when(e.less(0, p)):
-                parent, q = k.parent(p)
+                parent, q = k.parent(p, block)
                 s = e.get(total, lanes)
                 k.add(d_a, q, s, k.get(w, parent))
                 k.add(adjoint, parent, s, k.get(a, q))
@@ -222,19 +224,19 @@ def write_second(name: str, bits: int, weighted: bool) -> str:
         g = k.read_numbers("cotangent", block, a)
         k.read("variables", block, a)
         k.read("t_variables", block, t_a)
-        k.clear(d_a, "n_variables")
-        k.clear(adjoint, "n_nodes")
-        k.clear(t_adjoint, "n_nodes")
+        k.clear(d_a, k["n_variables"])
+        k.clear(adjoint, block.n_nodes)
+        k.clear(t_adjoint, block.n_nodes)
         k.put(e.constant(1, lanes), w, 0)
         k.put(e.zero(lanes), t_w, 0)
-        for p, parent, q in k.nodes():
+        for p, parent, q in k.nodes(block):
             below, variable = k.get(w, parent), k.get(a, q)
             k.put(e.mul(below, variable), w, p)
             moved = e.mul(k.get(t_w, parent), variable)
             k.put(e.fma(below, k.get(t_a, q), moved), t_w, p)
         change, inner, t_inner = (e.variable(lanes) for _ in range(3))
         e.put(e.zero(lanes), change)
-        for p in k.downwards():
+        for p in k.downwards(block):
             value, t_value = k.get(w, p), k.get(t_w, p)
             e.put(e.zero(lanes), inner)
             e.put(e.zero(lanes), t_inner)
@@ -245,12 +247,12 @@ def write_second(name: str, bits: int, weighted: bool) -> str:
                 k.add(d_a, q, c, t_value)
                 if weighted:
                     both = e.fma(t_value, variable, e.mul(value, moved))
-                    k.sum_into("d_coefficients", block, t, e.mul(g, both))
+                    k.sum_into("d_coefficients", t, e.mul(g, both))
             s, t_s = e.get(inner, lanes), e.get(t_inner, lanes)
             both = e.fma(t_value, s, e.mul(value, t_s))
             e.put(e.add(e.get(change, lanes), both), change)
             with e.when(e.less(0, p)):
-                parent, q = k.parent(p)
+                parent, q = k.parent(p, block)
                 variable, moved = k.get(a, q), k.get(t_a, q)
                 s, t_s = e.add(s, k.get(adjoint, p)), e.add(t_s, k.get(t_adjoint, p))
                 k.add(d_a, q, t_s, k.get(w, parent))
