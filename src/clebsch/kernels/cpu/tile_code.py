@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llvmlite import ir
 
@@ -41,18 +41,33 @@ class Tile:
 
     def load(self, address: ir.Value, stride: int) -> None:
         """Begin with what is in memory, rows ``stride`` elements apart."""
-        for place, variable in self._places(address, stride):
-            self.e.put(self.e.load(place, self.lanes), variable)
+        for row, start in zip(self.sums, self._rows(address, stride), strict=True):
+            for v, variable in enumerate(row):
+                place = self.e.at(start, v * self.lanes)
+                self.e.put(self.e.load(place, self.lanes), variable)
 
     def store(self, address: ir.Value, stride: int) -> None:
         """Write the sums, rows ``stride`` elements apart."""
-        for place, variable in self._places(address, stride):
-            self.e.store(self.e.get(variable, self.lanes), place)
+        self.store_rows(self._rows(address, stride))
 
-    def _places(self, address: ir.Value, stride: int) -> Iterator[tuple[ir.Value, ir.Value]]:
-        for r, row in enumerate(self.sums):
+    def store_rows(self, addresses: Sequence[ir.Value]) -> None:
+        """Write the sums, each row to an address of its own."""
+        for row, start in zip(self.sums, addresses, strict=True):
             for v, variable in enumerate(row):
-                yield self.e.at(address, r * stride + v * self.lanes), variable
+                place = self.e.at(start, v * self.lanes)
+                self.e.store(self.e.get(variable, self.lanes), place)
+
+    def _rows(self, address: ir.Value, stride: int) -> list[ir.Value]:
+        return [self.e.at(address, r * stride) for r in range(len(self.sums))]
+
+    def add(self, left: Sequence[ir.Value], right: ir.Value) -> None:
+        """Add left[r] right[:]: a number behind each address times the row behind another."""
+        e, lanes = self.e, self.lanes
+        values = [e.load(e.at(right, v * lanes), lanes) for v in range(len(self.sums[0]))]
+        for address, row in zip(left, self.sums, strict=True):
+            number = e.spread(address, lanes)
+            for value, variable in zip(values, row, strict=True):
+                e.put(e.fma(number, value, e.get(variable, lanes)), variable)
 
     def add_products(
         self, inner: Index, left: tuple[ir.Value, int, int], right: tuple[ir.Value, int]
@@ -68,13 +83,6 @@ class Tile:
         at_once = 2 if isinstance(inner, int) and inner % 2 == 0 else 1
         with e.loop(0, inner, at_once) as first:
             for i in (e.plus(first, step) for step in range(at_once)):
-                across = e.at(right[0], e.times(i, right[1]))
-                values = [
-                    e.load(e.at(across, v * self.lanes), self.lanes)
-                    for v in range(len(self.sums[0]))
-                ]
                 down = e.at(left[0], e.times(i, left[2]))
-                for r, row in enumerate(self.sums):
-                    number = e.spread(e.at(down, r * left[1]), self.lanes)
-                    for value, variable in zip(values, row, strict=True):
-                        e.put(e.fma(number, value, e.get(variable, self.lanes)), variable)
+                rows = [e.at(down, r * left[1]) for r in range(len(self.sums))]
+                self.add(rows, e.at(right[0], e.times(i, right[1])))
