@@ -12,8 +12,10 @@ from torch import Tensor
 from clebsch.data.loader import BatchSampler
 from clebsch.errors import ModelFileError
 from clebsch.interrupt import StopRequest, stop_on_signals
+from clebsch.models.ace import ACE
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict, write_config
+from clebsch.training.design import Design
 from clebsch.training.fit_state import FitState, remove_fit_state, write_fit_state
 from clebsch.training.linear_fit import LinearFit, empty_equations, labelled_rows, solve
 from clebsch.training.log import History, RunLog, duration
@@ -107,6 +109,9 @@ class _Fit:
         self.config, self.prepared, self.run, self.log = config, prepared, run, log
         self.potential = prepared.potential.to("cpu")
         self.equations = empty_equations(self.potential)
+        assert isinstance(self.potential.model, ACE)
+        # takes many seconds; here Ctrl-C acts at once, and there is nothing new to save
+        self.design = Design(self.potential.model)
         self.done = 0
         self.request = StopRequest()
         self._started = started
@@ -121,7 +126,7 @@ class _Fit:
         """Add the structures that are missing to the equations."""
         graphs, settings = self.prepared.train, self.config.fit
         first, begun = self.done, time.monotonic()
-        for rows in labelled_rows(self.potential, graphs, settings, start=first):
+        for rows in labelled_rows(self.potential, graphs, settings, first, self.design):
             self.equations.add(*rows)
             self.done += 1
             left = (time.monotonic() - begun) * (len(graphs) - self.done) / (self.done - first)

@@ -172,12 +172,16 @@ def prior_std(network: ACE, config: FitConfig, squares: np.ndarray) -> np.ndarra
 
 
 def labelled_rows(
-    potential: Potential, graphs: LabelledGraphs, config: FitConfig, start: int = 0
+    potential: Potential,
+    graphs: LabelledGraphs,
+    config: FitConfig,
+    start: int = 0,
+    design: Design | None = None,
 ) -> Iterator[Rows]:
     """The rows of each structure, one structure after the other, from the ``start``-th on."""
     network = potential.model
     assert isinstance(network, ACE)
-    design = Design(network)
+    design = design or Design(network)
     nothing = _without_network(potential)
     scale = float(potential.head.scale)
     for index in range(start, len(graphs)):
