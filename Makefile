@@ -6,8 +6,8 @@
 #   make test-slow    the long ones
 #   make lint types   ruff, mypy
 #   make wheel-test   build the wheel and use it in an environment that holds nothing else
-#   make peers        mace-torch in .peers, an environment of its own, to be measured against
-#   make test-peers   the tests that need it
+#   make peers        mace-torch and nequip, to be measured against, each in an environment in .peers
+#   make test-peers   the tests that need them
 #   make setup        everything that developing needs;  make clean removes all of it
 
 PYTHON ?= python3
@@ -18,8 +18,9 @@ BIN := $(VENV)/bin
 # torch comes first and alone, so that nothing but its pin decides which build is taken.
 PIP := -m pip install -qq --disable-pip-version-check -c constraints.txt
 WHEEL_TEST := build/wheel-test
-PEERS := .peers
-PEER := mace-torch==0.3.16
+# Their requirements contradict each other, so each has an environment of its own.
+PEERS := mace-torch==0.3.16 nequip==0.19.1
+PEERS_INSTALLED := $(foreach peer,$(PEERS),.peers/$(firstword $(subst ==, ,$(peer)))/.installed)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -68,19 +69,20 @@ lint: $(VENV)/.developer
 types: $(VENV)/.developer
 	$(BIN)/mypy
 
-peers: $(PEERS)/.mace-torch
+# One alone: make peers PEERS=nequip==0.19.1
+peers: $(PEERS_INSTALLED)
 
-# The peer runs on the very torch that Clebsch runs on.
-$(PEERS)/.mace-torch: constraints.txt
-	@$(PYTHON) -m venv $(PEERS)
-	@echo "Installing torch into $(PEERS) ..."
-	@$(PEERS)/bin/python $(PIP) torch
-	@echo "Installing $(PEER) into $(PEERS) ..."
-	@$(PEERS)/bin/python $(PIP) $(PEER)
+# Peers run on the very torch that Clebsch runs on. Bytecode is made of what is imported, only.
+.peers/%/.installed: constraints.txt
+	@$(PYTHON) -m venv .peers/$*
+	@echo "Installing torch into .peers/$* ..."
+	@.peers/$*/bin/python $(PIP) --no-compile torch
+	@echo "Installing $(filter $*==%,$(PEERS)) into .peers/$* ..."
+	@.peers/$*/bin/python $(PIP) --no-compile $(filter $*==%,$(PEERS))
 	@touch $@
 
-test-peers: $(VENV)/.developer $(PEERS)/.mace-torch
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m peers $(ARGS)
+test-peers: $(VENV)/.developer $(PEERS_INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m peers -n auto --maxprocesses 8 $(ARGS)
 
 wheel: $(VENV)/.developer
 	rm -rf build/lib build/bdist.* dist
@@ -96,5 +98,5 @@ wheel-test: wheel
 	cd $(WHEEL_TEST) && bin/python -I "$(CURDIR)/tests/packaging/use_installed.py"
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist build.log src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers build dist build.log src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import clebsch
-from clebsch.benchmarks import jobs
+from clebsch.benchmarks import jobs, opponents
 from clebsch.benchmarks.rates import kernel_rates
 from clebsch.cli import main
 from clebsch.models.presets import model_config
@@ -85,7 +85,13 @@ def test_what_failed_is_said_and_the_rest_is_kept(
         (("--suite", "papers"), "'paper'"),
         (("--suite", "paper", "--sizes", "9"), "has its own"),
         (("--against", "mace"), "'mace-torch'"),
+        (("--against", "mace-torch,nequipp"), "'nequip'"),
         (("--against", "mace-torch"), "run make peers"),
+        (("nequip_3bpa", "--against", "nequip"), "run make peers"),
+        (("--against", "nequip"), "mace_small: nequip has no interaction.normalization=neighbors"),
+        (("--suite", "paper", "--against", "nequip"), "nequip has no interaction.normalization"),
+        (("nequip_3bpa", "--against", "mace-torch,nequip"), "mace-torch has no parity=full"),
+        (("nequip_3bpa,botnet_3bpa", "--against", "nequip"), "botnet_3bpa: nequip has no"),
         (("--sizes", "9", "--out", "absent/bench.json"), "absent"),
     ],
 )
@@ -98,11 +104,41 @@ def test_a_mistake_gets_one_clear_line(
 ):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jobs, "PEERS", tmp_path)
+    monkeypatch.setattr(opponents, "PEERS_FOLDER", tmp_path)
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_each_model_is_measured_against_the_peers_that_have_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    code = (
+        "import json; times = {'seconds': [1.0], 'baseline_mib': None, 'peak_mib': None}; "
+        "print(json.dumps({'timing': times, 'n_edges': 1, 'versions': {}}))"
+    )
+    stand_in = (sys.executable, "-c", code)
+    monkeypatch.setattr(jobs, "OURS", jobs.Contender("clebsch", stand_in))
+    monkeypatch.setattr(
+        opponents.Peer,
+        "contenders",
+        lambda self: (jobs.Contender(self.name, stand_in, lacks=self.lacks),),
+    )
+    out = tmp_path / "bench.json"
+    arguments = ("mace_3bpa,nequip_3bpa", "--sizes", "135", "--against", "mace-torch,nequip")
+    assert run(*arguments, "--no-step", "--rounds", "1", "--out", out) == 0
+    error = capsys.readouterr().err
+    assert "Not compared: mace_3bpa: nequip has no interaction.normalization=neighbors" in error
+    assert "Not compared: nequip_3bpa: mace-torch has no parity=full" in error
+    written = json.loads(out.read_text())
+    assert [(one["system"], one["model"], one["contender"]) for one in written["results"]] == [
+        ("5 x 3BPA", "mace_3bpa", "clebsch"),
+        ("5 x 3BPA", "mace_3bpa", "mace-torch"),
+        ("5 x 3BPA", "nequip_3bpa", "clebsch"),
+        ("5 x 3BPA", "nequip_3bpa", "nequip"),
+    ]
+    assert [one["contender"] for one in written["ratios"]] == ["mace-torch", "nequip"]
 
 
 def test_what_is_for_mace_alone_is_refused_for_other_architectures(

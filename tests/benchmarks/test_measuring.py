@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from clebsch.benchmarks import compare, jobs, rates, record, speed, timing
+from clebsch.benchmarks import compare, jobs, opponents, rates, record, speed, timing
 from clebsch.benchmarks.structures import system_of_size
 from clebsch.errors import ConfigError
 from clebsch.models.config import MessagePassingConfig
+from clebsch.models.presets import model_config
 
 TINY = MessagePassingConfig(
     channels=2,
@@ -54,8 +55,15 @@ def test_warm_ups_are_not_timed():
     assert len(calls) == 4 + timing.WARMUPS
 
 
-def test_a_slow_call_is_timed_once():
-    timed = timing.measure(lambda: time.sleep(0.02), min_seconds=9.0, max_seconds=0.01)
+def test_a_slow_call_is_made_twice_and_timed_once():
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        time.sleep(0.02)
+
+    timed = timing.measure(call, min_seconds=9.0, max_seconds=0.01)
+    assert len(calls) == 2
     assert len(timed["seconds"]) == 1
     assert timed["seconds"][0] >= 0.02
 
@@ -141,15 +149,53 @@ def test_the_allocator_is_as_it_comes_unless_tuned(monkeypatch: pytest.MonkeyPat
         "print(json.dumps({k: v for k, v in os.environ.items() if k[:4] in ('MALL', 'OMP_')}))"
     )
     plain = jobs.run_job(contender(code), {"threads": 3})
-    tuned = jobs.run_job(contender(code, **jobs.TUNED_ALLOCATOR), {"threads": 3})
+    tuned = jobs.run_job(contender(code, **opponents.TUNED_ALLOCATOR), {"threads": 3})
     assert "MALLOC_TOP_PAD_" not in plain
     assert plain["OMP_NUM_THREADS"] == "3"
     assert tuned["MALLOC_TOP_PAD_"] == "1073741824"
 
 
-def test_a_missing_peer_says_how_to_get_it(tmp_path: Path):
-    with pytest.raises(ConfigError, match="run make peers"):
-        jobs.mace_torch(tmp_path)
+@pytest.mark.parametrize("name", ["mace-torch", "nequip"])
+def test_a_missing_peer_says_how_to_get_it(name: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=f"{name} is not installed in .*: run make peers"):
+        opponents.PEERS[name].contenders(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("peer", "model", "lacking"),
+    [
+        ("mace-torch", "mace_3bpa", []),
+        ("mace-torch", {"preset": "mace_small", "zbl": True}, ["zbl=True"]),
+        ("mace-torch", {"product": None}, ["product=null"]),
+        ("mace-torch", {"product": {"slots": "distinct"}}, ["product.slots=distinct"]),
+        ("nequip", "nequip_3bpa", []),
+        ("nequip", "nequip_acac", []),
+        ("nequip", "nequip_small", []),
+        ("nequip", {"preset": "nequip_3bpa", "parity": "natural", "l_max": 2}, []),
+        (
+            "nequip",
+            {"preset": "nequip_3bpa", "radial": {"hidden": [64, 32]}},
+            ["radial.hidden=(64, 32)"],
+        ),
+        (
+            "nequip",
+            {"preset": "nequip_3bpa", "readout": {"layers": "every"}},
+            ["readout.layers=every"],
+        ),
+        (
+            "nequip",
+            {"preset": "nequip_3bpa", "update": {"gate": "none", "last_layer": "full"}},
+            ["update.gate=none", "update.last_layer=full"],
+        ),
+        (
+            "nequip",
+            {"preset": "nequip_3bpa", "update": {"self_connection": "linear"}},
+            ["update.self_connection=linear"],
+        ),
+    ],
+)
+def test_settings_that_a_peer_lacks_are_named(peer: str, model: Any, lacking: list[str]):
+    assert opponents.PEERS[peer].lacks(model_config(model)) == lacking
 
 
 def test_contenders_take_turns_and_a_failure_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch):

@@ -59,6 +59,12 @@ def test_nine_atoms_are_ethanol_where_the_model_knows_its_elements():
     assert structures.system_of_size(9, ["Si"]).name == "Si 8"
 
 
+def test_135_atoms_are_3bpa_where_the_model_knows_its_elements():
+    assert structures.system_of_size(135).n_atoms == 135
+    assert structures.system_of_size(135).name == "5 x 3BPA"
+    assert structures.system_of_size(135, ["H", "C", "O"]).name == "O 128"
+
+
 def test_a_model_without_silicon_gets_its_heaviest_element_on_the_lattice():
     assert structures.system_of_size(64, ["H", "Cu", "O"]).species == ("Cu",)
 

@@ -14,6 +14,7 @@ from algebra.test_cluster_basis import evaluate
 from builders import body_order_remainder, ethanol, potential
 from clebsch.errors import ConfigError
 from clebsch.factory import assemble
+from clebsch.models import ace
 from clebsch.models.ace import ACE
 from clebsch.models.ace_config import ACEConfig
 from clebsch.models.presets import model_config
@@ -78,6 +79,19 @@ def test_the_energy_is_the_sum_of_coefficients_times_functions() -> None:
     ]
     found = model(vectors, graph)[:, 0].detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_groups_of_degrees_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ACEConfig(correlation=2, max_degree=(6, 4), neighbor_degree={"O": 1.5}, committee=0)
+    sums = []
+    for block in (2, 1000):
+        monkeypatch.setattr(ace, "CHANNEL_BLOCK", block)
+        built = clebsch.build(config, ["H", "C", "O"], dtype=torch.float64)
+        graph = built.graph(ethanol())
+        vectors = graph.positions[graph.receivers] - graph.positions[graph.senders]
+        sums.append(network(built).one_particle_basis(vectors, graph))
+        assert (len(network(built).sums) > 2) == (block == 2)
+    assert torch.equal(*sums)
 
 
 def test_elements_have_limits_of_their_own_and_rare_neighbors_fewer_functions() -> None:

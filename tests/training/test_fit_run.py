@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
-from ase.io import write
+from ase.io import read, write
+from rich.console import Console
+from safetensors.torch import load_file
 
 import clebsch
-from clebsch.errors import ConfigError
+from clebsch.errors import ConfigError, ModelFileError
+from clebsch.training import evidence, fit_run, normal_equations
 from clebsch.training.configfile import config_dict, load_config
 from clebsch.training.loop import resume, train
+from clebsch.training.normal_equations import NormalEquations
 from clebsch.training.report import report_run
 from training.toy import cluster, crystal
 
@@ -65,14 +75,149 @@ def test_a_report_can_be_made_again(run: Path) -> None:
     assert "closed form" in report_run(run).read_text(encoding="utf-8")
 
 
-def test_there_is_nothing_to_resume(run: Path) -> None:
-    with pytest.raises(ConfigError, match="no state to resume"):
-        resume(run)
+def test_a_finished_fit_stays_as_it_is(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.iterdir() if path.name != "log.txt"}
+    result = resume(run)
+    assert (result.reason, result.model) == ("fitted", run / "model.safetensors")
+    assert result.best is not None
+    assert result.best["fit"]["strength"] > 0
+    after = {path: path.read_bytes() for path in run.iterdir() if path.name != "log.txt"}
+    assert after == before
 
 
 def test_a_second_fit_into_the_folder_is_refused(run: Path) -> None:
     with pytest.raises(ConfigError, match="holds a run already"):
         train(load_config(run / "config.yaml"), run)
+
+
+# --- interrupted ------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Nothing may catch it, as nothing catches kill -9."""
+
+
+def signal_before(monkeypatch: pytest.MonkeyPatch, place: str, call: int, number: int) -> None:
+    """A signal arrives before a certain call: of a structure's equations, of a solution, ..."""
+    where, name = {
+        "structure": (NormalEquations, "add"),
+        "strength": (evidence._Problem, "solve"),
+        "validation": (fit_run, "validate"),
+    }[place]
+    honest, calls = getattr(where, name), []
+
+    def signalled(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            if number == signal.SIGKILL:
+                raise Killed
+            signal.raise_signal(number)
+        return honest(*arguments)
+
+    monkeypatch.setattr(where, name, signalled)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of rows and panels of columns of which this data set has several."""
+    monkeypatch.setattr(normal_equations, "BLOCK", 16)
+    monkeypatch.setattr(normal_equations, "PANEL", 7)
+
+
+def fit_anew(run: Path, data: Path, *settings: str, console: Console | None = None) -> Any:
+    config = load_config(run / "config.yaml", [f"data.train={data}", *settings])
+    return train(config, data.parent / "cut", console)
+
+
+def assert_same_fit(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    for folder in (one, other):
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+        assert not (folder / "state").exists()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("place", "call", "number"),
+    [
+        ("structure", 1, signal.SIGINT),
+        ("structure", 5, signal.SIGTERM),
+        ("structure", 12, signal.SIGINT),
+        ("strength", 3, signal.SIGINT),
+        ("validation", 1, signal.SIGINT),
+    ],
+)
+def test_an_interrupted_fit_goes_on_bit_for_bit(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, call: int, number: int
+) -> None:
+    data = Path(shutil.copy(run.parent / "data.xyz", tmp_path))
+    whole = fit_anew(run, data)
+    whole.run.rename(tmp_path / "whole")
+    console = Console(file=io.StringIO(), width=300)
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        signal_before(patch, place, call, number)
+        cut = fit_anew(run, data, console=console)
+    assert (cut.reason, cut.model, cut.best) == ("interrupted", None, None)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert {path.name for path in cut.run.iterdir()} == {"config.yaml", "log.txt", "state"}
+    assert isinstance(console.file, io.StringIO)
+    assert f"Interrupted; saved. Go on with: clebsch resume {cut.run}" in console.file.getvalue()
+    added = []
+    honest = NormalEquations.add
+    with monkeypatch.context() as patch:
+        patch.setattr(NormalEquations, "add", lambda *a: (added.append(1), honest(*a)))
+        assert resume(cut.run).reason == "fitted"
+    assert len(added) == 12 - (call if place == "structure" else 12)
+    assert_same_fit(tmp_path / "whole", cut.run)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_killed_fit_goes_on_from_the_state_saved_last(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copy(run.parent / "data.xyz", tmp_path))
+    fit_anew(run, data).run.rename(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        signal_before(patch, "structure", 7, signal.SIGKILL)
+        with pytest.raises(Killed):
+            fit_anew(run, data, "fit.checkpoint_minutes=0")
+    with pytest.raises(ConfigError, match=r"holds a run already: continue it with clebsch resume"):
+        fit_anew(run, data)
+    resume(tmp_path / "cut")
+    assert "after structure 6 of 12" in (tmp_path / "cut" / "log.txt").read_text()
+    assert_same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_what_would_change_an_interrupted_fit_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copy(run.parent / "data.xyz", tmp_path))
+    with monkeypatch.context() as patch:
+        signal_before(patch, "structure", 2, signal.SIGINT)
+        folder = fit_anew(run, data).run
+    with pytest.raises(ConfigError, match="has no limits"):
+        resume(folder, max_epochs=3)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("smoothness: 1.0", "smoothness: 2.0"))
+    with pytest.raises(ConfigError, match=r"fit\.smoothness is 2\.0, but the run began with 1\.0"):
+        resume(folder)
+    (folder / "config.yaml").write_text(config)
+    frames = read(data, index=":")
+    frames[0].positions += 0.01 * np.arange(len(frames[0]))[:, None]
+    write(data, frames)
+    with pytest.raises(ModelFileError, match="not those that the run began with"):
+        resume(folder)
+    state = folder / "state" / "fit.safetensors"
+    state.write_bytes(state.read_bytes()[:-9])
+    with pytest.raises(ModelFileError, match="safetensors"):
+        resume(folder)
+    state.unlink()
+    with pytest.raises(ModelFileError, match="no state of a fit to resume from"):
+        resume(folder)
 
 
 @pytest.mark.parametrize(

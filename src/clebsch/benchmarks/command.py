@@ -16,22 +16,26 @@ from clebsch.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from clebsch.benchmarks.jobs import Case, Contender, Mode
+    from clebsch.benchmarks.opponents import Peer
 
 DEFAULT_MODEL = "mace_small"
 DEFAULT_SIZES = "9,216,1000"
-_PEERS, _SUITES = ("mace-torch",), ("paper",)
+_SUITES = ("paper",)
 
 
 def bench(
     model: Annotated[
         str | None,
-        typer.Argument(help=f"Preset, or model file; {DEFAULT_MODEL} if not given."),
+        typer.Argument(
+            help="Preset, or model file, or several with commas between them; "
+            f"{DEFAULT_MODEL} if not given."
+        ),
     ] = None,
     sizes: Annotated[
         str | None,
         typer.Option(
-            help="Numbers of atoms: 9 is ethanol, the others are rattled silicon, as near as a "
-            f"supercell comes; {DEFAULT_SIZES} if not given."
+            help="Numbers of atoms: 9 is ethanol, 135 five molecules of 3BPA, the others are "
+            f"rattled silicon, as near as a supercell comes; {DEFAULT_SIZES} if not given."
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -40,7 +44,8 @@ def bench(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Measure a peer of equal architecture in turns: mace-torch (make peers)."
+            help="Measure peers of equal architecture in turns: mace-torch, nequip, or both with a "
+            "comma between them (make peers)."
         ),
     ] = None,
     suite: Annotated[
@@ -65,7 +70,7 @@ def bench(
         typer.Option(help="JSON with all times; clebsch-bench-DATE.json if not given."),
     ] = None,
 ) -> None:
-    """Time energies, forces and training steps here, and against mace-torch."""
+    """Time energies, forces and training steps here, and against mace-torch and nequip."""
     from clebsch.benchmarks.compare import measure_all
     from clebsch.benchmarks.record import results_table, write_record
     from clebsch.evaluation.run import progress_bar
@@ -131,12 +136,13 @@ def _cases(model: str | None, sizes: str | None, suite: str | None) -> list[Case
             raise ConfigError("--suite has its own models and sizes; give one or the other")
         return paper_cases()
     model = model or DEFAULT_MODEL
-    name, config, species = _model(model)
-    file = None if species is None else Path(model)
     cases = []
-    for size in _numbers(sizes or DEFAULT_SIZES):
-        system = system_of_size(size, species)
-        cases.append(Case(system, config, name, species or system.species, file))
+    for one in [model] if Path(model).exists() else model.split(","):
+        name, config, species = _model(one)
+        file = None if species is None else Path(one)
+        for size in _numbers(sizes or DEFAULT_SIZES):
+            system = system_of_size(size, species)
+            cases.append(Case(system, config, name, species or system.species, file))
     return cases
 
 
@@ -180,14 +186,35 @@ def _kernels(
 
 
 def _contenders(against: str | None, tabulate: bool, cases: Sequence[Case]) -> list[Contender]:
-    from clebsch.benchmarks.jobs import OURS, TABULATED, mace_torch, unlike_mace
+    """Who is measured; each peer on the models that it has."""
+    from clebsch.benchmarks.jobs import OURS, TABULATED
 
     ours = [OURS, TABULATED] if tabulate else [OURS]
-    if against is None:
-        return ours
-    if against not in _PEERS:
-        raise ConfigError(f"unknown --against {against!r}. {did_you_mean(against, _PEERS)}")
-    for case in cases:
-        for setting in unlike_mace(case.config):
-            raise ConfigError(f"{case.name}: mace-torch has no {setting}, or a different one")
-    return [*ours, *mace_torch()]
+    peers = [] if against is None else _peers(against)
+    lacking = {case.name: {peer.name: peer.lacks(case.config) for peer in peers} for case in cases}
+    notes = {
+        (model, name): f"{model}: {name} has no {settings[0]}, or a different one"
+        for model, of_peer in lacking.items()
+        for name, settings in of_peer.items()
+        if settings
+    }
+    for model, of_peer in lacking.items():
+        if peers and all(of_peer.values()):
+            raise ConfigError("; ".join(notes[model, name] for name in of_peer))
+    for peer in peers:
+        if all(of_peer[peer.name] for of_peer in lacking.values()):
+            raise ConfigError("; ".join(notes[model, peer.name] for model in lacking))
+    found = [*ours, *(one for peer in peers for one in peer.contenders())]
+    for note in notes.values():
+        text = f"Not compared: {note}"
+        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
+def _peers(against: str) -> list[Peer]:
+    from clebsch.benchmarks.opponents import PEERS
+
+    for name in against.split(","):
+        if name not in PEERS:
+            raise ConfigError(f"unknown --against {name!r}. {did_you_mean(name, PEERS)}")
+    return [PEERS[name] for name in dict.fromkeys(against.split(","))]

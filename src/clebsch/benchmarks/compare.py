@@ -121,7 +121,8 @@ def measure_all(
     """Measure every contender on every case, one process at a time, in turns.
 
     Within a round each case is measured by all contenders in a row, so that what they are compared
-    on happens within minutes; every round begins with another one.
+    on happens within minutes; every round begins with another one. A contender that lacks settings
+    of a model is left out there.
 
     Args:
         cases: models on systems.
@@ -139,7 +140,7 @@ def measure_all(
         for i, case in enumerate(cases)
         for mode in modes
         for one in contenders
-        if mode in one.modes
+        if mode in one.modes and not one.lacks(case.config)
     }
     done, total = 0, rounds * len(rows)
     for turn in range(rounds):
@@ -148,7 +149,9 @@ def measure_all(
         for i, case in enumerate(cases):
             for mode in modes:
                 job = case.job(mode, dtype, threads, timing)
-                for contender in (one for one in order if mode in one.modes):
+                for contender in order:
+                    if (i, mode, contender.name) not in rows:
+                        continue
                     progress(f"{case.system.name}, {case.name}: {contender.name}", done, total)
                     _measure(rows[i, mode, contender.name], contender, job)
                     save(list(rows.values()))

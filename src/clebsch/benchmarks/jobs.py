@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,21 +16,13 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from clebsch.benchmarks.structures import System
-from clebsch.errors import ClebschError, ConfigError
-from clebsch.models.config import MessagePassingConfig, ModelConfig
+from clebsch.errors import ClebschError
+from clebsch.models.config import ModelConfig
 
 Mode = Literal["energy_forces", "step"]
 
-#: Where ``make peers`` puts the peer's environment: the root of the repository.
-PEERS = Path(__file__).resolve().parents[3] / ".peers"
-#: glibc settings that keep freed memory instead of returning it: without them about half of the
-#: peer's time goes into page faults of large temporaries.
-TUNED_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "8589934592",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "1073741824",
-}
-_HERE = Path(__file__).parent
+#: Variables that glibc's allocator reads.
+_ALLOCATOR = re.compile("MALLOC_.*_|GLIBC_TUNABLES")
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,7 @@ class Contender:
         environment: variables that it gets beside those of this process.
         modes: what it is asked for.
         options: what its jobs have beside those of others.
+        lacks: the settings of a model that it cannot follow; it is not asked for such a model.
     """
 
     name: str
@@ -49,6 +43,7 @@ class Contender:
     environment: Mapping[str, str] = field(default_factory=dict)
     modes: tuple[Mode, ...] = ("energy_forces", "step")
     options: Mapping[str, Any] = field(default_factory=dict)
+    lacks: Callable[[ModelConfig], Sequence[str]] = lambda config: ()
 
 
 OURS = Contender("clebsch", (sys.executable, "-m", "clebsch.benchmarks.speed"))
@@ -56,55 +51,6 @@ OURS = Contender("clebsch", (sys.executable, "-m", "clebsch.benchmarks.speed"))
 TABULATED = Contender(
     "clebsch, tabulated", OURS.command, modes=("energy_forces",), options={"tabulated": True}
 )
-
-
-#: What mace-torch has a setting for too, or what it does alike whatever is set.
-_ALIKE = frozenset(
-    (
-        *("cutoff", "layers", "channels", "l_max", "message_l", "mean_energy", "scale"),
-        *("radial.n_basis", "radial.envelope_exponent", "radial.hidden", "readout.hidden"),
-        *("product.correlation", "product.couplings", "update.first_layer"),
-    )
-)
-
-
-def unlike_mace(config: ModelConfig) -> list[str]:
-    """Settings that mace-torch cannot follow, as ``key=value``."""
-    ours, theirs = _flat(config.model_dump()), _flat(MessagePassingConfig().model_dump())
-    keys = dict.fromkeys((*ours, *theirs))
-    return [
-        f"{key}={ours.get(key)}"
-        for key in keys
-        if ours.get(key) != theirs.get(key) and key not in _ALIKE
-    ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        full = f"{prefix}{key}"
-        flat |= _flat(value, f"{full}.") if isinstance(value, Mapping) else {full: value}
-    return flat
-
-
-def mace_torch(peers: Path | None = None) -> tuple[Contender, Contender]:
-    """mace-torch as it comes, and with the tuned allocator.
-
-    Args:
-        peers: where its environment is; ``PEERS`` if None.
-
-    Raises:
-        ConfigError: its environment is missing.
-    """
-    peers = PEERS if peers is None else peers
-    python = peers / "bin" / "python"
-    if not (peers / ".mace-torch").exists():
-        raise ConfigError(f"mace-torch is not installed in {peers}: run make peers in a clone")
-    command = (str(python), str(_HERE / "peers" / "mace_torch.py"))
-    return (
-        Contender("mace-torch", command),
-        Contender("mace-torch, tuned malloc", command, TUNED_ALLOCATOR),
-    )
 
 
 @dataclass(frozen=True)
@@ -165,12 +111,13 @@ class MeasurementError(ClebschError):
 def run_job(contender: Contender, job: Mapping[str, Any]) -> dict[str, Any]:
     """Measure in a process of its own, so that peak memory is that of this case alone.
 
-    The allocator is glibc's as it comes, unless the contender says otherwise.
+    The allocator is glibc's as it comes, whatever this process was told, unless the contender says
+    otherwise.
 
     Raises:
         MeasurementError: the process failed; the message has its last line.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in TUNED_ALLOCATOR}
+    environment = {k: v for k, v in os.environ.items() if not _ALLOCATOR.fullmatch(k)}
     environment |= {"OMP_NUM_THREADS": str(job["threads"]), **contender.environment}
     ended = subprocess.run(
         contender.command,

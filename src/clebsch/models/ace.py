@@ -7,14 +7,16 @@ sparse polynomial in its one-particle basis A, one polynomial for each central s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clebsch.algebra import spherical_irreps
+from clebsch.algebra import Irreps, spherical_irreps
 from clebsch.algebra.cluster import ClusterBasis, cluster_basis
 from clebsch.errors import ConfigError
 from clebsch.graph import AtomGraph
@@ -26,6 +28,9 @@ from clebsch.models.ace_config import ACEConfig
 from clebsch.models.network import Network
 from clebsch.nn.couplings import FoldedCouplings
 from clebsch.nn.pairwise import PairPolynomials
+
+#: Channels of single precision that fill two vectors of the widest kind.
+CHANNEL_BLOCK = 32
 
 
 class ACE(Network):
@@ -42,8 +47,6 @@ class ACE(Network):
         forest: the monomials of each central species.
     """
 
-    one_radial: Tensor
-    one_species: Tensor
     places: Tensor
     committee: Tensor
 
@@ -67,16 +70,10 @@ class ACE(Network):
         n_species, n_radial = len(species), int(self.basis.labels[:, 1].max()) + 1
         self.l_max = int(self.basis.labels[:, 2].max())
         self.radial = PairPolynomials(species, config.cutoff, n_radial, config.envelope_exponent)
-        scalars, harmonics = spherical_irreps(0), spherical_irreps(self.l_max)
-        self.plan = convolution_plan(scalars, harmonics, harmonics)
-        channels = np.arange(n_species * n_radial)  # (z, n), n fastest
-        same_n = channels % n_radial == np.arange(n_radial)[:, None]
-        same_z = channels // n_radial == np.arange(n_species)[:, None]
-        per_path = np.repeat(same_n[:, None], self.l_max + 1, axis=1)
-        places = _places(self.basis, n_radial, len(channels))
-        self.register_buffer("one_radial", torch.tensor(per_path).float(), persistent=False)
-        self.register_buffer("one_species", torch.tensor(same_z).float(), persistent=False)
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        groups = _degree_groups(self.basis)
+        self.sums = nn.ModuleList(_Sums(group, self.l_max, n_species) for group in groups)
+        places = torch.tensor(_places(self.basis, groups))
+        self.register_buffer("places", places, persistent=False)
         n_coefficients = sum(len(functions) for functions in self.functions)
         self.coefficients = nn.Parameter(torch.randn(n_coefficients) / self.basis.n_functions**0.5)
         self.register_buffer("committee", torch.zeros(config.committee, n_coefficients))
@@ -100,7 +97,7 @@ class ACE(Network):
         """A of the labels that are used.
 
         A[i, (z n l m)] = <n>^-1/2 sum over neighbours j of species z of R_n(r_ij) Y_lm(r_ij):
-        a convolution of one-hot features with fixed path weights.
+        convolutions of one-hot features with fixed path weights.
 
         Args:
             vectors: [E, 3], Angstrom.
@@ -112,11 +109,8 @@ class ACE(Network):
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         radial = self.radial(lengths, graph) * self.avg_num_neighbors**-0.5
         harmonics = self.kernels.spherical_harmonics(vectors, self.l_max)
-        nodes = self.one_species[graph.species][:, None, :]  # [N, 1, (z, n)]
-        summed = self.kernels.convolve_radial(
-            self.plan, radial, self.one_radial, harmonics, nodes, graph
-        )
-        return summed.flatten(1).index_select(1, self.places)
+        summed = [sums(radial, harmonics, graph).flatten(1) for sums in self.sums]
+        return torch.cat(summed, dim=1).index_select(1, self.places)
 
     def tabulate(self, spacing: float) -> None:
         """There are no radial networks, and nothing to replace."""
@@ -154,10 +148,68 @@ def _polynomials(
     return basis, functions, PolynomialForest(tuple(trees)), (coefficients, terms, values)
 
 
-def _places(basis: ClusterBasis, n_radial: int, n_channels: int) -> np.ndarray:
-    """[n_variables] int64: where each variable stands in [(l, m), (z, n)], flattened."""
+@dataclass(frozen=True)
+class _DegreeGroup:
+    """Consecutive degrees, and the channels (z, n) that any of their labels has."""
+
+    degrees: range
+    channels: tuple[tuple[int, int], ...]
+
+
+def _degree_groups(basis: ClusterBasis) -> list[_DegreeGroup]:
+    """Degrees whose channels fill as many vectors: higher ones have fewer radial functions."""
+    by_degree: dict[int, set[tuple[int, int]]] = {}
+    for z, n, degree in basis.labels.tolist():
+        by_degree.setdefault(degree, set()).add((z, n))
+    channels = [by_degree.get(degree, set()) for degree in range(max(by_degree) + 1)]
+    blocks = [-(-len(found) // CHANNEL_BLOCK) for found in channels]
+    groups = []
+    for _, members in itertools.groupby(range(len(channels)), key=blocks.__getitem__):
+        degrees = list(members)
+        found = set().union(*(channels[degree] for degree in degrees))
+        if found:
+            groups.append(_DegreeGroup(range(degrees[0], degrees[-1] + 1), tuple(sorted(found))))
+    return groups
+
+
+class _Sums(nn.Module):
+    """Sums over neighbours of R_n Y_lm for the degrees and channels of a group."""
+
+    one_radial: Tensor
+    one_species: Tensor
+
+    def __init__(self, group: _DegreeGroup, l_max: int, n_species: int) -> None:
+        super().__init__()
+        self.kernels: Kernels = load_backend("reference")
+        harmonics = spherical_irreps(l_max)
+        wanted = Irreps(harmonics[degree] for degree in group.degrees)
+        self.plan = convolution_plan(spherical_irreps(0), harmonics, wanted)
+        z, n = np.array(group.channels).T
+        self.n_radial = int(n.max()) + 1
+        same_n = n == np.arange(self.n_radial)[:, None]
+        per_path = np.repeat(same_n[:, None], len(group.degrees), axis=1)
+        same_z = z == np.arange(n_species)[:, None]
+        self.register_buffer("one_radial", torch.tensor(per_path).float(), persistent=False)
+        self.register_buffer("one_species", torch.tensor(same_z).float(), persistent=False)
+
+    def forward(self, radial: Tensor, harmonics: Tensor, graph: AtomGraph) -> Tensor:
+        """Args: radial [E, n], harmonics [E, lm]. Returns: [N, (l, m), (z, n)]."""
+        nodes = self.one_species[graph.species][:, None, :]  # [N, 1, (z, n)]
+        own = radial[:, : self.n_radial].contiguous()
+        return self.kernels.convolve_radial(
+            self.plan, own, self.one_radial, harmonics, nodes, graph
+        )
+
+
+def _places(basis: ClusterBasis, groups: Sequence[_DegreeGroup]) -> np.ndarray:
+    """[n_variables] int64: where each variable stands among the sums of all groups, flattened."""
+    start, first = {}, 0
+    for group in groups:
+        for degree in group.degrees:
+            start[degree] = first, {channel: k for k, channel in enumerate(group.channels)}
+            first += (2 * degree + 1) * len(group.channels)
     found = []
     for z, n, degree in basis.labels.tolist():
-        components = np.arange(degree**2, (degree + 1) ** 2)
-        found.append(components * n_channels + z * n_radial + n)
+        offset, channels = start[degree]
+        found.append(offset + np.arange(2 * degree + 1) * len(channels) + channels[z, n])
     return np.concatenate(found)

@@ -179,6 +179,11 @@ class FitConfig(Section):
         "evidence",
         description="strength of the prior against the noise; evidence: the most probable one",
     )
+    checkpoint_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="minutes between saved states, of 4 bytes times coefficients squared",
+    )
 
     @property
     def loss(self) -> LossConfig:

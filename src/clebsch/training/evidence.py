@@ -88,7 +88,7 @@ def posterior(
     """The posterior of a linear fit.
 
     Args:
-        gram: [P, P] X^T X with weights, lower triangle; overwritten.
+        gram: [P, P] X^T X with weights, lower triangle.
         moment: [P] X^T y.
         square: y^T y.
         n_rows: number of rows, n.
@@ -99,11 +99,12 @@ def posterior(
     Raises:
         ClebschError: K is not positive definite to rounding.
     """
-    gram *= prior_std
-    gram *= prior_std[:, None]
-    problem = _Problem(torch.from_numpy(gram), torch.tensor(prior_std * moment), square, n_rows)
+    moment = prior_std * moment
+    problem = _Problem(
+        torch.from_numpy(gram), torch.tensor(prior_std), torch.tensor(moment), square, n_rows
+    )
     if strength is None:
-        mean_diagonal = float(np.trace(gram)) / len(gram)
+        mean_diagonal = float((gram.diagonal() * prior_std**2).mean())
         low, high = (math.log10(bound * mean_diagonal) for bound in STRENGTHS)
         strength, solved = _most_probable(problem, low, high, tell)
     else:
@@ -143,6 +144,7 @@ def _most_probable(
 @dataclass(frozen=True, eq=False)
 class _Problem:
     gram: Tensor
+    prior_std: Tensor
     moment: Tensor
     square: float
     n_rows: int
@@ -150,7 +152,8 @@ class _Problem:
     def solve(self, strength: float) -> _Solution | None:
         """Mean, factor, log evidence, beta; None where K is not positive definite to rounding."""
         n, size = self.n_rows, len(self.gram)
-        matrix = self.gram.clone()
+        matrix = self.gram * self.prior_std
+        matrix *= self.prior_std[:, None]
         matrix.diagonal().add_(strength)
         factor, info = torch.linalg.cholesky_ex(matrix)
         if info != 0:

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from clebsch.data.loader import BatchSampler
+from clebsch.errors import ModelFileError
+from clebsch.interrupt import StopRequest, stop_on_signals
+from clebsch.models.ace import ACE
 from clebsch.training.config import Config
-from clebsch.training.configfile import write_config
-from clebsch.training.linear_fit import LinearFit, fit
+from clebsch.training.configfile import config_dict, write_config
+from clebsch.training.design import Design
+from clebsch.training.fit_state import FitState, remove_fit_state, write_fit_state
+from clebsch.training.linear_fit import LinearFit, empty_equations, labelled_rows, solve
 from clebsch.training.log import History, RunLog, duration
 from clebsch.training.prepare import Prepared, data_provenance, run_provenance
 from clebsch.training.validate import validate
@@ -24,20 +31,32 @@ class FitResult:
     """What a run left.
 
     Attributes:
-        seconds: wall time, reading the data included.
-        record: the line of metrics.jsonl.
-        model: the model file.
+        seconds: wall time, reading the data and earlier parts included.
+        record: the line of metrics.jsonl; None if the run was interrupted.
+        model: the model file; None likewise.
     """
 
     seconds: float
-    record: dict[str, Any]
-    model: Path
+    record: dict[str, Any] | None
+    model: Path | None
+
+
+class _Stopped(Exception):
+    """Somebody asked the run to stop."""
 
 
 def run_fit(
-    config: Config, prepared: Prepared, run: Path, log: RunLog, started: float
+    config: Config,
+    prepared: Prepared,
+    run: Path,
+    log: RunLog,
+    started: float,
+    saved: tuple[FitState, dict[str, Tensor]] | None = None,
 ) -> FitResult:
     """Fit, judge on the validation structures, and write model, configuration and metrics.
+
+    Ctrl-C and SIGTERM save the equations and end the run after the structure or the strength of the
+    prior at hand.
 
     Args:
         config: with a model that is fitted in closed form.
@@ -45,43 +64,140 @@ def run_fit(
         run: the folder of results.
         log: where to report.
         started: ``time.monotonic()`` when the command began.
+        saved: the state to go on from, if any.
+
+    Raises:
+        ModelFileError: the state is of another potential or of other data.
     """
-    potential = prepared.potential.to("cpu")
     write_config(config, run / "config.yaml")
-
-    def progress(done: int, total: int) -> None:
-        elapsed = time.monotonic() - begun
-        log.advance("design matrix", done / total, elapsed * (total - done) / done)
-
-    def tell(strength: float, log_evidence: float) -> None:
-        log.advance("strength of the prior", 1.0, None)
-        log.say(f"  regularisation {strength:.2e}: log evidence {log_evidence:.1f}")
-
-    begun = time.monotonic()
-    with log.progress():
-        fitted, _ = fit(potential, prepared.train, config.fit, config.seed, progress, tell)
-    seconds = time.monotonic() - begun
-    log.say(_describe(fitted, seconds))
-    metrics = {}
-    for name, graphs in (("train", prepared.train), ("valid", prepared.valid)):
-        batches = BatchSampler(graphs.n_edges, batch_edges=BATCH_EDGES).in_order()
-        metrics[name] = validate(potential, graphs, batches, config.loss)
-    record: dict[str, Any] = {
-        "epoch": 1,
-        "step": 1,
-        "seconds": round(time.monotonic() - started, 3),
-        "lr": 0.0,
-        **metrics,
-        "best": True,
-        "fit": fitted.numbers() | {"seconds": round(seconds, 3)},
-    }
-    History(run / "metrics.jsonl").append(record)
-    for name in ("train", "valid"):
-        log.say(_errors({"train": "Training", "valid": "Validation"}[name], metrics[name]))
+    fit = _Fit(config, prepared, run, log, started)
+    if saved is not None:
+        fit.restore(*saved)
+    with stop_on_signals() as request:
+        fit.request = request
+        try:
+            with log.progress():
+                fit.gather()
+                fitted = fit.solve()
+            record = fit.judge(fitted)
+        except _Stopped:
+            fit.save()
+            log.say(f"Interrupted; saved. Go on with: clebsch resume {run}")
+            return FitResult(fit.seconds, None, None)
+    history = History(run / "metrics.jsonl")
+    history.truncate(0)  # a line without a model is that of a run that was cut off here
+    history.append(record)
     path = run / "model.safetensors"
-    potential.save(path, provenance=_provenance(config, prepared, record))
-    log.say(f"Finished: fitted in {duration(seconds)}; {path}")
+    fit.potential.save(path, provenance=_provenance(config, prepared, record))
+    remove_fit_state(run)
+    log.say(f"Finished: fitted in {duration(record['fit']['seconds'])}; {path}")
     return FitResult(record["seconds"], record, path)
+
+
+class _Fit:
+    """A fit under way: the equations of the first ``done`` structures, and what to do with them.
+
+    Attributes:
+        done: training structures that are in the equations.
+        request: whether somebody asked the run to stop.
+        potential: what is fitted.
+    """
+
+    def __init__(
+        self, config: Config, prepared: Prepared, run: Path, log: RunLog, started: float
+    ) -> None:
+        self.config, self.prepared, self.run, self.log = config, prepared, run, log
+        self.potential = prepared.potential.to("cpu")
+        self.equations = empty_equations(self.potential)
+        assert isinstance(self.potential.model, ACE)
+        # takes many seconds; here Ctrl-C acts at once, and there is nothing new to save
+        self.design = Design(self.potential.model)
+        self.done = 0
+        self.request = StopRequest()
+        self._started = started
+        self._begun = self._last_save = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the run began, earlier parts included."""
+        return time.monotonic() - self._started
+
+    def gather(self) -> None:
+        """Add the structures that are missing to the equations."""
+        graphs, settings = self.prepared.train, self.config.fit
+        first, begun = self.done, time.monotonic()
+        for rows in labelled_rows(self.potential, graphs, settings, first, self.design):
+            self.equations.add(*rows)
+            self.done += 1
+            left = (time.monotonic() - begun) * (len(graphs) - self.done) / (self.done - first)
+            self.log.advance("design matrix", self.done / len(graphs), left)
+            self._stop_if_asked()
+            if time.monotonic() - self._last_save >= 60 * settings.checkpoint_minutes:
+                self.save()
+
+    def solve(self) -> LinearFit:
+        """Find coefficients and committee."""
+
+        def tell(strength: float, log_evidence: float) -> None:
+            self.log.advance("strength of the prior", 1.0, None)
+            self.log.say(f"  regularisation {strength:.2e}: log evidence {log_evidence:.1f}")
+            self._stop_if_asked()
+
+        fitted, _ = solve(self.potential, self.equations, self.config.fit, self.config.seed, tell)
+        self._stop_if_asked()
+        return fitted
+
+    def judge(self, fitted: LinearFit) -> dict[str, Any]:
+        """Errors on all data: the line of metrics.jsonl."""
+        seconds = time.monotonic() - self._begun
+        self.log.say(_describe(fitted, seconds))
+        metrics = {}
+        for name, graphs in (("train", self.prepared.train), ("valid", self.prepared.valid)):
+            batches = BatchSampler(graphs.n_edges, batch_edges=BATCH_EDGES).in_order()
+            metrics[name] = validate(self.potential, graphs, batches, self.config.loss)
+            self._stop_if_asked()
+        for name in ("train", "valid"):
+            title = {"train": "Training", "valid": "Validation"}[name]
+            self.log.say(_errors(title, metrics[name]))
+        return {
+            "epoch": 1,
+            "step": 1,
+            "seconds": round(self.seconds, 3),
+            "lr": 0.0,
+            **metrics,
+            "best": True,
+            "fit": fitted.numbers() | {"seconds": round(seconds, 3)},
+        }
+
+    def save(self) -> None:
+        """Write the state."""
+        state = FitState(
+            self.done, self.seconds, self.prepared.fingerprint(), config_dict(self.config)
+        )
+        write_fit_state(self.run, state, self.equations)
+        self._last_save = time.monotonic()
+
+    def restore(self, state: FitState, tensors: dict[str, Tensor]) -> None:
+        """Stand where ``save`` stood.
+
+        Raises:
+            ModelFileError: the state is of other data.
+        """
+        if state.fingerprint != self.prepared.fingerprint():
+            raise ModelFileError(
+                f"{self.run}: the structures or labels are not those that the run began with, so "
+                "it cannot be resumed exactly; start a new run"
+            )
+        self.equations.restore(tensors)
+        tensors.clear()  # they are half as large as the equations
+        self.done = state.done
+        self._started -= state.seconds
+        self._begun -= state.seconds
+        self.log.say(f"Resuming after structure {self.done} of {len(self.prepared.train)}.")
+
+    def _stop_if_asked(self) -> None:
+        if self.request.received:
+            raise _Stopped
 
 
 def _provenance(config: Config, prepared: Prepared, record: dict[str, Any]) -> dict[str, Any]:

@@ -70,12 +70,7 @@ class Rows(NamedTuple):
 
 
 def fit(
-    potential: Potential,
-    graphs: LabelledGraphs,
-    config: FitConfig,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    tell: Callable[[float, float], None] = lambda strength, log_evidence: None,
+    potential: Potential, graphs: LabelledGraphs, config: FitConfig, seed: int = 0
 ) -> tuple[LinearFit, Posterior]:
     """Set a linear potential's coefficients and committee to the posterior of the labels.
 
@@ -84,7 +79,38 @@ def fit(
         graphs: the labelled structures.
         config: weights and prior.
         seed: of the committee's draws.
-        progress: told of structures done and all of them.
+
+    Raises:
+        DataError: no structure has a label that has a weight, or no atom has a neighbour.
+        ClebschError: the equations cannot be solved.
+    """
+    equations = empty_equations(potential)
+    for rows in labelled_rows(potential, graphs, config):
+        equations.add(*rows)
+    return solve(potential, equations, config, seed)
+
+
+def empty_equations(potential: Potential) -> NormalEquations:
+    """For all coefficients of a linear ACE."""
+    network = potential.model
+    assert isinstance(network, ACE)
+    return NormalEquations(len(network.coefficients))
+
+
+def solve(
+    potential: Potential,
+    equations: NormalEquations,
+    config: FitConfig,
+    seed: int = 0,
+    tell: Callable[[float, float], None] = lambda strength, log_evidence: None,
+) -> tuple[LinearFit, Posterior]:
+    """Set a linear potential's coefficients and committee to the posterior of the labels.
+
+    Args:
+        potential: a linear ACE; its network changes.
+        equations: of all labels; no more of them can be added then.
+        config: weights and prior.
+        seed: of the committee's draws.
         tell: told of every strength of the prior that is tried, and its log evidence.
 
     Raises:
@@ -93,10 +119,6 @@ def fit(
     """
     network = potential.model
     assert isinstance(network, ACE)
-    equations = NormalEquations(len(network.coefficients))
-    for done, rows in enumerate(labelled_rows(potential, graphs, config), start=1):
-        equations.add(*rows)
-        progress(done, len(graphs))
     gram = equations.close()
     if not equations.n_rows:
         raise DataError("no structure has a label that the fit has a weight for")
@@ -150,15 +172,19 @@ def prior_std(network: ACE, config: FitConfig, squares: np.ndarray) -> np.ndarra
 
 
 def labelled_rows(
-    potential: Potential, graphs: LabelledGraphs, config: FitConfig
+    potential: Potential,
+    graphs: LabelledGraphs,
+    config: FitConfig,
+    start: int = 0,
+    design: Design | None = None,
 ) -> Iterator[Rows]:
-    """The rows of each structure, one structure after the other."""
+    """The rows of each structure, one structure after the other, from the ``start``-th on."""
     network = potential.model
     assert isinstance(network, ACE)
-    design = Design(network)
+    design = design or Design(network)
     nothing = _without_network(potential)
     scale = float(potential.head.scale)
-    for index in range(len(graphs)):
+    for index in range(start, len(graphs)):
         batch = graphs.batch([index])
         rows = design(batch.graph, virial=bool(batch.labels.has_stress))
         yield _rows(batch, scale * rows, nothing, config)

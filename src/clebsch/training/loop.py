@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from clebsch.errors import ClebschError, ConfigError
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.training.config import Config, TrainingConfig
 from clebsch.training.configfile import config_dict, load_config, write_config
-from clebsch.training.fit_run import run_fit
+from clebsch.training.fit_run import FitResult, run_fit
+from clebsch.training.fit_state import fit_state_file, read_fit_state
 from clebsch.training.log import RunLog
 from clebsch.training.prepare import prepare
 from clebsch.training.shares import threads, with_shares
@@ -27,7 +29,7 @@ from clebsch.training.trainer import Trainer
 Reason = Finished | Literal["interrupted", "fitted"]
 
 #: Settings that may change when a run is resumed.
-_FREE = {
+_FREE = {"fit.checkpoint_minutes"} | {
     f"training.{name}"
     for name in (
         "max_epochs",
@@ -95,8 +97,7 @@ def train(
         log = RunLog(run, console)
         prepared = prepare(config, log.say)
         if config.is_linear:
-            fitted = run_fit(config, prepared, run, log, started)
-            return TrainingResult(run, "fitted", 1, 1, fitted.seconds, fitted.record, fitted.model)
+            return _fit_result(run, run_fit(config, prepared, run, log, started))
         config = with_shares(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         # in this order: where there is a state, there is what to resume it with
@@ -131,11 +132,11 @@ def resume(
     started = time.monotonic()
     run = Path(run).absolute()
     config = load_config(run / "config.yaml").model_copy(update={"run": run})
-    if config.is_linear:
-        raise ConfigError(
-            f"{run}: a fit in closed form has no state to resume from; fit anew with clebsch train"
-        )
     new_limits = max_epochs is not None or max_minutes is not None
+    if config.is_linear:
+        if new_limits:
+            raise ConfigError(f"{run}: a fit in closed form has no limits; resume it without")
+        return _resume_fit(config, RunLog(run, console), started)
     if new_limits:
         limits = {"max_epochs": max_epochs, "max_minutes": max_minutes}
         config = config.model_copy(update={"training": _with_limits(config.training, limits)})
@@ -144,7 +145,7 @@ def resume(
         state, tensors, losses = read_newest_state(run)
         for loss in losses:
             log.say(loss)
-        _check_unchanged(config, state)
+        _check_unchanged(config, state.config)
         if state.finished is not None and not new_limits:
             log.say(f"{run} is finished ({state.finished}); give new limits to train longer.")
             return _result(run, state, state.finished)
@@ -162,7 +163,30 @@ def resume(
 def _holds_a_run(run: Path) -> bool:
     """Whether anything would be lost by beginning anew; a configuration alone is no run."""
     results = ("metrics.jsonl", "model.safetensors")
-    return bool(state_files(run)) or any((run / name).exists() for name in results)
+    states = bool(state_files(run)) or fit_state_file(run).exists()
+    return states or any((run / name).exists() for name in results)
+
+
+def _resume_fit(config: Config, log: RunLog, started: float) -> TrainingResult:
+    """Go on with a fit in closed form; one that is finished stays as it is."""
+    run = config.run
+    with _disk_errors(run):
+        if (run / "model.safetensors").exists():
+            log.say(f"{run} is finished: its model is fitted.")
+            (line,) = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            record = json.loads(line)
+            result = FitResult(record["seconds"], record, run / "model.safetensors")
+            return _fit_result(run, result)
+        state, tensors = read_fit_state(run)
+        _check_unchanged(config, state.config)
+        prepared = prepare(config, log.say)
+        return _fit_result(run, run_fit(config, prepared, run, log, started, (state, tensors)))
+
+
+def _fit_result(run: Path, result: FitResult) -> TrainingResult:
+    reason: Reason = "interrupted" if result.model is None else "fitted"
+    done = int(result.model is not None)
+    return TrainingResult(run, reason, done, done, result.seconds, result.record, result.model)
 
 
 def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
@@ -247,15 +271,15 @@ def _with_limits(settings: TrainingConfig, limits: dict[str, Any]) -> TrainingCo
         raise ConfigError(f"new limits: {error.errors()[0]['msg']}") from None
 
 
-def _check_unchanged(config: Config, state: TrainingState) -> None:
+def _check_unchanged(config: Config, began: dict[str, Any]) -> None:
     """Refuse settings with which the run would not be the same.
 
     Raises:
         ConfigError: names the first such setting.
     """
     now = config_dict(config)
-    for section in ("model", "training", "seed", "dtype"):
-        for key, new, old in _differences(section, now[section], state.config[section]):
+    for section in ("model", "training", "fit", "seed", "dtype"):
+        for key, new, old in _differences(section, now.get(section), began.get(section)):
             if key in _FREE:
                 continue
             raise ConfigError(

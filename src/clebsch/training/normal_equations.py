@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from torch import Tensor
 
 #: Rows that are gathered before they are multiplied, and columns that are multiplied at a time:
 #: enough for matrix products at full speed, with few of them above the diagonal.
@@ -48,18 +51,45 @@ class NormalEquations:
                 self._multiply()
 
     def close(self) -> np.ndarray:
-        """X^T X, [P, P], its lower triangle; the object is spent then."""
+        """X^T X, [P, P], its lower triangle; no row can be added then."""
         self._multiply()
-        gram, self._gram = self._gram, torch.zeros(0, 0)
-        self._block = np.zeros((0, 0))
-        return gram.numpy()
+        self._block = np.zeros((0, self._gram.shape[1]))
+        return self._gram.numpy()
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors; the upper triangle is left out."""
+        rows = torch.from_numpy(self._block[: self._filled])
+        panels = {f"gram:{panel.start}": gram for panel, gram in self._panels()}
+        return panels | {
+            "moment": torch.from_numpy(self.moment),
+            "square": torch.tensor(self.square, dtype=torch.float64),
+            "n_rows": torch.tensor(self.n_rows),
+            "rows": rows,
+            "targets": torch.from_numpy(self._targets[: self._filled]),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Stand where ``state`` was taken, to the last bit."""
+        for panel, gram in self._panels():
+            gram.copy_(state[f"gram:{panel.start}"])
+        self.moment = state["moment"].numpy()
+        self.square = float(state["square"])
+        self.n_rows = int(state["n_rows"])
+        self._filled = len(state["rows"])
+        self._block[: self._filled] = state["rows"].numpy()
+        self._targets[: self._filled] = state["targets"].numpy()
+
+    def _panels(self) -> Iterator[tuple[slice, Tensor]]:
+        """Columns of the lower triangle from the diagonal on, some at a time."""
+        for start in range(0, len(self._gram), PANEL):
+            panel = slice(start, start + PANEL)
+            yield panel, self._gram[start:, panel]
 
     def _multiply(self) -> None:
         filled, targets = self._block[: self._filled], self._targets[: self._filled]
         rows = torch.from_numpy(filled)
-        for start in range(0, len(self._gram), PANEL):
-            panel = slice(start, start + PANEL)
-            self._gram[start:, panel].addmm_(rows[:, start:].T, rows[:, panel])
+        for panel, gram in self._panels():
+            gram.addmm_(rows[:, panel.start :].T, rows[:, panel])
         self.moment += targets @ filled
         self.square += float(targets @ targets)
         self.n_rows += self._filled
