@@ -1,0 +1,122 @@
+"""Run by ``.peers/bin/python``: makes models of mace-torch and computes with them.
+
+Reads a job as JSON from standard input: variants, structures and a folder. Writes a ``.model`` for
+each variant and prints what mace-torch says of every structure, per head, as JSON in the last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+# e3nn 0.4.4 keeps its constants as a pickle, which torch otherwise refuses to load.
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+warnings.simplefilter("ignore")
+
+import numpy as np
+import torch
+from e3nn import o3
+from mace import data, modules, tools
+from mace.tools import torch_geometric
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    torch.set_num_threads(1)
+    results = {
+        name: run(Path(job["folder"]) / f"{name}.model", variant, job)
+        for name, variant in job["variants"].items()
+    }
+    print(json.dumps(results))
+
+
+def run(path: Path, variant: dict[str, Any], job: dict[str, Any]) -> Any:
+    torch.set_default_dtype(getattr(torch, job["dtype"]))
+    torch.manual_seed(7)
+    model = build(dict(variant), job["numbers"])
+    torch.save(model, path)
+    torch.set_default_dtype(torch.float64)
+    model = model.double()
+    return [
+        {name: answers(model, head, s, job) for name, s in job["structures"].items()}
+        for head in range(len(model.heads))
+    ]
+
+
+def build(variant: dict[str, Any], numbers: list[int]) -> torch.nn.Module:
+    cls = getattr(modules, variant.pop("cls", "ScaleShiftMACE"))
+    residual = "RealAgnosticResidualInteractionBlock"
+    first = modules.interaction_classes[variant.pop("first", residual)]
+    later = modules.interaction_classes[variant.pop("later", residual)]
+    hidden = o3.Irreps(variant.pop("hidden", "6x0e+6x1o"))
+    readout = variant.pop("readout_cls", None)
+    if readout is not None:
+        variant["readout_cls"] = getattr(modules, readout)
+    if "edge_irreps" in variant:
+        variant["edge_irreps"] = o3.Irreps(variant["edge_irreps"])
+    gates = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "none": None}
+    gate = gates[variant.pop("gate", "silu")]
+    settings: dict[str, Any] = {
+        "r_max": 4.1,
+        "num_bessel": 6,
+        "num_polynomial_cutoff": 5,
+        "max_ell": 2,
+        "num_interactions": 2,
+        "MLP_irreps": o3.Irreps("16x0e"),
+        "atomic_energies": [-13.6, -1027.3, -2042.1],
+        "avg_num_neighbors": 9.3,
+        "correlation": 3,
+        "radial_MLP": [16, 16],
+        **variant,
+    }
+    if cls is modules.ScaleShiftMACE:
+        settings = {"atomic_inter_scale": 0.7, "atomic_inter_shift": 0.3, **settings}
+    frequencies = settings.pop("trained_frequencies", False)
+    model = cls(
+        interaction_cls=later,
+        interaction_cls_first=first,
+        hidden_irreps=hidden,
+        num_elements=len(numbers),
+        atomic_numbers=numbers,
+        gate=gate,
+        **{**settings, "atomic_energies": np.array(settings["atomic_energies"])},
+    )
+    if frequencies:
+        model.radial_embedding.bessel_fn.bessel_weights *= 1.03
+    for name, parameter in model.named_parameters():  # what starts at zero or one shall count
+        if parameter.numel() == 1 or name.endswith(("alpha", "beta", "bias")):
+            parameter.data += 0.1 * torch.rand_like(parameter)
+    return model
+
+
+def answers(model: Any, head: int, structure: dict[str, Any], job: dict[str, Any]) -> Any:
+    numbers = np.array(structure["numbers"])
+    configuration = data.Configuration(
+        atomic_numbers=numbers,
+        positions=np.array(structure["positions"]),
+        properties={"energy": 0.0, "forces": np.zeros((len(numbers), 3))},
+        property_weights={"energy": 1.0, "forces": 1.0},
+        cell=np.array(structure["cell"]),
+        pbc=tuple(structure["pbc"]),
+        head=model.heads[head],
+    )
+    graph = data.AtomicData.from_config(
+        configuration,
+        z_table=tools.AtomicNumberTable(job["numbers"]),
+        cutoff=float(model.r_max),
+        heads=model.heads,
+    )
+    batch = next(iter(torch_geometric.dataloader.DataLoader([graph], batch_size=1)))
+    out = model(batch.to_dict(), compute_force=True, compute_stress=all(structure["pbc"]))
+    keys = {"energy": "energy", "forces": "forces", "site_energies": "node_energy"}
+    found = {ours: out[theirs].tolist() for ours, theirs in keys.items()}
+    found["stress"] = out["stress"][0].tolist() if all(structure["pbc"]) else None
+    return found
+
+
+if __name__ == "__main__":
+    main()
