@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 # e3nn 0.4.4 keeps its constants as a pickle, which torch otherwise refuses to load.
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-warnings.simplefilter("ignore")
 
 import numpy as np
 import torch
@@ -27,24 +25,26 @@ from mace.tools import torch_geometric
 def main() -> None:
     job = json.load(sys.stdin)
     torch.set_num_threads(1)
-    results = {
-        name: run(Path(job["folder"]) / f"{name}.model", variant, job)
-        for name, variant in job["variants"].items()
-    }
-    print(json.dumps(results))
-
-
-def run(path: Path, variant: dict[str, Any], job: dict[str, Any]) -> Any:
-    torch.set_default_dtype(getattr(torch, job["dtype"]))
-    torch.manual_seed(7)
-    model = build(dict(variant), job["numbers"])
-    torch.save(model, path)
     torch.set_default_dtype(torch.float64)
-    model = model.double()
-    return [
-        {name: answers(model, head, s, job) for name, s in job["structures"].items()}
-        for head in range(len(model.heads))
-    ]
+    folder = Path(job["folder"])
+    print(json.dumps({name: run(folder, name, job) for name in job["variants"]}))
+
+
+def run(folder: Path, name: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Answers of the model in float64, and of what is left of it in a file of float32."""
+    torch.manual_seed(7)
+    model = build(dict(job["variants"][name]), job["numbers"])
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        kind = str(dtype).removeprefix("torch.")
+        model = model.to(dtype)
+        torch.save(model, folder / f"{name}-{kind}.model")
+        model = model.double()
+        found[kind] = [
+            {place: answers(model, head, s, job) for place, s in job["structures"].items()}
+            for head in range(len(model.heads))
+        ]
+    return found
 
 
 def build(variant: dict[str, Any], numbers: list[int]) -> torch.nn.Module:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import permutations
 from math import factorial, prod
+from typing import Any
 
 import numpy as np
 
@@ -39,11 +40,11 @@ def compression(basis: CouplingBasis, couplings: np.ndarray, place: str) -> np.n
     couplings = couplings.astype(np.float64)
     weights = np.array([_factorials(row) for row in basis.monomials.tolist()])
     # sums over all orders of factors, each different one counted once
-    symmetric = sum(
-        couplings[(slice(None), *(basis.monomials[:, slot] for slot in order))]
-        for order in permutations(range(basis.order))
-    )
-    symmetric = np.asarray(symmetric) / weights[None, :, None]  # [2L + 1, monomials, P]
+    symmetric = np.zeros((basis.target.dim, len(weights), couplings.shape[-1]))
+    for order in permutations(range(basis.order)):
+        index: Any = (slice(None), *(basis.monomials[:, slot] for slot in order))
+        symmetric += couplings[index]
+    symmetric /= weights[:, None]
     coupling, component, monomial, coefficient = basis.terms
     products = (weights[monomial] * coefficient)[:, None] * symmetric[component, monomial]
     result = np.zeros((basis.n_couplings, couplings.shape[-1]))

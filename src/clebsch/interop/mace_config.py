@@ -17,14 +17,15 @@ from clebsch.models.config import MessagePassingConfig
 MODELS = ("MACE", "ScaleShiftMACE")
 
 #: Interaction blocks: how they update features, and what they divide the sum over neighbours by.
-BLOCKS: dict[
-    str, tuple[Literal["species_linear", "residual"], Literal["neighbors", "density"]]
-] = {
+BLOCKS: dict[str, tuple[Literal["species_linear", "residual"], Literal["neighbors", "density"]]] = {
     "RealAgnosticInteractionBlock": ("species_linear", "neighbors"),
     "RealAgnosticResidualInteractionBlock": ("residual", "neighbors"),
     "RealAgnosticDensityInteractionBlock": ("species_linear", "density"),
     "RealAgnosticDensityResidualInteractionBlock": ("residual", "density"),
 }
+
+#: Layers of a model, and of a radial network: what a small file could claim to have many of.
+MAX_LAYERS = 16
 
 _BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 _TRANSFORMS = {"AgnesiTransform": "agnesi", "SoftTransform": "soft"}
@@ -39,9 +40,12 @@ def mace_config(model: Module) -> MessagePassingConfig:
     _check_supported(model)
     interactions = model.child("interactions").children()
     products = model.child("products").children()
+    if not 1 <= len(interactions) <= MAX_LAYERS or len(products) != len(interactions):
+        raise refuse(model, f"{len(interactions)} layers with {len(products)} product bases")
     first, later = _updates(interactions)
     channels, messages = _messages(interactions, products)
     l_max = _l_max(interactions[0])
+    _check_sizes(model, interactions, products, channels)
     whole = interactions[min(1, len(interactions) - 1)].child("linear").irreps("irreps_out")
     natural = {irrep for _, irrep in whole} <= set(spherical_irreps(l_max))
     regular = set(messages) == set(
@@ -77,12 +81,20 @@ def refuse(module: Module, feature: str) -> ModelFileError:
     return ModelFileError(f"{module.place}: {feature}: not supported")
 
 
-def _check_supported(model: Module) -> None:
+def check_class(model: Module) -> None:
+    """Refuse what is no model of energies.
+
+    Raises:
+        ModelFileError: another class than MACE or ScaleShiftMACE.
+    """
     if model.kind not in MODELS:
         raise ModelFileError(
             f"{model.place}: a model of class {model.kind}, which is not supported. "
             f"{did_you_mean(model.kind, MODELS)}"
         )
+
+
+def _check_supported(model: Module) -> None:
     if model.has("joint_embedding") or model.has("embedding_readout"):
         raise refuse(model, "embeddings of total charge, spin or other properties")
     if model.get("use_so3", False):
@@ -99,12 +111,33 @@ def _check_supported(model: Module) -> None:
                 raise refuse(interaction, f"weights converted for an accelerator ({accelerated})")
 
 
+def _check_sizes(
+    model: Module, interactions: list[Module], products: list[Module], channels: int
+) -> None:
+    """Refuse a file that claims a larger model than it has numbers for.
+
+    Raises:
+        ModelFileError: channels, layers or couplings are not what the tensors have.
+    """
+    embedding = model.child("node_embedding").child("linear").tensor("weight")
+    if embedding.numel() != len(model.tensor("atomic_numbers")) * channels:
+        raise refuse(model, f"an embedding of {embedding.numel()} numbers for {channels} channels")
+    for interaction, product in zip(interactions, products, strict=True):
+        basis = interaction.child("linear").irreps("irreps_out")
+        dim = sum(irrep.dim for _, irrep in basis)
+        for contraction in product.child("symmetric_contractions").child("contractions").children():
+            order = contraction.get("correlation")
+            if type(order) is not int or not 1 <= order <= 4:
+                raise refuse(contraction, f"products of order {order}")
+            shape = contraction.tensor(f"U_matrix_{order}").shape
+            if tuple(shape[-1 - order : -1]) != (dim,) * order:
+                raise refuse(contraction, f"couplings of shape {tuple(shape)} for {dim} components")
+
+
 def _updates(
     interactions: list[Module],
 ) -> tuple[Literal["species_linear", "residual"], Literal["species_linear", "residual"]]:
     """What the first layer does with features, and what later ones do."""
-    if not interactions:
-        raise ModelFileError("a model without interactions")
     kinds = [BLOCKS[interaction.kind] for interaction in interactions]
     if len(set(kinds[1:])) > 1 or len({normalization for _, normalization in kinds}) > 1:
         names = ", ".join(interaction.kind for interaction in interactions)
@@ -162,11 +195,13 @@ def _radial(model: Module, interactions: list[Module]) -> dict[str, Any]:
     if basis.kind not in _BASES:
         raise refuse(basis, f"the radial basis {basis.kind}")
     shapes = {
-        tuple(len(layer.tensor("weight")) for layer in interaction.child("conv_tp_weights").children())
+        tuple(
+            len(layer.tensor("weight")) for layer in interaction.child("conv_tp_weights").children()
+        )
         for interaction in interactions
     }
-    if len(shapes) > 1:
-        raise refuse(model, "radial networks whose widths differ from layer to layer")
+    if len(shapes) > 1 or not 1 < len(next(iter(shapes))) <= MAX_LAYERS:
+        raise refuse(model, f"radial networks of widths {sorted(shapes)}")
     n_basis, *hidden = shapes.pop()
     radial: dict[str, Any] = {
         "basis": _BASES[basis.kind],

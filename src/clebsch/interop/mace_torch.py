@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from ase.data import chemical_symbols
@@ -17,7 +16,7 @@ from torch import Tensor
 from clebsch.errors import ConfigError, ModelFileError, did_you_mean
 from clebsch.factory import assemble
 from clebsch.interop.inert import Stub
-from clebsch.interop.mace_config import heads_of, mace_config
+from clebsch.interop.mace_config import check_class, heads_of, mace_config
 from clebsch.interop.mace_weights import average_neighbors, copy_network, copy_repulsion
 from clebsch.interop.modules import Module
 from clebsch.interop.torch_archive import read_torch_file
@@ -51,14 +50,21 @@ def read_mace_torch(
     """
     model = _read_model(path)
     index = _head_index(model, head)
+    try:
+        return _converted(model, index, species, Path(path).name)
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelFileError(
+            f"{path}: its weights do not fit its architecture ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _converted(model: Module, head: int, species: Sequence[str] | None, name: str) -> Potential:
     numbers = [int(number) for number in model.tensor("atomic_numbers")]
     elements = _elements(model, numbers, species)
-    config = mace_config(model)
-    scale, shift = _scale_shift(model, index)
-    references = _references(model, index)
-    dtype = _precision(model)
+    scale, shift = _scale_shift(model, head)
+    references = _references(model, head)
     potential = assemble(
-        config,
+        mace_config(model),
         [chemical_symbols[numbers[element]] for element in elements],
         references=[float(references[element]) for element in elements],
         avg_num_neighbors=average_neighbors(model.child("interactions").children()[0]),
@@ -67,17 +73,13 @@ def read_mace_torch(
         dtype=torch.float64,
     )
     assert isinstance(potential.model, MessagePassing)
-    try:
-        with torch.no_grad():
-            copy_network(model, potential.model, elements, index)
-            if isinstance(potential.prior, StoredZBLRepulsion):
-                copy_repulsion(model, potential.prior, elements, scale)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise ModelFileError(
-            f"{path}: its weights do not fit its architecture ({type(error).__name__}: {error})"
-        ) from None
-    potential.model.to(dtype)
-    potential.provenance = _provenance(path, model, heads_of(model)[index])
+    with torch.no_grad():
+        copy_network(model, potential.model, elements, head)
+        if isinstance(potential.prior, StoredZBLRepulsion):
+            copy_repulsion(model, potential.prior, elements, scale)
+    potential.model.to(_precision(model))
+    origin = {"program": "mace-torch", "file": name, "class": model.kind}
+    potential.provenance = {"imported": {**origin, "head": heads_of(model)[head]}}
     return potential
 
 
@@ -91,7 +93,9 @@ def _read_model(path: Path | str) -> Module:
     if isinstance(found, dict) and isinstance(found.get("model"), Stub):
         found = found["model"]
     if isinstance(found, Stub):
-        return Module(found, str(path))
+        model = Module(found, str(path))
+        check_class(model)
+        return model
     if isinstance(found, dict):
         inner = found.get("model", found)
         if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
@@ -166,14 +170,3 @@ def _precision(model: Module) -> torch.dtype:
     """What the model was kept in; half precisions are read as float32."""
     stored = model.child("node_embedding").child("linear").stored_dtype("weight")
     return torch.float64 if stored == torch.float64 else torch.float32
-
-
-def _provenance(path: Path | str, model: Module, head: str) -> dict[str, Any]:
-    return {
-        "imported": {
-            "file": Path(path).name,
-            "program": "mace-torch",
-            "class": model.kind,
-            "head": head,
-        }
-    }

@@ -23,6 +23,7 @@ from clebsch.interop.blocks import (
     species_blocks,
 )
 from clebsch.interop.compression import compression
+from clebsch.interop.inert import Stub
 from clebsch.interop.mace_config import heads_of
 from clebsch.interop.modules import Module
 from clebsch.kernels.reference import SILU_GAIN
@@ -31,7 +32,7 @@ from clebsch.nn.energy import StoredZBLRepulsion
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.path_weights import RadialNetwork
 from clebsch.nn.radial import BesselBasis
-from clebsch.nn.readout import LinearReadout
+from clebsch.nn.readout import LinearReadout, MLPReadout, TwoLinearReadout
 from clebsch.nn.transform import DistanceTransform
 
 
@@ -85,16 +86,16 @@ def average_neighbors(interaction: Module) -> float:
     average = interaction.get("avg_num_neighbors", 1.0)
     if isinstance(average, Tensor) and average.numel() == 1:
         average = float(average)
-    args = getattr(average, "args", ())
-    if len(args) == 2 and isinstance(args[1], bytes):  # a number of numpy
-        average = float(np.frombuffer(args[1], _numpy_type(args[0], interaction))[0])
+    if isinstance(average, Stub) and average.kind.name == "scalar":  # a number of numpy
+        kind, raw = average.args
+        average = float(np.frombuffer(raw, _numpy_type(kind, interaction))[0])
     if not isinstance(average, int | float) or not 0 < average < math.inf:
         raise ModelFileError(f"{interaction.place}: avg_num_neighbors is {average}")
     return float(average)
 
 
-def _numpy_type(stub: object, module: Module) -> str:
-    kind = (*getattr(stub, "args", ()), "")[0]
+def _numpy_type(stub: Stub, module: Module) -> str:
+    kind = stub.args[0]
     if kind not in ("f8", "f4", "i8", "i4"):
         raise ModelFileError(f"{module.place}: avg_num_neighbors of numpy's type {kind!r}")
     return f"<{kind}"
@@ -205,7 +206,9 @@ def _copy_product(
     for target, bases, slices in zip(plan.targets, plan.bases, plan.weight_slices, strict=True):
         contraction = contractions[targets.index(target)]
         for basis, rows in zip(bases, slices, strict=True):
-            couplings = _couplings(contraction, basis.order, target.dim, order)
+            couplings = _couplings(contraction, basis.order, target.dim, theirs.dim)
+            for axis in range(1, basis.order + 1):
+                couplings = couplings.take(order, axis=axis)
             matrix = torch.from_numpy(compression(basis, couplings, contraction.place))
             table = _product_weights(contraction, plan.correlation - basis.order)
             shared = len(table) == 1  # by all elements
@@ -221,18 +224,16 @@ def _product_weights(contraction: Module, below: int) -> Tensor:
     return contraction.child("weights").tensor(str(below - 1))
 
 
-def _couplings(contraction: Module, order: int, dim: int, components: np.ndarray) -> np.ndarray:
-    """[2L + 1, Q, ..., Q, P] with our order of the components of A."""
+def _couplings(contraction: Module, order: int, dim: int, n_components: int) -> np.ndarray:
+    """[2L + 1, Q, ..., Q, P], as in the file."""
     tensor = contraction.tensor(f"U_matrix_{order}").numpy()
     if tensor.ndim == order + 1:  # scalars have no axis of components
         tensor = tensor[None]
-    expected = (dim, *[len(components)] * order)
+    expected = (dim, *[n_components] * order)
     if tensor.shape[:-1] != expected:
         raise ModelFileError(
             f"{contraction.place}: couplings of shape {tensor.shape} where {expected} is expected"
         )
-    for axis in range(1, order + 1):
-        tensor = tensor.take(components, axis=axis)
     return tensor
 
 
@@ -241,6 +242,7 @@ def _copy_readout(theirs: Module, ours: nn.Module, head: int, n_heads: int) -> N
     if isinstance(ours, LinearReadout):
         _fill(ours.weight, linear_blocks(theirs.child("linear"))[SCALAR][:, head], theirs)
         return
+    assert isinstance(ours, MLPReadout | TwoLinearReadout)
     acts = theirs.child("non_linearity").child("acts")
     gain = silu_gain(acts.child("0")) / SILU_GAIN if acts.has("0") else 1.0
     inner = linear_blocks(theirs.child("linear_1"))[SCALAR]

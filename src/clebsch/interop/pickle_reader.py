@@ -46,25 +46,23 @@ NAMES = frozenset(
         "torch.sigmoid",
         *(f"torch.{name}" for name in ("float16", "bfloat16", "float32", "float64")),
         *(f"torch.{name}" for name in ("int8", "int16", "int32", "int64", "uint8", "bool")),
-        *(
-            f"torch.{kind}Storage"
-            for kind in ("Half", "BFloat16", "Float", "Double")
-            + ("Char", "Short", "Int", "Long", "Byte", "Bool")
-        ),
+        *(f"torch.{kind}Storage" for kind in ("Half", "BFloat16", "Float", "Double", "Bool")),
+        *(f"torch.{kind}Storage" for kind in ("Char", "Short", "Int", "Long", "Byte")),
     }
 )
 
+_CONVERTED = "it was converted for {0}; convert it back with mace-torch's {1}, or use the file it "
+_CONVERTED += "was made from"
+
 #: What names of other programs mean, and what to do.
 ADVICE = {
-    "cuequivariance": "it was converted for cuequivariance; convert it back with mace-torch's "
-    "mace_cueq_to_e3nn, or use the file it was made from",
-    "cuequivariance_torch": "it was converted for cuequivariance; convert it back with "
-    "mace-torch's mace_cueq_to_e3nn, or use the file it was made from",
-    "openequivariance": "it was converted for openequivariance; convert it back with mace-torch's "
-    "mace_oeq_to_e3nn, or use the file it was made from",
-    "builtins.getattr": "nothing is looked up by name; a gate of torch.tanh or torch.abs is written "
-    "like this, but no gate other than silu is supported",
-    "mace.calculators": "it was exported for LAMMPS (ML-IAP); use the .model file it was made from",
+    "cuequivariance": _CONVERTED.format("cuequivariance", "mace_cueq_to_e3nn"),
+    "cuequivariance_torch": _CONVERTED.format("cuequivariance", "mace_cueq_to_e3nn"),
+    "openequivariance": _CONVERTED.format("openequivariance", "mace_oeq_to_e3nn"),
+    "builtins.getattr": "nothing is looked up by name; gates of torch.tanh and torch.abs are "
+    "written like this, but no gate other than silu is supported",
+    "mace.calculators": "it was exported for LAMMPS (ML-IAP); use the .model file that it was made "
+    "from",
 }
 
 #: Python's old names of what is in ``builtins`` and ``copyreg``.

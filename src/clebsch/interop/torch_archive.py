@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clebsch.errors import ModelFileError
 from clebsch.interop.inert import Global
-from clebsch.interop.pickle_reader import PickleReader
+from clebsch.interop.pickle_reader import Builder, PickleReader
 
 #: Bytes of the pickle, the description of all objects without their numbers.
 MAX_PICKLE = 64 * 2**20
@@ -26,6 +26,8 @@ MAX_RECORDS = 100_000
 MAX_DIMENSIONS = 16
 
 _ZIP = b"PK\x03\x04"
+#: How pickles of protocols 2 to 5 begin: files of torch before 1.6 are several of them.
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _STORAGES = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -48,7 +50,7 @@ def is_torch_file(path: Path | str) -> bool:
     # A file of safetensors begins with the length of its header, which opens with a brace.
     if start[8:9] == b"{":
         return False
-    return start.startswith(_ZIP) or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
+    return start.startswith((_ZIP, *_PICKLES))
 
 
 def read_torch_file(path: Path | str) -> Any:
@@ -107,7 +109,9 @@ class _Archive:
         for info in listed:
             root, _, name = info.filename.partition("/")
             roots.add(root)
-            unsafe = "\\" in info.filename or ".." in info.filename.split("/") or not (root and name)
+            unsafe = (
+                "\\" in info.filename or ".." in info.filename.split("/") or not (root and name)
+            )
             if unsafe or len(roots) > 1 or name in records:
                 raise self._error(f"a record named {info.filename!r}, which torch does not write")
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
@@ -127,7 +131,7 @@ class _Archive:
             raise ModelFileError(f"{self.path}: a zip archive, but none that torch.save wrote")
         if "byteorder" in self.records and self._record("byteorder", 16).strip() != b"little":
             raise self._error("its numbers are big-endian")
-        builders = {
+        builders: dict[str, Builder] = {
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_parameter": self._parameter,
             "torch._utils._rebuild_parameter_with_state": self._parameter,

@@ -216,7 +216,9 @@ class MessagePassingConfig(NetworkConfig):
     @property
     def keeps_lone_atoms(self) -> bool:
         """Whether an atom without neighbours has exactly its reference energy."""
-        silent = self.update.first_layer == "species_linear" or self.update.self_connection == "none"
+        silent = (
+            self.update.first_layer == "species_linear" or self.update.self_connection == "none"
+        )
         return silent and self.mean_energy != "every_atom"
 
     @property

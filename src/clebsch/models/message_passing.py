@@ -128,10 +128,9 @@ class Layer(nn.Module):
             node_irreps, basis_irreps, config, n_species, avg_num_neighbors, first
         )
         self.product: ProductBasis | None = None
-        if plan is not None:
-            self.product = ProductBasis(
-                plan, n_species if product.weights == "species" else 1, channels
-            )
+        if product is not None and plan is not None:
+            n_tables = n_species if product.weights == "species" else 1
+            self.product = ProductBasis(plan, n_tables, channels)
             self.linear = IrrepsLinear(self.irreps, channels, irreps_out=updated)
         self.species_linear: SpeciesLinear | None = None
         if not self.residual:

@@ -254,8 +254,8 @@ def _check_unchanged(config: Config, state: TrainingState) -> None:
         ConfigError: names the first such setting.
     """
     now = config_dict(config)
-    for section in ("model", "training", "seed", "dtype"):
-        for key, new, old in _differences(section, now[section], state.config[section]):
+    for section in ("model", "initial", "training", "seed", "dtype"):
+        for key, new, old in _differences(section, now[section], state.config.get(section)):
             if key in _FREE:
                 continue
             raise ConfigError(

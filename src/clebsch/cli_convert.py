@@ -1,0 +1,56 @@
+"""``clebsch convert``: a model of another program as a model file of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from clebsch.cli_options import Overwrite
+from clebsch.errors import ConfigError
+
+
+def convert(
+    model: Annotated[Path, typer.Argument(help="A .model file of mace-torch 0.3.x.")],
+    out: Annotated[Path, typer.Argument(help="The model file to write: NEW.safetensors.")],
+    head: Annotated[
+        str | None,
+        typer.Option(help="Which of several heads; all: a file for each, NEW-HEAD.safetensors."),
+    ] = None,
+    elements: Annotated[
+        str | None, typer.Option(help="Elements to keep, such as H,C,O; all if not given.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert a model of mace-torch: the same numbers, without mace-torch and without pickle."""
+    from clebsch.interop.mace_torch import mace_heads
+    from clebsch.modelfile import read_potential
+
+    species = None if elements is None else [symbol.strip() for symbol in elements.split(",")]
+    written = {head: out}
+    if head == "all":
+        written = {
+            name: out.with_name(f"{out.stem}-{_safe(name)}{out.suffix}")
+            for name in mace_heads(model)
+        }
+    for path in written.values():
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} exists; --overwrite replaces it")
+    for name, path in written.items():
+        potential, _ = read_potential(model, head=name, species=species)
+        potential.save(path)
+        about = potential.provenance.get("imported", {})
+        Console().print(
+            f"{path}: {about.get('class', potential.config.name)}, {potential.config.summary}, "
+            f"{len(potential.species)} elements, head {about.get('head', '-')}, {potential.dtype}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _safe(name: str) -> str:
+    """A head's name as part of a file's."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
