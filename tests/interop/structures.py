@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+
 from builders import ethanol
 
 SPECIES = ("H", "C", "O")

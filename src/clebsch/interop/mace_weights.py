@@ -202,7 +202,6 @@ def _copy_product(
     contractions = product.child("symmetric_contractions").child("contractions").children()
     targets = [irrep for _, irrep in linear.irreps("irreps_in")]
     weights = layer.product.weights
-    kept = [0] if len(weights) == 1 else list(elements)
     for target, bases, slices in zip(plan.targets, plan.bases, plan.weight_slices, strict=True):
         contraction = contractions[targets.index(target)]
         for basis, rows in zip(bases, slices, strict=True):
@@ -211,8 +210,9 @@ def _copy_product(
                 couplings = couplings.take(order, axis=axis)
             matrix = torch.from_numpy(compression(basis, couplings, contraction.place))
             table = _product_weights(contraction, plan.correlation - basis.order)
-            shared = len(table) == 1  # by all elements
-            values = torch.einsum("ep,zpk->zek", matrix, table if shared else table[kept])
+            if len(table) > 1:  # else it is shared by all elements
+                table = table[list(elements)]
+            values = torch.einsum("ep,zpk->zek", matrix, table)
             _fill(weights.data[:, rows], values.expand(len(weights), -1, -1), contraction)
     _copy_linear(linear, layer.linear)
 
