@@ -67,6 +67,16 @@ MODELS: dict[str, ModelConfig] = {
         mean_energy="every_atom",
         zbl="mace_torch",
     ),
+    "mace with gates of neighbours": MessagePassingConfig(
+        channels=3,
+        l_max=1,
+        message_l=1,
+        cutoff=3.0,
+        radial={"envelope_of": "path_weights", "n_basis": 4, "hidden": (8,)},
+        interaction={"gated": {"channels": 2, "embedding": 3, "density_hidden": 4}},
+        product={"correlation": 2},
+        update={"first_layer": "residual", "self_connection": "linear"},
+    ),
     "mace with Chebyshev polynomials and the soft transform": MessagePassingConfig(
         channels=3,
         layers=1,

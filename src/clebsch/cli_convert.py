@@ -22,12 +22,20 @@ def convert(
     elements: Annotated[
         str | None, typer.Option(help="Elements to keep, such as H,C,O; all if not given.")
     ] = None,
+    fix: Annotated[
+        str | None,
+        typer.Option(
+            help="Values of embedded properties, such as total_charge=0,total_spin=1; the new "
+            "model is for structures of these."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a model of mace-torch: the same numbers, without mace-torch and without pickle."""
     from clebsch.interop.mace_torch import mace_heads
     from clebsch.modelfile import read_potential
 
+    properties = {} if fix is None else _numbers(fix)
     species = None if elements is None else [symbol.strip() for symbol in elements.split(",")]
     written = {head: out}
     if head == "all":
@@ -39,7 +47,7 @@ def convert(
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; --overwrite replaces it")
     for name, path in written.items():
-        potential, _ = read_potential(model, head=name, species=species)
+        potential, _ = read_potential(model, head=name, species=species, properties=properties)
         potential.save(path)
         about = potential.provenance.get("imported", {})
         Console().print(
@@ -49,6 +57,21 @@ def convert(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """Numbers by name.
+
+    Raises:
+        ConfigError: the text is something else.
+    """
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise ConfigError(
+            f"--fix {text}: write names and numbers such as total_charge=0,total_spin=1"
+        ) from None
 
 
 def _safe(name: str) -> str:

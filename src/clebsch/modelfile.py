@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ def load(
     device: torch.device | str = "cpu",
     head: str | None = None,
     species: Sequence[str] | None = None,
+    properties: Mapping[str, float] | None = None,
 ) -> Potential:
     """Read a potential and verify that it gives the answers stored with it.
 
@@ -124,16 +125,19 @@ def load(
         device: where to put it.
         head: of a mace-torch model with several, which.
         species: of a mace-torch model, the elements to keep; all if None.
+        properties: of a mace-torch model that embeds total charge, spin or the like, the values
+            that the potential shall be for.
 
     Raises:
         ModelFileError: the file is missing, damaged, of a newer format, hostile, holds what is
             not supported, or the potential gives other numbers here than where it was saved.
-        ConfigError: the model has no such head or element, or several heads and none is chosen.
+        ConfigError: the model has no such head, element or property; several heads and none is
+            chosen; or embedded properties without a value.
     """
     path = Path(path)
     if dtype not in (None, *TOLERANCES):
         raise ModelFileError(f"{path}: potentials compute in float32 or float64, not in {dtype}")
-    potential, reference = read_potential(path, head=head, species=species)
+    potential, reference = read_potential(path, head=head, species=species, properties=properties)
     saved_dtype = potential.dtype
     potential.model.to(dtype or saved_dtype)
     potential.to(device).requires_grad_(False).use_backend()
@@ -144,7 +148,11 @@ def load(
 
 
 def read_potential(
-    path: Path | str, *, head: str | None = None, species: Sequence[str] | None = None
+    path: Path | str,
+    *,
+    head: str | None = None,
+    species: Sequence[str] | None = None,
+    properties: Mapping[str, float] | None = None,
 ) -> tuple[Potential, dict[str, Any] | None]:
     """A potential as it was saved, on the reference backend, and what it said then; not verified.
 
@@ -152,16 +160,20 @@ def read_potential(
         path: the file.
         head: of a mace-torch model with several, which.
         species: of a mace-torch model, the elements to keep; all if None.
+        properties: of a mace-torch model, values of the properties that it embeds.
 
     Raises:
         ModelFileError: the file is missing, damaged, of a newer format, or holds something else.
-        ConfigError: the model has no such head or element, or several heads and none is chosen.
+        ConfigError: the choices do not fit the model.
     """
     path = Path(path)
     if path.is_file() and is_torch_file(path):
-        return read_mace_torch(path, head=head, species=species), None
-    if head is not None or species is not None:
-        raise ConfigError(f"{path}: heads and elements are chosen of files of mace-torch alone")
+        potential = read_mace_torch(path, head=head, species=species, properties=properties)
+        return potential, None
+    if head is not None or species is not None or properties:
+        raise ConfigError(
+            f"{path}: heads, elements and properties are chosen of files of mace-torch alone"
+        )
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ModelFileError(f"{path}: holds {metadata.get('format')!r}, not a potential")

@@ -87,8 +87,8 @@ def build(variant: dict[str, Any], numbers: list[int]) -> torch.nn.Module:
     )
     if frequencies:
         model.radial_embedding.bessel_fn.bessel_weights *= 1.03
-    for name, parameter in model.named_parameters():  # what starts at zero or one shall count
-        if parameter.numel() == 1 or name.endswith(("alpha", "beta", "bias")):
+    for parameter in model.parameters():  # what starts as zeros or ones shall count
+        if parameter.numel() and (parameter == parameter.flatten()[0]).all():
             parameter.data += 0.1 * torch.rand_like(parameter)
     return model
 
@@ -111,7 +111,10 @@ def answers(model: Any, head: int, structure: dict[str, Any], job: dict[str, Any
         heads=model.heads,
     )
     batch = next(iter(torch_geometric.dataloader.DataLoader([graph], batch_size=1)))
-    out = model(batch.to_dict(), compute_force=True, compute_stress=all(structure["pbc"]))
+    arguments = batch.to_dict()
+    for name, value in (("total_charge", 1), ("total_spin", 2)):  # if it embeds them
+        arguments[name] = torch.tensor([value], dtype=torch.get_default_dtype())
+    out = model(arguments, compute_force=True, compute_stress=all(structure["pbc"]))
     keys = {"energy": "energy", "forces": "forces", "site_energies": "node_energy"}
     found = {ours: out[theirs].tolist() for ours, theirs in keys.items()}
     found["stress"] = out["stress"][0].tolist() if all(structure["pbc"]) else None

@@ -177,15 +177,6 @@ def kind(place: str, name: str) -> Callable[[Stub], None]:
     return change
 
 
-def child(place: str, name: str) -> Callable[[Stub], None]:
-    def change(model: Stub) -> None:
-        (inner(model, place) if place else model).state["_modules"][name] = Stub(
-            Global("torch.nn", "Module")
-        )
-
-    return change
-
-
 def tensor(place: str, name: str, change_it: Callable[[torch.Tensor], Any]) -> Any:
     def change(model: Stub) -> None:
         for table in ("_parameters", "_buffers"):
@@ -208,7 +199,6 @@ REFUSED: dict[str, tuple[Callable[[Stub], None], str]] = {
         kind("interactions.1", "RealAgnosticAttResidualInteractionBlock"),
         "class RealAgnosticAttResidualInteractionBlock are not supported",
     ),
-    "embeddings of charge": (child("", "joint_embedding"), "charge, spin"),
     "irreps without parity": (attribute("", "use_so3", True), "use_so3"),
     "an accelerator": (
         attribute(
@@ -288,6 +278,57 @@ def test_a_checkpoint_that_holds_a_whole_model_is_read(monkeypatch: pytest.Monke
     checkpoint = {"model": model, "optimizer": {}, "epoch": 3}
     monkeypatch.setattr(mace_torch, "read_torch_file", lambda path: checkpoint)
     check(read_mace_torch(MODEL, head="first"), "first")
+
+
+def embedding(model: Stub) -> None:
+    """Embeds charge as a number and spin out of a table, as a newer model would."""
+
+    def module(kind: str, parameters: dict[str, torch.Tensor], **children: Stub) -> Stub:
+        state = {"_parameters": parameters, "_buffers": {}, "_modules": children}
+        return Stub(Global("torch.nn", kind), state=state)
+
+    rng = torch.Generator().manual_seed(0)
+    some = [torch.randn(*n, generator=rng, dtype=torch.float64) for n in ((3, 1), (3,), (2, 3))]
+    first = module("Linear", {"weight": some[0], "bias": some[1]})
+    last = module("Linear", {"weight": some[2], "bias": torch.ones(2, dtype=torch.float64)})
+    charge = module("Sequential", {}, **{"0": first, "2": last})
+    table = torch.randn(4, 2, generator=rng, dtype=torch.float64)
+    spin = module("Embedding", {"weight": table})
+    weight = torch.randn(2, 4, generator=rng, dtype=torch.float64)
+    project = module("Sequential", {}, **{"0": module("Linear", {"weight": weight})})
+    joint = module(
+        "GenericJointEmbedding",
+        {},
+        embedders=module("ModuleDict", {}, total_charge=charge, total_spin=spin),
+        project=project,
+    )
+    joint.state["specs"] = {"total_spin": {"per": "graph", "offset": 1}}
+    model.state["_modules"]["joint_embedding"] = joint
+
+
+def test_embedded_properties_are_fixed(altered: Any):
+    path = altered(embedding)
+    with pytest.raises(ConfigError, match="fix a value of total_charge, total_spin"):
+        read_mace_torch(path, head="first")
+    with pytest.raises(ConfigError, match="fix a value of total_spin"):
+        read_mace_torch(path, head="first", properties={"total_charge": 1})
+    with pytest.raises(ConfigError, match=r"no property 'charge'.*Did you mean 'total_charge'"):
+        read_mace_torch(path, head="first", properties={"charge": 1})
+    with pytest.raises(ConfigError, match="total_spin is a whole number from -1 to 2, not 3"):
+        read_mace_torch(path, head="first", properties={"total_charge": 0, "total_spin": 3})
+    atoms, energies = STRUCTURES["molecule"], set()
+    for values in ((0, 1), (1, 1), (0, 2)):
+        properties = dict(zip(("total_charge", "total_spin"), values, strict=True))
+        potential = read_mace_torch(path, head="first", properties=properties)
+        assert potential.provenance["imported"]["properties"] == properties
+        energies.add(float(potential(potential.graph(atoms), "energy").energy))
+    assert len(energies) == 3
+
+
+def test_properties_of_a_model_that_embeds_none_are_refused():
+    with pytest.raises(ConfigError, match="embeds no property 'total_charge'"):
+        clebsch.load(MODEL, head="first", properties={"total_charge": 0})
+    assert run("convert", MODEL, "x.safetensors", "--head", "first", "--fix", "charge") == 2
 
 
 def run(*arguments: object) -> int:

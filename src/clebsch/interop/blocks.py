@@ -23,13 +23,14 @@ from clebsch.kernels.reference import SILU_GAIN
 E3NN_SILU_GAIN = 1.6791767923989418
 
 
-def linear_blocks(module: Module) -> dict[Irrep, Tensor]:
-    """A ``Linear`` of e3nn: [inputs, outputs] for each irrep; inputs / sqrt(inputs) is its norm.
+def linear_blocks(module: Module, biased: bool = False) -> dict[Irrep, Tensor]:
+    """A ``Linear`` of e3nn: [inputs, outputs] for each irrep; 1 / sqrt(inputs) is its norm.
 
     Raises:
-        ModelFileError: it has a bias, or weights that its irreps do not account for.
+        ModelFileError: it has a bias though it should not, or weights that its irreps do not
+            account for.
     """
-    if module.has_tensor("bias") and module.tensor("bias").numel():
+    if not biased and module.has_tensor("bias") and module.tensor("bias").numel():
         raise ModelFileError(f"{module.place}: linear maps with biases are not supported")
     return _blocks(module, "irreps_in", ())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -11,17 +11,23 @@ from clebsch.algebra import SCALAR, Irrep, Irreps, all_irreps, spherical_irreps
 from clebsch.errors import ConfigError, ModelFileError, did_you_mean
 from clebsch.interop.blocks import linear_blocks
 from clebsch.interop.inert import Stub
-from clebsch.interop.modules import Module, Multiplets
+from clebsch.interop.mace_gated import gated_settings, hidden_widths, n_inputs
+from clebsch.interop.modules import Module, Multiplets, one_multiplicity, refuse
 from clebsch.models.config import MessagePassingConfig
 
 MODELS = ("MACE", "ScaleShiftMACE")
 
-#: Interaction blocks: how they update features, and what they divide the sum over neighbours by.
-BLOCKS: dict[str, tuple[Literal["species_linear", "residual"], Literal["neighbors", "density"]]] = {
+Update: TypeAlias = Literal["species_linear", "residual"]
+Kind: TypeAlias = Literal["neighbors", "density", "gated"]
+
+#: Interaction blocks: how they update features, and what they divide the sum over neighbours by
+#: ("gated": the nonlinear block, which does more than that).
+BLOCKS: dict[str, tuple[Update, Kind]] = {
     "RealAgnosticInteractionBlock": ("species_linear", "neighbors"),
     "RealAgnosticResidualInteractionBlock": ("residual", "neighbors"),
     "RealAgnosticDensityInteractionBlock": ("species_linear", "density"),
     "RealAgnosticDensityResidualInteractionBlock": ("residual", "density"),
+    "RealAgnosticResidualNonLinearInteractionBlock": ("residual", "gated"),
 }
 
 #: Layers of a model, and of a radial network: what a small file could claim to have many of.
@@ -46,7 +52,7 @@ def mace_config(model: Module) -> MessagePassingConfig:
     channels, messages = _messages(interactions, products)
     l_max = _l_max(interactions[0])
     _check_sizes(model, interactions, products, channels)
-    whole = interactions[min(1, len(interactions) - 1)].child("linear").irreps("irreps_out")
+    whole = basis_irreps(interactions[min(1, len(interactions) - 1)])
     natural = {irrep for _, irrep in whole} <= set(spherical_irreps(l_max))
     regular = set(messages) == set(
         (spherical_irreps if natural else all_irreps)(messages.l_max).irreps
@@ -60,9 +66,15 @@ def mace_config(model: Module) -> MessagePassingConfig:
         "message_irreps": None if regular else str(messages),
         "parity": "natural" if natural else "full",
         "radial": _radial(model, interactions),
-        "interaction": {"normalization": BLOCKS[interactions[0].kind][1]},
+        "interaction": {"gated": gated_settings(interactions)}
+        if is_gated(interactions[0])
+        else {"normalization": BLOCKS[interactions[0].kind][1]},
         "product": _product(model, products),
-        "update": {"first_layer": first, "later_layers": later},
+        "update": {
+            "first_layer": first,
+            "later_layers": later,
+            "self_connection": "linear" if is_gated(interactions[0]) else "species",
+        },
         "readout": _readout(model, len(interactions)),
         "mean_energy": "none",
         "scale": "none",
@@ -76,9 +88,14 @@ def mace_config(model: Module) -> MessagePassingConfig:
         raise ModelFileError(f"{model.place}: its architecture is not supported: {error}") from None
 
 
-def refuse(module: Module, feature: str) -> ModelFileError:
-    """The error for what is not supported."""
-    return ModelFileError(f"{module.place}: {feature}: not supported")
+def is_gated(interaction: Module) -> bool:
+    """Whether it is the nonlinear block."""
+    return BLOCKS[interaction.kind][1] == "gated"
+
+
+def basis_irreps(interaction: Module) -> Multiplets:
+    """Irreps of the one-particle basis that an interaction block makes, in the file's order."""
+    return interaction.child("linear_2" if is_gated(interaction) else "linear").irreps("irreps_out")
 
 
 def check_class(model: Module) -> None:
@@ -95,8 +112,6 @@ def check_class(model: Module) -> None:
 
 
 def _check_supported(model: Module) -> None:
-    if model.has("joint_embedding") or model.has("embedding_readout"):
-        raise refuse(model, "embeddings of total charge, spin or other properties")
     if model.get("use_so3", False):
         raise refuse(model, "use_so3 (irreps without parity)")
     for interaction in model.child("interactions").children():
@@ -123,8 +138,7 @@ def _check_sizes(
     if embedding.numel() != len(model.tensor("atomic_numbers")) * channels:
         raise refuse(model, f"an embedding of {embedding.numel()} numbers for {channels} channels")
     for interaction, product in zip(interactions, products, strict=True):
-        basis = interaction.child("linear").irreps("irreps_out")
-        dim = sum(irrep.dim for _, irrep in basis)
+        dim = sum(irrep.dim for _, irrep in basis_irreps(interaction))
         for contraction in product.child("symmetric_contractions").child("contractions").children():
             order = contraction.get("correlation")
             if type(order) is not int or not 1 <= order <= 4:
@@ -136,26 +150,13 @@ def _check_sizes(
 
 def _updates(
     interactions: list[Module],
-) -> tuple[Literal["species_linear", "residual"], Literal["species_linear", "residual"]]:
+) -> tuple[Update, Update]:
     """What the first layer does with features, and what later ones do."""
     kinds = [BLOCKS[interaction.kind] for interaction in interactions]
     if len(set(kinds[1:])) > 1 or len({normalization for _, normalization in kinds}) > 1:
         names = ", ".join(interaction.kind for interaction in interactions)
         raise refuse(interactions[0], f"layers of different kinds ({names})")
     return kinds[0][0], kinds[-1][0] if len(kinds) > 1 else "residual"
-
-
-def one_multiplicity(module: Module, multiplets: Multiplets) -> int:
-    """The channel count that all irreps share.
-
-    Raises:
-        ModelFileError: there are several.
-    """
-    counts = {count for count, _ in multiplets}
-    if len(counts) != 1:
-        text = "+".join(f"{count}x{irrep}" for count, irrep in multiplets)
-        raise refuse(module, f"irreps {text} with different multiplicities")
-    return counts.pop()
 
 
 def _messages(interactions: list[Module], products: list[Module]) -> tuple[int, Irreps]:
@@ -194,15 +195,10 @@ def _radial(model: Module, interactions: list[Module]) -> dict[str, Any]:
     basis, cutoff = embedding.child("bessel_fn"), embedding.child("cutoff_fn")
     if basis.kind not in _BASES:
         raise refuse(basis, f"the radial basis {basis.kind}")
-    shapes = {
-        tuple(
-            len(layer.tensor("weight")) for layer in interaction.child("conv_tp_weights").children()
-        )
-        for interaction in interactions
-    }
-    if len(shapes) > 1 or not 1 < len(next(iter(shapes))) <= MAX_LAYERS:
+    shapes = {_radial_widths(interaction) for interaction in interactions}
+    n_basis, *hidden = next(iter(shapes))
+    if len(shapes) > 1 or not 1 <= len(hidden) < MAX_LAYERS:
         raise refuse(model, f"radial networks of widths {sorted(shapes)}")
-    n_basis, *hidden = shapes.pop()
     radial: dict[str, Any] = {
         "basis": _BASES[basis.kind],
         "n_basis": n_basis,
@@ -222,6 +218,16 @@ def _radial(model: Module, interactions: list[Module]) -> dict[str, Any]:
             raise refuse(transform, f"the distance transform {transform.kind}")
         radial["transform"] = _TRANSFORMS[transform.kind]
     return radial
+
+
+def _radial_widths(interaction: Module) -> tuple[int, ...]:
+    """Functions of the radial basis, and hidden widths of the network of path weights."""
+    network = interaction.child("conv_tp_weights")
+    if is_gated(interaction):
+        embeddings = [interaction.child(f"{end}_embedding") for end in ("source", "target")]
+        widths = [linear_blocks(embedding)[SCALAR].shape[1] for embedding in embeddings]
+        return n_inputs(network) - sum(widths), *hidden_widths(network)
+    return tuple(len(layer.tensor("weight")) for layer in network.children())
 
 
 def _has_own_frequencies(model: Module, basis: Module, n_basis: int) -> bool:
@@ -259,14 +265,17 @@ def _readout(model: Module, n_layers: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"layers": "last" if len(readouts) < n_layers else "every"}
     if last.kind == "LinearReadoutBlock":
         return {**settings, "last": "linear"}
-    if last.kind != "NonLinearReadoutBlock":
+    kinds = {"NonLinearReadoutBlock": "mlp", "NonLinearBiasReadoutBlock": "biased_mlp"}
+    if last.kind not in kinds:
         raise refuse(last, f"the readout {last.kind}")
     hidden = linear_blocks(last.child("linear_1"))[SCALAR].shape[1]
     plain = not last.child("non_linearity").child("acts").has("0")
     n_heads = len(heads_of(model))
     if hidden % n_heads:
         raise refuse(last, f"a readout of width {hidden} for {n_heads} heads")
-    kind = "two_linear" if plain else "mlp"
+    if plain and last.kind != "NonLinearReadoutBlock":
+        raise refuse(last, f"the readout {last.kind} without a nonlinearity")
+    kind = "two_linear" if plain else kinds[last.kind]
     return {**settings, "last": kind, "hidden": hidden // n_heads}
 
 

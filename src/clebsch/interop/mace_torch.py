@@ -6,7 +6,7 @@ becomes a configuration (``mace_config``), and the weights are converted (``mace
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from clebsch.errors import ConfigError, ModelFileError, did_you_mean
 from clebsch.factory import assemble
 from clebsch.interop.inert import Stub
 from clebsch.interop.mace_config import check_class, heads_of, mace_config
+from clebsch.interop.mace_embedding import check_properties, embedding_energies
 from clebsch.interop.mace_weights import average_neighbors, copy_network, copy_repulsion
 from clebsch.interop.modules import Module
 from clebsch.interop.torch_archive import read_torch_file
@@ -35,7 +36,11 @@ def mace_heads(path: Path | str) -> list[str]:
 
 
 def read_mace_torch(
-    path: Path | str, *, head: str | None = None, species: Sequence[str] | None = None
+    path: Path | str,
+    *,
+    head: str | None = None,
+    species: Sequence[str] | None = None,
+    properties: Mapping[str, float] | None = None,
 ) -> Potential:
     """The potential that a file of mace-torch holds, on the reference backend.
 
@@ -43,26 +48,37 @@ def read_mace_torch(
         path: a ``.model`` file, or a training checkpoint that holds a whole model.
         head: which of several heads.
         species: the elements to keep; all if None. Energies of structures of these stay the same.
+        properties: of a model that embeds total charge, spin or the like, the values of them that
+            the potential shall be for.
 
     Raises:
         ModelFileError: the file is damaged, hostile, or holds what is not supported.
-        ConfigError: the model has no such head or element, or several heads and none is chosen.
+        ConfigError: the model has no such head, element or property; several heads and none is
+            chosen; or embedded properties without a value.
     """
     model = _read_model(path)
     index = _head_index(model, head)
+    values = dict(properties or {})
+    check_properties(model, values)
     try:
-        return _converted(model, index, species, Path(path).name)
+        return _converted(model, index, species, values, Path(path).name)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelFileError(
             f"{path}: its weights do not fit its architecture ({type(error).__name__}: {error})"
         ) from None
 
 
-def _converted(model: Module, head: int, species: Sequence[str] | None, name: str) -> Potential:
+def _converted(
+    model: Module,
+    head: int,
+    species: Sequence[str] | None,
+    properties: dict[str, float],
+    name: str,
+) -> Potential:
     numbers = [int(number) for number in model.tensor("atomic_numbers")]
     elements = _elements(model, numbers, species)
     scale, shift = _scale_shift(model, head)
-    references = _references(model, head)
+    references = _references(model, head) + embedding_energies(model, properties, head)
     potential = assemble(
         mace_config(model),
         [chemical_symbols[numbers[element]] for element in elements],
@@ -74,12 +90,19 @@ def _converted(model: Module, head: int, species: Sequence[str] | None, name: st
     )
     assert isinstance(potential.model, MessagePassing)
     with torch.no_grad():
-        copy_network(model, potential.model, elements, head)
+        copy_network(model, potential.model, elements, head, properties)
         if isinstance(potential.prior, StoredZBLRepulsion):
             copy_repulsion(model, potential.prior, elements, scale)
     potential.model.to(_precision(model))
-    origin = {"program": "mace-torch", "file": name, "class": model.kind}
-    potential.provenance = {"imported": {**origin, "head": heads_of(model)[head]}}
+    potential.provenance = {
+        "imported": {
+            "program": "mace-torch",
+            "file": name,
+            "class": model.kind,
+            "head": heads_of(model)[head],
+            **({"properties": properties} if properties else {}),
+        }
+    }
     return potential
 
 

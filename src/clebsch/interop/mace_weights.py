@@ -7,7 +7,7 @@ are converted in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clebsch.algebra import SCALAR, Irreps
 from clebsch.errors import ModelFileError
 from clebsch.interop.blocks import (
+    Path,
     convolution_paths,
     linear_blocks,
     radial_weights,
@@ -24,20 +25,28 @@ from clebsch.interop.blocks import (
 )
 from clebsch.interop.compression import compression
 from clebsch.interop.inert import Stub
-from clebsch.interop.mace_config import heads_of
-from clebsch.interop.modules import Module
+from clebsch.interop.mace_config import basis_irreps, heads_of
+from clebsch.interop.mace_embedding import initial_features
+from clebsch.interop.mace_gated import copy_gated
+from clebsch.interop.modules import Module, refuse
+from clebsch.kernels.plan import ConvolutionPlan
 from clebsch.kernels.reference import SILU_GAIN
 from clebsch.models.message_passing import AtomicBasis, Layer, MessagePassing
 from clebsch.nn.energy import StoredZBLRepulsion
+from clebsch.nn.gated_basis import GatedAtomicBasis
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.path_weights import RadialNetwork
 from clebsch.nn.radial import BesselBasis
-from clebsch.nn.readout import LinearReadout, MLPReadout, TwoLinearReadout
+from clebsch.nn.readout import BiasedMLPReadout, LinearReadout, MLPReadout, TwoLinearReadout
 from clebsch.nn.transform import DistanceTransform
 
 
 def copy_network(
-    model: Module, network: MessagePassing, elements: Sequence[int], head: int
+    model: Module,
+    network: MessagePassing,
+    elements: Sequence[int],
+    head: int,
+    properties: Mapping[str, float],
 ) -> None:
     """Fill a network of the model's configuration, in float64, with its weights.
 
@@ -46,16 +55,22 @@ def copy_network(
         network: changed.
         elements: of the network, as indices into those of the model.
         head: which head's readouts to take.
+        properties: values of the properties that the model embeds.
     """
     n_species = len(model.tensor("atomic_numbers"))
-    embedding = linear_blocks(model.child("node_embedding").child("linear"))[SCALAR]
-    _fill(network.embedding, embedding[list(elements)] / math.sqrt(n_species), model)
+    _fill(network.embedding, initial_features(model, properties)[list(elements)], model)
     _copy_radial(model.child("radial_embedding"), network, elements, model)
     interactions = model.child("interactions").children()
     products = model.child("products").children()
     for layer, interaction, product in zip(network.layers, interactions, products, strict=True):
         assert isinstance(layer, Layer)
-        _copy_atomic_basis(interaction, layer.atomic_basis, network.avg_num_neighbors)
+        basis = layer.atomic_basis
+        paths = convolution_paths(interaction.child("conv_tp"))
+        chosen = _chosen(paths, basis.plan, interaction)
+        if isinstance(basis, GatedAtomicBasis):
+            copy_gated(interaction, basis, paths, chosen, elements)
+        else:
+            _copy_atomic_basis(interaction, basis, paths, chosen, network.avg_num_neighbors)
         if layer.species_linear is not None:
             _copy_species(interaction.child("skip_tp"), layer.species_linear, elements, n_species)
         _copy_product(interaction, product, layer, elements)
@@ -126,17 +141,14 @@ def _copy_radial(
         network.transform.radii.copy_(theirs.tensor("covalent_radii")[numbers])
 
 
-def _copy_atomic_basis(interaction: Module, ours: AtomicBasis, avg_num_neighbors: float) -> None:
-    """Linear maps, radial network and normalisation of the sum over neighbours.
+def _chosen(paths: list[Path], plan: ConvolutionPlan, interaction: Module) -> list[int]:
+    """Of the file's paths those that ours has, in its order.
 
-    Their paths may be more than ours: those from irreps that are always zero are left out.
+    Theirs may be more: paths from irreps that are always zero are left out.
     """
-    assert isinstance(ours.linear_up, IrrepsLinear)
-    _copy_linear(interaction.child("linear_up"), ours.linear_up)
-    plan, paths = ours.plan, convolution_paths(interaction.child("conv_tp"))
     place = {(path.node, path.harmonic, path.out): index for index, path in enumerate(paths)}
     try:
-        chosen = [
+        return [
             place[
                 plan.node_irreps[path.node],
                 plan.harmonic_irreps[path.harmonic],
@@ -148,6 +160,18 @@ def _copy_atomic_basis(interaction: Module, ours: AtomicBasis, avg_num_neighbors
         raise ModelFileError(
             f"{interaction.place}: its convolution lacks a path that symmetry allows"
         ) from None
+
+
+def _copy_atomic_basis(
+    interaction: Module,
+    ours: AtomicBasis,
+    paths: list[Path],
+    chosen: list[int],
+    avg_num_neighbors: float,
+) -> None:
+    """Linear maps, radial network and normalisation of the sum over neighbours."""
+    assert isinstance(ours.linear_up, IrrepsLinear)
+    _copy_linear(interaction.child("linear_up"), ours.linear_up)
     assert isinstance(ours.radial, RadialNetwork)
     *inner, last = radial_weights(interaction.child("conv_tp_weights"))
     for parameter, weight in zip(ours.radial.weights, inner, strict=True):
@@ -181,7 +205,12 @@ def _copy_linear(theirs: Module, ours: IrrepsLinear) -> None:
 def _copy_species(
     theirs: Module, ours: SpeciesLinear, elements: Sequence[int], n_species: int
 ) -> None:
-    blocks = species_blocks(theirs, n_species)
+    if len(ours.weights[0]) == 1 and theirs.kind == "Linear":  # the same for all elements
+        shared = linear_blocks(theirs)
+        blocks = {irrep: block[None] for irrep, block in shared.items()}
+        elements = [0]
+    else:
+        blocks = species_blocks(theirs, n_species)
     present = [irrep for irrep, n in zip(ours.irreps_out, ours.copies, strict=True) if n]
     for irrep, parameter in zip(present, ours.weights, strict=True):
         _fill(parameter, blocks[irrep][list(elements)], theirs)
@@ -192,7 +221,7 @@ def _copy_product(
 ) -> None:
     assert layer.product is not None
     plan = layer.product.plan
-    theirs = Irreps(irrep for _, irrep in interaction.child("linear").irreps("irreps_out"))
+    theirs = Irreps(irrep for _, irrep in basis_irreps(interaction))
     if not set(plan.irreps) <= set(theirs):
         raise ModelFileError(f"{interaction.place}: a one-particle basis of irreps {theirs}")
     # Their components in our order of irreps; those that are always zero are not among ours.
@@ -242,13 +271,21 @@ def _copy_readout(theirs: Module, ours: nn.Module, head: int, n_heads: int) -> N
     if isinstance(ours, LinearReadout):
         _fill(ours.weight, linear_blocks(theirs.child("linear"))[SCALAR][:, head], theirs)
         return
-    assert isinstance(ours, MLPReadout | TwoLinearReadout)
+    assert isinstance(ours, MLPReadout | TwoLinearReadout | BiasedMLPReadout)
     acts = theirs.child("non_linearity").child("acts")
     gain = silu_gain(acts.child("0")) / SILU_GAIN if acts.has("0") else 1.0
     inner = linear_blocks(theirs.child("linear_1"))[SCALAR]
-    outer = linear_blocks(theirs.child("linear_2"))[SCALAR]
+    outer = linear_blocks(theirs.child("linear_2"), biased=True)[SCALAR]
     hidden = inner.shape[1] // n_heads
     units = slice(head * hidden, (head + 1) * hidden)
     _fill(ours.inner, inner[:, units], theirs)
     # theirs divides by the root of all heads' units
-    _fill(ours.outer, outer[units, head] * (gain / math.sqrt(n_heads)), theirs)
+    factor = gain / math.sqrt(n_heads)
+    _fill(ours.outer, outer[units, head] * factor, theirs)
+    if isinstance(ours, BiasedMLPReadout):
+        middle = linear_blocks(theirs.child("linear_mid"), biased=True)[SCALAR]
+        _fill(ours.middle, middle[units, units] * factor, theirs)
+        _fill(ours.middle_bias, theirs.child("linear_mid").tensor("bias")[units], theirs)
+        _fill(ours.outer_bias, theirs.child("linear_2").tensor("bias")[head], theirs)
+    elif theirs.child("linear_2").tensor("bias").numel():
+        raise refuse(theirs, "a readout with a bias")

@@ -51,9 +51,13 @@ class Module:
             raise ModelFileError(f"{self.place}: has no module {name!r}")
         return Module(self._table("_modules")[name], f"{self.place}.{name}")
 
+    def names(self) -> list[str]:
+        """Names of the modules inside this one, in order."""
+        return [str(name) for name in self._table("_modules")]
+
     def children(self) -> list[Module]:
         """All modules inside this one, in order; of a ``ModuleList``, its items."""
-        return [self.child(str(name)) for name in self._table("_modules")]
+        return [self.child(name) for name in self.names()]
 
     def has_tensor(self, name: str) -> bool:
         """Whether there is a parameter or buffer of this name."""
@@ -117,6 +121,24 @@ class Module:
             return [_of_stub(term) for term in value.args[0]]
         except (AttributeError, IndexError, TypeError, ValueError, ConfigError):
             raise ModelFileError(f"{self.place}: {name} are no irreps") from None
+
+
+def refuse(module: Module, feature: str) -> ModelFileError:
+    """The error for what is not supported."""
+    return ModelFileError(f"{module.place}: {feature}: not supported")
+
+
+def one_multiplicity(module: Module, multiplets: Multiplets) -> int:
+    """The channel count that all irreps share.
+
+    Raises:
+        ModelFileError: there are several.
+    """
+    counts = {count for count, _ in multiplets}
+    if len(counts) != 1:
+        text = "+".join(f"{count}x{irrep}" for count, irrep in multiplets)
+        raise refuse(module, f"irreps {text} with different multiplicities")
+    return counts.pop()
 
 
 def _of_text(term: str) -> tuple[int, Irrep]:

@@ -59,6 +59,17 @@ class RadialConfig(RadialBasisConfig):
         return self
 
 
+class GatedConfig(Section):
+    """A nonlinear sum over neighbours: ``clebsch.nn.gated_basis``."""
+
+    channels: int | None = Field(
+        None, ge=1, description="channels of what is sent; as everywhere if null"
+    )
+    first_channels: int | None = Field(None, ge=1, description="likewise, in the first layer")
+    embedding: int = Field(8, ge=1, description="width of the embeddings of both elements")
+    density_hidden: int = Field(64, ge=1, description="width of the network of the density")
+
+
 class InteractionConfig(Section):
     """The sum over neighbours (equation 8)."""
 
@@ -75,6 +86,21 @@ class InteractionConfig(Section):
         description="divide the sum by the training set's mean number of neighbours, or its root; "
         "or by one plus a learned density of neighbours",
     )
+    gated: GatedConfig | None = Field(
+        None,
+        description="null: linear in the neighbours; or path weights that know both elements, and "
+        "gates after a sum divided by a density, as in newer models of mace-torch",
+    )
+
+    @model_validator(mode="after")
+    def _gated_alone(self) -> InteractionConfig:
+        changed = self.model_fields_set - {"gated"}
+        if self.gated is not None and changed:
+            usual = InteractionConfig()
+            odd = [name for name in changed if getattr(self, name) != getattr(usual, name)]
+            if odd:
+                raise ValueError(f"{odd[0]}: of no use with interaction.gated")
+        return self
 
 
 class ProductConfig(Section):
@@ -133,8 +159,10 @@ class ReadoutConfig(Section):
 
     layers: Literal["every", "last"] = Field("every", description="layers that are read")
     inner: Literal["linear", "mlp"] = Field("linear", description="readouts before the last")
-    last: Literal["mlp", "linear", "two_linear"] = Field(
-        "mlp", description="readout of the last layer; two_linear: two maps, nothing between them"
+    last: Literal["mlp", "linear", "two_linear", "biased_mlp"] = Field(
+        "mlp",
+        description="readout of the last layer; two_linear: two maps, nothing between them; "
+        "biased_mlp: three maps, with biases",
     )
     hidden: int = Field(16, ge=1, description="width between the two maps of a readout")
 
@@ -174,6 +202,13 @@ class MessagePassingConfig(NetworkConfig):
             raise ValueError("message_irreps: 0e comes first, and none comes twice")
         if self.message_irreps is not None and self.message_l != irreps.l_max:
             raise ValueError(f"message_irreps: their highest l is not message_l={self.message_l}")
+        if self.interaction.gated is not None:
+            if self.parity != "natural" or self.message_irreps is not None:
+                raise ValueError("interaction.gated: only with irreps of natural parity")
+            if self.product is None or self.product.n_slots > 1 or self.radial.weights != "mlp":
+                raise ValueError(
+                    "interaction.gated: only with products of shared slots and radial.weights=mlp"
+                )
         if self.l_max == 0 and self.message_l > 0:
             raise ValueError("message_l: scalar harmonics (l_max=0) couple to scalars alone")
         if self.mean_energy == "constant" and self.keeps_lone_atoms:
@@ -219,7 +254,8 @@ class MessagePassingConfig(NetworkConfig):
         silent = (
             self.update.first_layer == "species_linear" or self.update.self_connection == "none"
         )
-        return silent and self.mean_energy != "every_atom"
+        shifted = self.mean_energy == "every_atom" or self.readout.last == "biased_mlp"
+        return silent and not shifted
 
     @property
     def mean_energy_form(self) -> Literal["none", "constant", "density"]:

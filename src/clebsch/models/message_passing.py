@@ -21,6 +21,7 @@ from clebsch.models.config import MessagePassingConfig, ReadoutConfig
 from clebsch.models.network import Network, envelope, radial_basis
 from clebsch.nn.density import NeighborDensity
 from clebsch.nn.gate import Gate, gates
+from clebsch.nn.gated_basis import GatedAtomicBasis
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.path_weights import (
     ElementLinear,
@@ -31,7 +32,7 @@ from clebsch.nn.path_weights import (
 )
 from clebsch.nn.product import ProductBasis
 from clebsch.nn.radial import EdgeGeometry
-from clebsch.nn.readout import LinearReadout, MLPReadout, TwoLinearReadout
+from clebsch.nn.readout import BiasedMLPReadout, LinearReadout, MLPReadout, TwoLinearReadout
 from clebsch.nn.transform import DistanceTransform
 
 
@@ -124,9 +125,13 @@ class Layer(nn.Module):
             updated = Irreps([*self.irreps, *gates(self.irreps)])
         if product is None:  # then the sum over neighbours is the message
             basis_irreps = updated if self.residual else self.irreps
-        self.atomic_basis = AtomicBasis(
-            node_irreps, basis_irreps, config, n_species, avg_num_neighbors, first
-        )
+        self.atomic_basis: AtomicBasis | GatedAtomicBasis
+        if config.interaction.gated is None:
+            self.atomic_basis = AtomicBasis(
+                node_irreps, basis_irreps, config, n_species, avg_num_neighbors, first
+            )
+        else:
+            self.atomic_basis = _gated_basis(node_irreps, basis_irreps, config, n_species, first)
         self.product: ProductBasis | None = None
         if product is not None and plan is not None:
             n_tables = n_species if product.weights == "species" else 1
@@ -229,10 +234,10 @@ class MessagePassing(Network):
                 f"path weights of radial.weights={self.config.radial.weights} depend on elements "
                 "and cannot be tabulated yet; those of radial.weights=mlp can"
             )
-        if self.transform is not None:
+        if self.transform is not None or self.config.interaction.gated is not None:
+            setting = "radial.transform" if self.transform is not None else "interaction.gated"
             raise ConfigError(
-                f"path weights with radial.transform={self.config.radial.transform} depend on "
-                "elements and cannot be tabulated yet"
+                f"path weights with {setting} depend on elements and cannot be tabulated yet"
             )
         for layer in self.layers:
             assert isinstance(layer, Layer)
@@ -251,6 +256,28 @@ class MessagePassing(Network):
                 yield layer.product.weights
 
 
+def _gated_basis(
+    node_irreps: Irreps,
+    wanted: Irreps,
+    config: MessagePassingConfig,
+    n_species: int,
+    first: bool,
+) -> GatedAtomicBasis:
+    gated, radial = config.interaction.gated, config.radial
+    assert gated is not None
+    return GatedAtomicBasis(
+        convolution_plan(node_irreps, spherical_irreps(config.l_max), wanted),
+        wanted,
+        radial.n_basis,
+        radial.hidden,
+        gated.density_hidden,
+        gated.embedding,
+        n_species,
+        config.channels,
+        (gated.first_channels if first else gated.channels) or config.channels,
+    )
+
+
 def _path_weights(
     config: MessagePassingConfig, plan: ConvolutionPlan, n_species: int, first: bool
 ) -> RadialNetwork | RadialTable | ElementLinear | PairWeights:
@@ -266,5 +293,7 @@ def _readout(config: ReadoutConfig, channels: int, last: bool) -> nn.Module:
     kind = config.last if last else config.inner
     if kind == "linear":
         return LinearReadout(channels)
+    if kind == "biased_mlp":
+        return BiasedMLPReadout(channels, config.hidden)
     two = MLPReadout if kind == "mlp" else TwoLinearReadout
     return two(channels, config.hidden)
