@@ -1,4 +1,4 @@
-"""``clebsch convert``: a model of another program as a model file of ours."""
+"""``clebsch convert``: a model of mace-torch as a model file of ours, and the other way."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import typer
 from rich.console import Console
 
 from clebsch.cli_options import Overwrite
-from clebsch.errors import ConfigError
+from clebsch.errors import ConfigError, did_you_mean
 
 
 def convert(
-    model: Annotated[Path, typer.Argument(help="A .model file of mace-torch 0.3.x.")],
-    out: Annotated[Path, typer.Argument(help="The model file to write: NEW.safetensors.")],
+    model: Annotated[
+        Path, typer.Argument(help="A .model file of mace-torch 0.3.x; with --to, a model of ours.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="The model file to write, NEW.safetensors; with --to, a folder.")
+    ],
     head: Annotated[
         str | None,
         typer.Option(help="Which of several heads; all: a file for each, NEW-HEAD.safetensors."),
@@ -29,9 +33,19 @@ def convert(
             "model is for structures of these."
         ),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="mace-torch: write a folder with a script that makes a .model file where "
+            "mace-torch is installed."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a model of mace-torch: the same numbers, without mace-torch and without pickle."""
+    if to is not None:
+        _export(model, out, to, overwrite)
+        return
     from clebsch.interop.mace_torch import mace_heads
     from clebsch.modelfile import read_potential
 
@@ -57,6 +71,26 @@ def convert(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _export(model: Path, out: Path, to: str, overwrite: bool) -> None:
+    """Write the folder for another program.
+
+    Raises:
+        ConfigError: another program than mace-torch, a model that it has nothing like, or a folder
+            that exists.
+    """
+    from clebsch.interop.export import export_mace_torch
+    from clebsch.modelfile import load
+
+    if to != "mace-torch":
+        raise ConfigError(f"--to {to}: unknown. {did_you_mean(to, ('mace-torch',))}")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; --overwrite replaces what an earlier export wrote there")
+    export_mace_torch(load(model), out)
+    script = out / "build_model.py"
+    text = f"{out}: where mace-torch is installed, run python {script} NEW.model"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _numbers(text: str) -> dict[str, float]:

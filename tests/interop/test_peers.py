@@ -15,7 +15,9 @@ from ase import Atoms
 
 import clebsch
 from clebsch.benchmarks.jobs import PEERS
+from clebsch.interop.export import export_mace_torch
 from clebsch.interop.mace_torch import mace_heads, read_mace_torch
+from clebsch.models.config import MessagePassingConfig
 
 from .structures import SPECIES, STRUCTURES, as_json
 
@@ -205,3 +207,47 @@ def test_a_model_of_fewer_elements_gives_the_same_numbers(
     atoms.symbols[:] = [elements[i % len(elements)] for i in range(len(atoms))]
     for key, value in ours(part, atoms).items():
         assert np.abs(value - ours(whole, atoms)[key]).max() < 1e-10
+
+
+#: Potentials of ours that mace-torch can express.
+OURS: dict[str, dict[str, Any]] = {
+    "as published": {"update": {"first_layer": "residual"}, "message_l": 2},
+    "most settings": {
+        "message_l": 1,
+        "radial": {"hidden": (8,), "trainable": True, "transform": "agnesi"},
+        "interaction": {"normalization": "density"},
+        "product": {"weights": "shared", "couplings": "unreduced"},
+        "readout": {"layers": "last", "last": "two_linear"},
+        "mean_energy": "every_atom",
+        "zbl": "mace_torch",
+    },
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_mace_torch_builds_what_is_exported_and_it_comes_back(name: str, tmp_path: Path):
+    config = MessagePassingConfig(channels=4, l_max=2, cutoff=3.5, **OURS[name])
+    potential = clebsch.build(config, SPECIES, dtype=torch.float64)
+    export_mace_torch(potential, tmp_path)
+    path = tmp_path / "built.model"
+    done = subprocess.run(
+        [PEERS / "bin/python", "-W", "ignore", tmp_path / "build_model.py", path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = read_mace_torch(path)
+    for atoms in STRUCTURES.values():
+        expected = ours(potential, atoms)
+        for key, value in ours(again, atoms).items():
+            assert np.abs(value - expected[key]).max() < 1e-10, key
+    # the script does not save what gives other numbers
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    settings["reference"]["energy"] += 1.0
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    path.unlink()
+    done = subprocess.run(done.args, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "nothing is saved" in done.stderr
+    assert not path.exists()

@@ -233,7 +233,8 @@ def _radial_widths(interaction: Module) -> tuple[int, ...]:
 def _has_own_frequencies(model: Module, basis: Module, n_basis: int) -> bool:
     """Whether Bessel functions have other frequencies than n pi / r_c."""
     usual = math.pi / model.number("r_max") * torch.arange(1, n_basis + 1, dtype=torch.float64)
-    same = torch.allclose(basis.tensor("bessel_weights"), usual, rtol=1e-6, atol=0)
+    rounding = 8 * torch.finfo(basis.stored_dtype("bessel_weights")).eps
+    same = torch.allclose(basis.tensor("bessel_weights"), usual, rtol=rounding, atol=0)
     return basis.is_parameter("bessel_weights") or not same
 
 

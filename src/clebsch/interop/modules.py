@@ -74,22 +74,23 @@ class Module:
         Raises:
             ModelFileError: there is none of this name.
         """
-        for table in (self._table("_parameters"), self._table("_buffers")):
-            tensor = table.get(name)
-            if isinstance(tensor, Tensor):
-                return tensor.double() if tensor.is_floating_point() else tensor
-        raise ModelFileError(f"{self.place}: has no tensor {name!r}")
+        tensor = self._found(name)
+        return tensor.double() if tensor.is_floating_point() else tensor
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        """The precision that a parameter has in the file.
+        """The precision that a parameter or buffer has in the file.
 
         Raises:
             ModelFileError: there is none of this name.
         """
-        if not self.is_parameter(name):
-            raise ModelFileError(f"{self.place}: has no parameter {name!r}")
-        tensor: Tensor = self._table("_parameters")[name]
-        return tensor.dtype
+        return self._found(name).dtype
+
+    def _found(self, name: str) -> Tensor:
+        for table in (self._table("_parameters"), self._table("_buffers")):
+            tensor = table.get(name)
+            if isinstance(tensor, Tensor):
+                return tensor
+        raise ModelFileError(f"{self.place}: has no tensor {name!r}")
 
     def number(self, name: str) -> float:
         """A number that is kept as a tensor of one element, or as an attribute.
