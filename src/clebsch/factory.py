@@ -96,7 +96,7 @@ def assemble(
     numbers = [atomic_numbers[symbol] for symbol in species]
     prior: nn.Module | None = None
     if config.zbl == "mace_torch":
-        prior = StoredZBLRepulsion(numbers)
+        prior = StoredZBLRepulsion(numbers, config.cutoff)
     elif config.zbl:
         prior = ZBLRepulsion(numbers, config.cutoff)
     return Potential(config, species, model, head, prior)

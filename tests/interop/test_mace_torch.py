@@ -78,6 +78,21 @@ def test_a_lone_atom_has_its_reference_and_the_shift():
     assert potential.references.tolist() == [-13.6, -1027.3, -2042.1]
 
 
+def test_pairs_beyond_the_cutoff_count_for_nothing():
+    """A list with a skin holds them; covalent radii of heavy elements reach further than 3."""
+    potential = read_mace_torch(MODEL, head="first")
+    assert potential.prior is not None
+    potential.prior.radii.fill_(2.0)
+    atoms = Atoms("OO", [[0, 0, 0], [2.9, 0, 0]])
+    near = potential.graph(atoms)
+    energies = [
+        float(potential(near.with_positions(near.positions * stretch), "energy").energy)
+        for stretch in (1.0, 3.1 / 2.9, 10.0)
+    ]
+    assert energies[0] != energies[2]
+    assert energies[1] == energies[2]
+
+
 def test_heads_are_listed_and_one_must_be_chosen():
     assert mace_heads(MODEL) == list(HEADS)
     with pytest.raises(ConfigError, match="heads first, second; choose one"):

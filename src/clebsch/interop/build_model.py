@@ -118,7 +118,7 @@ def solve(
 
     Args:
         couplings: [(2L + 1,) Q, ..., Q, P], the model's.
-        tensor: [n, 2L + 1, Q, ..., Q], symmetric.
+        tensor: [n, 2L + 1, Q, ..., Q].
         weights: [Z, n, K].
         order: number of axes Q.
 
@@ -127,14 +127,19 @@ def solve(
     """
     if couplings.ndim == order + 1:
         couplings = couplings[None]
-    orders = permutations(range(1, order + 1))
-    symmetric = torch.stack([couplings.permute(0, *axes, order + 1) for axes in orders]).mean(0)
-    matrix = symmetric.reshape(-1, couplings.shape[-1])
-    wanted = torch.einsum("nq,znk->qzk", tensor.flatten(1), weights)
+    matrix = symmetric(couplings.movedim(-1, 0), order).flatten(1).T
+    wanted = torch.einsum("nq,znk->qzk", symmetric(tensor, order).flatten(1), weights)
     solution = torch.linalg.pinv(matrix, rtol=1e-10) @ wanted.flatten(1)
     if (matrix @ solution - wanted.flatten(1)).abs().max() > 1e-9 * (1 + wanted.abs().max()):
         raise SystemExit(f"the model's couplings of order {order} do not span those of the weights")
     return solution.unflatten(1, wanted.shape[1:]).transpose(0, 1)
+
+
+def symmetric(tensor: torch.Tensor, order: int) -> torch.Tensor:
+    """The mean over all orders of the last axes, ``order`` of them."""
+    first = tensor.ndim - order
+    orders = permutations(range(first, tensor.ndim))
+    return torch.stack([tensor.permute(*range(first), *axes) for axes in orders]).mean(0)
 
 
 def deviations(model: Any, reference: dict[str, Any]) -> tuple[float, float]:

@@ -184,7 +184,7 @@ def _weights(model: MessagePassing) -> list[tuple[str, Tensor]]:
 
 
 def _couplings(product: ProductBasis, t: int) -> list[tuple[str, Tensor]]:
-    """Symmetric couplings [n, 2L + 1, Q, ..., Q] and their weights [Z, n, K]."""
+    """Couplings [n, 2L + 1, Q, ..., Q] and their weights [Z, n, K]."""
     plan, found = product.plan, []
     for k, (bases, slices) in enumerate(zip(plan.bases, plan.weight_slices, strict=True)):
         for basis, rows in zip(bases, slices, strict=True):

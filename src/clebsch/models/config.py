@@ -197,7 +197,10 @@ class MessagePassingConfig(NetworkConfig):
 
     @model_validator(mode="after")
     def _make_sense(self) -> MessagePassingConfig:
-        irreps = self.messages
+        try:
+            irreps = self.messages
+        except ConfigError as error:
+            raise ValueError(f"message_irreps: {error}") from None
         if not len(irreps) or irreps[0] != SCALAR or len(set(irreps)) != len(irreps):
             raise ValueError("message_irreps: 0e comes first, and none comes twice")
         if self.message_irreps is not None and self.message_l != irreps.l_max:

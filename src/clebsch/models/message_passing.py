@@ -31,7 +31,7 @@ from clebsch.nn.path_weights import (
     RadialTable,
 )
 from clebsch.nn.product import ProductBasis
-from clebsch.nn.radial import EdgeGeometry
+from clebsch.nn.radial import EdgeGeometry, HardEnvelope
 from clebsch.nn.readout import BiasedMLPReadout, LinearReadout, MLPReadout, TwoLinearReadout
 from clebsch.nn.transform import DistanceTransform
 
@@ -176,7 +176,10 @@ class MessagePassing(Network):
         self.embedding = nn.Parameter(torch.randn(n_species, channels))
         ends = radial.envelope_of == "basis"
         self.radial_basis = radial_basis(radial, config.cutoff, with_envelope=ends)
-        self.envelope = None if ends else envelope(radial, config.cutoff)
+        self.envelope: nn.Module | None = None if ends else envelope(radial, config.cutoff)
+        if config.interaction.gated is not None and ends:
+            # Path weights have biases: beyond the cut-off they are not zero by themselves.
+            self.envelope = HardEnvelope(config.cutoff)
         self.transform: DistanceTransform | None = None
         if radial.transform != "none":
             self.transform = DistanceTransform(radial.transform, numbers)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
 from clebsch.models.section import RadialBasisConfig
+from clebsch.nn.gated_basis import ChannelMap
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.radial import (
     BernsteinBasis,
@@ -54,7 +55,7 @@ class Network(nn.Module, ABC):
             a parameter.
         """
         for module in self.modules():
-            if isinstance(module, IrrepsLinear | SpeciesLinear):
+            if isinstance(module, IrrepsLinear | SpeciesLinear | ChannelMap):
                 yield from module.weights
 
     @abstractmethod

@@ -128,8 +128,9 @@ class StoredZBLRepulsion(Float64Module):
     """The ZBL repulsion of mace-torch, with the constants of a model of it, times a scale.
 
     E_ij = s k Z_i Z_j / r phi(r / a), a = a_0 0.529 Angstrom / (Z_i^b + Z_j^b), times a polynomial
-    envelope that ends at the sum of the covalent radii. Half of each pair's energy goes to each
-    atom. The scale s is the network's: mace-torch has it multiply the repulsion too.
+    envelope that ends at the sum of the covalent radii; beyond the cut-off there are no pairs. Half
+    of each pair's energy goes to each atom. The scale s is the network's: mace-torch has it multiply
+    the repulsion too.
     """
 
     coefficients: Tensor
@@ -139,8 +140,9 @@ class StoredZBLRepulsion(Float64Module):
     exponents: Tensor
     numbers: Tensor
 
-    def __init__(self, numbers: Sequence[int]) -> None:
+    def __init__(self, numbers: Sequence[int], cutoff: float) -> None:
         super().__init__()
+        self.cutoff = cutoff
         radii = [float(ase.data.covalent_radii[z]) for z in numbers]
         stored = {
             "coefficients": [0.1818, 0.5099, 0.2802, 0.02817],
@@ -164,5 +166,5 @@ class StoredZBLRepulsion(Float64Module):
         phi = (self.coefficients * torch.exp(-self.exponents * reduced[:, None])).sum(1)
         t = lengths / (self.radii[first] + self.radii[second])
         energy = 0.5 * 14.3996 * self.scale * z1 * z2 / lengths * phi
-        energy = energy * polynomial_envelope(t, exponent)
+        energy = energy * polynomial_envelope(t, exponent) * (lengths < self.cutoff)
         return segment_sum(energy, graph.row_ptr)

@@ -7,6 +7,9 @@ Equations as its models compute them, no paper; s sends, r receives, f is the en
     w_e   = network(x_e) f(r_e),   rho_r = sum over e of tanh(network'(x_e)^2) f(r_e)
     m     = W_1 (convolution of u with w) / (alpha + beta rho) + W_res u
     A     = W_2 gate(m)
+
+Where f is on the radial basis instead, it is 1 in the equations above, up to the cut-off. The
+networks have biases, so that energies then jump where a neighbour crosses the cut-off.
 """
 
 from __future__ import annotations
@@ -145,9 +148,9 @@ class GatedAtomicBasis(nn.Module):
         species = graph.species
         elements = [self.source[species[graph.senders]], self.target[species[graph.receivers]]]
         inputs = torch.cat([edges.basis, *elements], dim=1)
-        hidden, near = self.radial(inputs), torch.tanh(self._density(inputs))
-        if edges.envelope is not None:
-            hidden, near = hidden * edges.envelope[:, None], near * edges.envelope
+        assert edges.envelope is not None
+        hidden = self.radial(inputs) * edges.envelope[:, None]
+        near = torch.tanh(self._density(inputs)) * edges.envelope
         weight = self.last / math.sqrt(len(self.last) - 1)
         summed = self.kernels.convolve_radial(
             self.plan, hidden, weight, edges.harmonics, sent, graph

@@ -67,6 +67,18 @@ class SmoothEnvelope(nn.Module):
         return torch.where(inside, torch.exp(-square / (1 - square)), torch.zeros_like(square))
 
 
+class HardEnvelope(nn.Module):
+    """1 within the cut-off and 0 beyond: a jump, for models of others that have it."""
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """Args: lengths [E] in Angstrom. Returns: [E]."""
+        return (lengths < self.cutoff).to(lengths.dtype)
+
+
 class RadialBasis(nn.Module, ABC):
     """Functions of the distance, or of a transform of it, times an envelope of the distance.
 
