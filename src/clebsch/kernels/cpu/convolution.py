@@ -12,7 +12,7 @@ from torch import Tensor
 from clebsch.graph import AtomGraph
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.convolution_code import write_forward, write_gradients, write_second
-from clebsch.kernels.cpu.convolution_spec import BLOCK, TABLE, ConvolutionSpec, Wanted
+from clebsch.kernels.cpu.convolution_spec import BLOCK, TABLE, ConvolutionSpec, Wanted, turned
 from clebsch.kernels.cpu.operators import define, differentiable, last, needed, remember
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
@@ -272,13 +272,11 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
 
 
 def _turned(weight: Tensor | None) -> Tensor | None:
-    """Packed weights [chunk, P, F, channel] as [chunk, P, channel, F], a constant.
+    """Packed weights for the derivative by the hidden layer, a constant.
 
     None where path weights come out of something else.
     """
-    if weight is None or weight.ndim == 5:
-        return None
-    return weight.detach().transpose(2, 3).contiguous()
+    return None if weight is None or weight.ndim == 5 else turned(weight.detach())
 
 
 _GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers"

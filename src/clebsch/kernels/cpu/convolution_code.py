@@ -114,7 +114,7 @@ def _sum_over_edges(
 def write_gradients(spec: ConvolutionSpec, wanted: Wanted, name: str) -> str:
     """All first derivatives of ``cotangent . convolution``, added to what is there.
 
-    Arguments: row_ptr, senders, receivers, hidden, weight, weight_t ([chunk, P, channel, F]),
+    Arguments: row_ptr, senders, receivers, hidden, weight, weight_t (``turned``),
     harmonics, nodes, cotangent [N, C, K], d_hidden, d_weight (packed), d_harmonics [E, S rounded
     up], d_nodes, work; start, stop, n_edges. d_nodes and d_weight must be this call's own: their
     rows belong to no receiver.

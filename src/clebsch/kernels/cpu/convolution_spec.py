@@ -6,14 +6,28 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from torch import Tensor
 
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.plan import ConvolutionPlan
 
-#: Edges whose path weights are made at once.
-BLOCK = 16
+#: Edges whose path weights are made at once: a multiple of a vector's numbers, and of the rows of
+#: a tile.
+BLOCK = 16 if machine.many_registers() else 24
 #: In place of a hidden layer's width: path weights come out of a table.
 TABLE = -1
+
+
+def _columns(hidden: int, bits: int) -> int:
+    """Two vectors, or one."""
+    wide = machine.wide(bits)
+    return wide * (2 if hidden % (2 * wide) == 0 else 1)
+
+
+def turned(weight: Tensor) -> Tensor:
+    """W [chunk, P, F, channel] as W^T [chunk, F / columns, P, channel, columns]."""
+    columns = _columns(weight.shape[2], weight.dtype.itemsize * 8)
+    return weight.unflatten(2, (-1, columns)).permute(0, 2, 1, 4, 3).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +47,11 @@ class ConvolutionSpec(machine.Channels):
     def wide(self) -> int:
         """Lanes of the machine's vectors."""
         return machine.wide(self.bits)
+
+    @property
+    def columns(self) -> int:
+        """Columns of W^T that a tile takes."""
+        return _columns(self.hidden, self.bits)
 
     @cached_property
     def n_harmonics(self) -> int:

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from llvmlite import ir
 
-from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.convolution_spec import BLOCK, ConvolutionSpec
-from clebsch.kernels.cpu.emit import Emitter, Index, Workspace
+from clebsch.kernels.cpu.emit import Emitter, Workspace
+from clebsch.kernels.cpu.tile_code import Tile, row_tiles
 
 Chunk = list[ir.Value]  # the vectors of one chunk of channels
 
@@ -125,51 +124,6 @@ class Writer:
 
     # --- matrix products within a block ---
 
-    def product(
-        self,
-        rows: int,
-        vectors: int,
-        lanes: int,
-        inner: Index,
-        left: tuple[ir.Value, int, int],
-        right: tuple[ir.Value, int],
-        out: tuple[ir.Value, int],
-        add: bool,
-    ) -> None:
-        """out[r, :] (+)= sum over i of left[r, i] right[i, :].
-
-        Args:
-            rows: of the tile.
-            vectors: in a row of the tile.
-            lanes: of a vector.
-            inner: length of the sum.
-            left: address, stride of r, stride of i.
-            right: address, stride of i.
-            out: address, stride of r.
-            add: to what is there.
-        """
-        e = self.e
-        sums = [[e.variable(lanes) for _ in range(vectors)] for _ in range(rows)]
-        for r, v in np.ndindex(rows, vectors):
-            place = e.at(out[0], r * out[1] + v * lanes)
-            e.put(e.load(place, lanes) if add else e.zero(lanes), sums[r][v])
-        with e.loop(0, inner) as i:
-            across = e.at(right[0], e.times(i, right[1]))
-            values = [e.load(e.at(across, v * lanes), lanes) for v in range(vectors)]
-            down = e.at(left[0], e.times(i, left[2]))
-            for r in range(rows):
-                number = e.spread(e.at(down, r * left[1]), lanes)
-                for v in range(vectors):
-                    total = e.get(sums[r][v], lanes)
-                    e.put(e.fma(number, values[v], total), sums[r][v])
-        for r, v in np.ndindex(rows, vectors):
-            e.store(e.get(sums[r][v], lanes), e.at(out[0], r * out[1] + v * lanes))
-
-    @property
-    def tile(self) -> int:
-        """Rows of a tile two vectors wide."""
-        return 8 if machine.many_registers() else 4
-
     def block_of_hidden(self, hidden: ir.Value, start: ir.Value) -> ir.Value:
         """The address of a block's rows of X; the last block is copied, so as to be whole."""
         e, width = self.e, self.spec.hidden
@@ -188,19 +142,13 @@ class Writer:
         with e.loop(0, spec.plan.n_paths) as path:
             panel = e.plus(e.times(chunk, spec.plan.n_paths), path)
             right = e.at(self["weight"], e.times(panel, spec.hidden * width))
-            for row in range(0, BLOCK, self.tile):
-                left = e.at(hidden, row * spec.hidden)
-                target = e.at(out, e.times(path, BLOCK * width), row * width)
-                self.product(
-                    self.tile,
-                    spec.vectors,
-                    spec.lanes,
-                    spec.hidden,
-                    (left, spec.hidden, 1),
-                    (right, width),
-                    (target, width),
-                    add=False,
-                )
+            for row, n_rows in row_tiles(e, BLOCK):
+                left = e.at(hidden, e.times(row, spec.hidden))
+                tile = Tile(e, n_rows, spec.vectors, spec.lanes)
+                tile.clear()
+                tile.add_products(spec.hidden, (left, spec.hidden, 1), (right, width))
+                target = e.at(out, e.times(path, BLOCK * width), e.times(row, width))
+                tile.store(target, width)
 
     def spline_basis(self, places: ir.Value, edge: ir.Value, slopes: bool) -> list[ir.Value]:
         """Cubic Hermite functions of an edge's place (or their slopes), in all lanes."""
@@ -285,28 +233,23 @@ class Writer:
     def hidden_gradient(
         self, d_weights: ir.Value, chunk: ir.Value, start: ir.Value, count: ir.Value
     ) -> None:
-        """d_X += d_R W^T of a block, with W^T packed [chunk, P, channel, F]."""
+        """d_X += d_R W^T of a block, with W^T as ``convolution_spec.turned`` packs it."""
         spec, e = self.spec, self.e
         sums = self.scratch(BLOCK * spec.hidden)
-        with e.loop(0, BLOCK * spec.hidden, spec.wide) as place:
-            e.store(e.zero(spec.wide), e.at(sums, place))
-        columns = 2 if spec.hidden % (2 * spec.wide) == 0 else 1
-        with e.loop(0, spec.plan.n_paths) as path:
-            panel = e.plus(e.times(chunk, spec.plan.n_paths), path)
-            right = e.at(self["weight_t"], e.times(panel, spec.hidden * spec.chunk))
-            left = e.at(d_weights, e.times(path, BLOCK * spec.chunk))
-            with e.loop(0, spec.hidden, columns * spec.wide) as column:
-                for row in range(0, BLOCK, self.tile):
-                    self.product(
-                        self.tile,
-                        columns,
-                        spec.wide,
-                        spec.chunk,
-                        (e.at(left, row * spec.chunk), spec.chunk, 1),
-                        (e.at(right, column), spec.hidden),
-                        (e.at(sums, column, row * spec.hidden), spec.hidden),
-                        add=True,
-                    )
+        width, n_paths = spec.columns, spec.plan.n_paths
+        with e.loop(0, spec.hidden // width) as column:
+            panel = e.plus(e.times(chunk, spec.hidden // width), column)
+            columns = e.at(self["weight_t"], e.times(panel, n_paths * spec.chunk * width))
+            for row, n_rows in row_tiles(e, BLOCK):
+                tile = Tile(e, n_rows, width // spec.wide, spec.wide)
+                tile.clear()
+                with e.loop(0, n_paths) as path:
+                    place = e.plus(e.times(path, BLOCK), row)
+                    left = e.at(d_weights, e.times(place, spec.chunk))
+                    right = e.at(columns, e.times(path, spec.chunk * width))
+                    tile.add_products(spec.chunk, (left, spec.chunk, 1), (right, width))
+                target = e.at(sums, e.times(row, spec.hidden), e.times(column, width))
+                tile.store(target, spec.hidden)
         with e.loop(0, e.times(count, spec.hidden), spec.wide) as place:
             target = e.at(self["d_hidden"], e.times(start, spec.hidden), place)
             total = e.add(e.load(target, spec.wide), e.load(e.at(sums, place), spec.wide))
@@ -318,22 +261,18 @@ class Writer:
         """d_W += sum over (X, d_R) of X^T d_R, packed as W is."""
         spec, e = self.spec, self.e
         width = spec.chunk
-        tile = min(self.tile, spec.hidden)
         with e.loop(0, spec.plan.n_paths) as path:
             panel = e.plus(e.times(chunk, spec.plan.n_paths), path)
             out = e.at(self["d_weight"], e.times(panel, spec.hidden * width))
-            with e.loop(0, spec.hidden, tile) as row:
+            for row, n_rows in row_tiles(e, spec.hidden):
+                tile = Tile(e, n_rows, spec.vectors, spec.lanes)
+                target = e.at(out, e.times(row, width))
+                tile.load(target, width)
                 for hidden, d_weights in pairs:
-                    self.product(
-                        tile,
-                        spec.vectors,
-                        spec.lanes,
-                        count,
-                        (e.at(hidden, row), 1, spec.hidden),
-                        (e.at(d_weights, e.times(path, BLOCK * width)), width),
-                        (e.at(out, e.times(row, width)), width),
-                        add=True,
-                    )
+                    left = (e.at(hidden, row), 1, spec.hidden)
+                    right = (e.at(d_weights, e.times(path, BLOCK * width)), width)
+                    tile.add_products(count, left, right)
+                tile.store(target, width)
 
     def harmonic_sums(self, sums: dict[int, ir.Value], edge: ir.Value) -> None:
         """d_Y[edge] += the sums over channels of every component's vector."""

@@ -63,13 +63,13 @@ class Emitter:
         ir.IRBuilder(self._entry).branch(self._body)
         return str(self.module)
 
-    def may_break(self, longest: int | None = None) -> None:
-        """Go on in a new basic block if this one has ``longest`` instructions (LONG_BLOCK if None).
+    def may_break(self) -> None:
+        """Go on in a new basic block if this one has ``LONG_BLOCK`` instructions.
 
         It begins behind a branch out of the function that is never taken, for integers are not
         negative; LLVM does not know, and so keeps the blocks apart.
         """
-        if len(self._builder.block.instructions) < (longest or LONG_BLOCK):
+        if len(self._builder.block.instructions) < LONG_BLOCK:
             return
         if self._never is None:
             self._never = self.function.append_basic_block("never")
@@ -196,6 +196,17 @@ class Emitter:
     def store(self, value: ir.Value, address: ir.Value) -> None:
         """Write consecutive elements."""
         self._builder.store(value, address, align=self.bytes)
+
+    def prefetch(self, address: ir.Value, *, to_write: bool = False) -> None:
+        """Have a cache line brought in that will be read, or written, soon."""
+        types = [POINTER, *[ir.IntType(32)] * 3]
+        if "llvm.prefetch.p0" not in self.module.globals:
+            ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), "llvm.prefetch.p0")
+        numbers = [int(to_write), 3, 1]  # for writing; to be kept; data
+        self._builder.call(
+            self.module.globals["llvm.prefetch.p0"],
+            [address, *(kind(n) for kind, n in zip(types[1:], numbers, strict=True))],
+        )
 
     def spread(self, address: ir.Value, lanes: int) -> ir.Value:
         """Read one element into all lanes."""

@@ -1,40 +1,80 @@
 """The product basis' kernels, written out for one set of couplings and one number of channels.
 
 With couplings and weights contracted, a message is a sparse polynomial in the components of A, with
-one coefficient for every term, species and channel. The monomials form a tree: each is its parent
-times one more factor. The kernels walk the whole tree once for every block of atoms of one species
-and every vector of channels; w is a monomial's value, c its coefficient.
+one coefficient c for every term, species and channel. Each output component is evaluated by a
+Horner scheme: a tree whose nodes take out one factor each,
+
+    out = sum over i of A_i (c_i + sum over j of A_j (c_ij + sum over k of A_k c_ijk)),
+
+so that a term costs one multiply-add. Derivatives walk the same tree with w, the product of a
+node's factors (and of the cotangent g of the output), on the way down and q, the value of what
+stands in its brackets, on the way up: that by a factor is w q, that by a coefficient w.
+
+Code of all terms together would not fit the first-level instruction cache. It is divided into
+parts, each of which is run for a whole tile of atoms before the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
 
 from llvmlite import ir
 
 from clebsch.kernels.cpu import machine
-from clebsch.kernels.cpu.emit import Emitter, Workspace
+from clebsch.kernels.cpu.emit import Emitter, Index, Workspace
 
-#: Instructions between breaks: what is shared by all of a polynomial leaves registers there, which
-#: made second derivatives of MACE's 887 terms 1.7 times slower at breaks every 4000.
-LONGEST = 30_000
+#: Atoms whose rows are copied into the first-level cache and that all parts then work on.
+TILE = 32
+
+#: Atoms that all chunks of channels work on, one after the other, so that memory is read in order.
+REACH = 64
+
+#: Terms of a part.
+PART = 128
 
 Atoms = list[ir.Value]  # one vector of channels for each atom of a block
 
 
+def horner(monomials: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The monomials, and their factors, in the order of a Horner scheme with few nodes.
+
+    The factor that most monomials have is taken out first, of those that have it and of the rest
+    likewise (Ceberio and Kreinovich 2004, greedy multivariate Horner schemes).
+
+    Args:
+        monomials: factors of each, all different.
+    """
+    rest = [monomial for monomial in monomials if monomial]
+    ordered: list[tuple[int, ...]] = [()] * (len(monomials) - len(rest))
+    while rest:
+        counts = Counter(factor for monomial in rest for factor in set(monomial))
+        common = min(counts, key=lambda factor: (-counts[factor], factor))
+        inside = []
+        for monomial in rest:
+            if common in monomial:
+                place = monomial.index(common)
+                inside.append(monomial[:place] + monomial[place + 1 :])
+        ordered += [(common, *factors) for factors in horner(inside)]
+        rest = [monomial for monomial in rest if common not in monomial]
+    return ordered
+
+
 @dataclass
-class Monomial:
-    """A node of the tree: terms are (output component, term number)."""
+class Node:
+    """What stands in brackets: the number of a term, and sub-nodes by the factor they multiply."""
 
-    terms: list[tuple[int, int]] = field(default_factory=list)
-    children: dict[int, Monomial] = field(default_factory=dict)
+    term: int | None = None
+    children: dict[int, Node] = field(default_factory=dict)
 
-    def find(self, factors: Sequence[int]) -> Monomial:
-        """The descendant that multiplies these factors on top; made where it is missing."""
+    def find(self, factors: Sequence[int]) -> Node:
+        """The descendant behind these factors; made where it is missing."""
         node = self
         for factor in factors:
-            node = node.children.setdefault(factor, Monomial())
+            node = node.children.setdefault(factor, Node())
         return node
 
 
@@ -44,31 +84,52 @@ class PolynomialSpec(machine.Channels):
 
     Attributes:
         key: tells the polynomial from others.
-        groups: ranges of output components that are evaluated together.
-        terms: (output component, factors) of every term, in the order of its coefficients.
+        terms: (output component, factors) of every term, in the order of its coefficients: by
+            output, and for each as ``horner`` orders them.
         n_variables: V, number of components of A, all slots counted.
         n_outputs: O.
     """
 
     key: str
-    groups: tuple[range, ...]
     terms: tuple[tuple[int, tuple[int, ...]], ...]
     n_variables: int
     n_outputs: int
 
-    AT_ONCE = 1
+    @cached_property
+    def parts(self) -> list[tuple[int, Node]]:
+        """Horner schemes of at most ``PART`` terms of one output each; they are to be added."""
+        found = []
+        for output, group in groupby(enumerate(self.terms), key=lambda item: item[1][0]):
+            terms = list(group)
+            for start in range(0, len(terms), PART):
+                root = Node()
+                for number, (_, factors) in terms[start : start + PART]:
+                    root.find(factors).term = number
+                found.append((output, root))
+        return found
 
-    def tree(self, outputs: range) -> Monomial:
-        """The monomials of some outputs."""
-        root = Monomial()
-        for number, (output, factors) in enumerate(self.terms):
-            if output in outputs:
-                root.find(factors).terms.append((output, number))
-        return root
+
+@dataclass(frozen=True)
+class Rows:
+    """Scratch memory [vector of the chunk, block of atoms, row, atom of the block, lane]."""
+
+    address: ir.Value
+    number: int
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some atoms of one species, and one chunk of channels."""
+
+    channel: Index
+    panel: Index
+    place: ir.Value
+    count: ir.Value
+    n_blocks: ir.Value
 
 
 class _Writer:
-    """What the three kernels share: blocks of atoms, and arithmetic on all atoms of one."""
+    """What the three kernels share: tiles, and arithmetic on all atoms of a block."""
 
     def __init__(
         self, spec: PolynomialSpec, name: str, pointers: Sequence[str], n_atoms: int
@@ -81,121 +142,243 @@ class _Writer:
     def __getitem__(self, name: str) -> ir.Value:
         return self.e[name]
 
-    def scratch(self, rows: int) -> ir.Value:
-        """Rows of one vector for each atom."""
-        return self.e.at(self["work"], self.work.take(rows * self.n_atoms * self.spec.lanes))
+    # --- memory ---
 
-    def row(self, memory: ir.Value, index: int) -> Atoms:
-        """A row of scratch memory."""
-        start = index * self.n_atoms
-        return [
-            self.e.load(self.e.at(memory, (start + a) * self.spec.lanes), self.spec.lanes)
-            for a in range(self.n_atoms)
-        ]
+    def scratch(self, number: int) -> Rows:
+        """Rows of one vector for each atom of a tile."""
+        size = number * TILE * self.spec.chunk
+        return Rows(self.e.at(self["work"], self.work.take(size)), number)
 
-    def set_row(self, memory: ir.Value, index: int, values: Atoms) -> None:
+    def block(self, rows: Rows, vector: Index, number: Index) -> ir.Value:
+        """The address of a block's rows of one vector."""
+        size, e = rows.number * self.spec.lanes, self.e
+        skipped = e.plus(e.times(vector, TILE), e.times(number, self.n_atoms))
+        return e.at(rows.address, e.times(skipped, size))
+
+    def _place(self, index: int, atom: int) -> int:
+        return (index * self.n_atoms + atom) * self.spec.lanes
+
+    def row(self, block: ir.Value, index: int) -> Atoms:
+        """A row of a block."""
+        e, lanes = self.e, self.spec.lanes
+        return [e.load(e.at(block, self._place(index, a)), lanes) for a in range(self.n_atoms)]
+
+    def set_row(self, block: ir.Value, index: int, values: Atoms) -> None:
+        """Replace a row of a block."""
         for a, value in enumerate(values):
-            place = (index * self.n_atoms + a) * self.spec.lanes
-            self.e.store(value, self.e.at(memory, place))
-
-    def add_to_row(self, memory: ir.Value, index: int, values: Atoms) -> None:
-        """Add to a row of scratch memory."""
-        held = self.row(memory, index)
-        sums = [self.e.add(x, y) for x, y in zip(held, values, strict=True)]
-        self.set_row(memory, index, sums)
-
-    def mul(self, a: Atoms, b: Atoms) -> Atoms:
-        return [self.e.mul(x, y) for x, y in zip(a, b, strict=True)]
-
-    def fma(self, a: Atoms, b: Atoms, c: Atoms | None) -> Atoms:
-        sums = c or [None] * len(a)
-        return [self.e.fma(x, y, z) for x, y, z in zip(a, b, sums, strict=True)]
+            self.e.store(value, self.e.at(block, self._place(index, a)))
 
     def coefficient(self, panel: ir.Value, number: int) -> Atoms:
         """c of a term, the same for all atoms."""
         value = self.e.load(self.e.at(panel, number * self.spec.lanes), self.spec.lanes)
         return [value] * self.n_atoms
 
-    def blocks(self):  # type: ignore[no-untyped-def]
-        """(chunk of channels, offset of the coefficients, first place in the order, atoms)."""
+    # --- arithmetic ---
+
+    def mul(self, a: Atoms, b: Atoms) -> Atoms:
+        """a b."""
+        return [self.e.mul(x, y) for x, y in zip(a, b, strict=True)]
+
+    def fma(self, a: Atoms, b: Atoms, c: Atoms | None) -> Atoms:
+        """a b + c."""
+        sums = c or [None] * len(a)
+        return [self.e.fma(x, y, z) for x, y, z in zip(a, b, sums, strict=True)]
+
+    # --- walking over atoms ---
+
+    def tiles(self) -> Iterator[_Tile]:
+        """All tiles of this call."""
         e, spec = self.e, self.spec
-        size = len(spec.terms) * spec.lanes
-        with (
-            e.loop(self["start"], self["stop"]) as chunk,
-            e.loop(0, self["n_species"]) as kind,
-        ):
-            panel = e.times(e.plus(e.times(kind, spec.n_chunks), chunk), size)
+        size = len(spec.terms) * spec.chunk
+        with e.loop(0, self["n_species"]) as kind:
             first = e.integer_at(self["species_ptr"], kind)
             last = e.integer_at(self["species_ptr"], e.plus(kind, 1))
-            with e.loop(first, last, self.n_atoms) as place:
-                count = e.smaller(self.n_atoms, e.minus(last, place))
-                yield e.times(chunk, spec.lanes), panel, place, count
+            with e.loop(first, last, REACH) as reach, e.loop(self["start"], self["stop"]) as chunk:
+                panel = e.times(e.plus(e.times(kind, spec.n_chunks), chunk), size)
+                end = e.smaller(e.plus(reach, REACH), last)
+                with e.loop(reach, end, TILE) as place:
+                    count = e.smaller(TILE, e.minus(end, place))
+                    n_blocks, _ = e.quotient(e.plus(count, self.n_atoms - 1), self.n_atoms)
+                    yield _Tile(e.times(chunk, spec.chunk), panel, place, count, n_blocks)
 
-    def read(self, name, rows, channel, place, count, memory, *, missing_as_zero=False) -> None:  # type: ignore[no-untyped-def]
-        """Copy a block's rows of [N, rows, K]; atoms that are missing repeat the last, or are 0."""
-        e, lanes = self.e, self.spec.lanes
-        if missing_as_zero:
-            with e.loop(0, rows * self.n_atoms) as row:
-                e.store(e.zero(lanes), e.at(memory, e.times(row, lanes)))
-        with e.loop(0, count if missing_as_zero else self.n_atoms) as a:
-            within = e.smaller(a, e.minus(count, 1))
-            atom = e.integer_at(self["order"], e.plus(place, within))
-            source = e.at(self[name], e.times(atom, rows * self.spec.channels), channel)
-            target = e.at(memory, e.times(a, lanes))
-            with e.loop(0, rows) as row:
-                value = e.load(e.at(source, e.times(row, self.spec.channels)), lanes)
-                e.store(value, e.at(target, e.times(row, self.n_atoms * lanes)))
+    def parts(self, tile: _Tile) -> Iterator[tuple[int, Node, ir.Value, ir.Value, Index]]:
+        """(output, tree, vector, block, offset of the vector's coefficients) of all parts."""
+        e, spec = self.e, self.spec
+        with e.loop(0, spec.vectors) as vector:
+            panel = e.plus(tile.panel, e.times(vector, len(spec.terms) * spec.lanes))
+            for output, root in spec.parts:
+                with e.loop(0, tile.n_blocks) as number:
+                    yield output, root, vector, number, panel
 
-    def write(self, name, rows, channel, place, count, memory) -> None:  # type: ignore[no-untyped-def]
-        """Copy scratch rows back to the block's rows of [N, rows, K]."""
-        e, lanes = self.e, self.spec.lanes
-        with e.loop(0, count) as a:
-            atom = e.integer_at(self["order"], e.plus(place, a))
-            target = e.at(self[name], e.times(atom, rows * self.spec.channels), channel)
-            source = e.at(memory, e.times(a, lanes))
-            with e.loop(0, rows) as row:
-                value = e.load(e.at(source, e.times(row, self.n_atoms * lanes)), lanes)
-                e.store(value, e.at(target, e.times(row, self.spec.channels)))
+    def places(self, tile: _Tile, rows: Rows) -> Iterator[tuple[ir.Value, ir.Value, ir.Value, int]]:
+        """For each atom of a tile: number (or the last's), whether it is there, block, place."""
+        e = self.e
+        with e.loop(0, tile.n_blocks) as number:
+            for a in range(self.n_atoms):
+                index = e.plus(e.times(number, self.n_atoms), a)
+                within = e.smaller(index, e.minus(tile.count, 1))
+                atom = e.integer_at(self["order"], e.plus(tile.place, within))
+                offset = e.times(atom, rows.number * self.spec.channels)
+                yield e.plus(offset, tile.channel), e.less(index, tile.count), number, a
 
-    def sum_into(
-        self, panel: ir.Value, number: int, products: Sequence[tuple[Atoms, Atoms]]
+    def read(self, name: str, tile: _Tile, rows: Rows, *, missing_as_zero: bool = False) -> None:
+        """Copy a tile's rows of [N, rows, K]; atoms that are missing repeat the last, or are 0.
+
+        The next chunk is told to come near: its rows lie apart, and no prefetcher would find them.
+        """
+        e, spec = self.e, self.spec
+        for offset, there, number, a in self.places(tile, rows):
+            source = e.at(self[name], offset)
+            for row in range(rows.number):
+                for vector in range(spec.vectors):
+                    place = row * spec.channels + vector * spec.lanes
+                    value = e.load(e.at(source, place), spec.lanes)
+                    if missing_as_zero:
+                        value = e.choose(there, value, e.zero(spec.lanes))
+                    e.store(value, e.at(self.block(rows, vector, number), self._place(row, a)))
+                e.prefetch(e.at(source, row * spec.channels + spec.chunk))
+
+    def clear(self, tile: _Tile, rows: Rows) -> None:
+        """Set a tile's rows to zero."""
+        zeros = [self.e.zero(self.spec.lanes)] * self.n_atoms
+        with self.e.loop(0, tile.n_blocks) as number:
+            for vector in range(self.spec.vectors):
+                for row in range(rows.number):
+                    self.set_row(self.block(rows, vector, number), row, zeros)
+
+    def write(self, name: str, tile: _Tile, rows: Rows) -> None:
+        """Copy a tile's rows back to [N, rows, K]."""
+        e, spec = self.e, self.spec
+        for offset, there, number, a in self.places(tile, rows):
+            target = e.at(self[name], offset)
+            with e.when(there):
+                for row in range(rows.number):
+                    for vector in range(spec.vectors):
+                        block = self.block(rows, vector, number)
+                        value = e.load(e.at(block, self._place(row, a)), spec.lanes)
+                        e.store(value, e.at(target, row * spec.channels + vector * spec.lanes))
+                    e.prefetch(e.at(target, row * spec.channels + spec.chunk), to_write=True)
+
+
+@dataclass
+class _Walk:
+    """Walks through one part for one block of atoms.
+
+    Attributes:
+        k: writes.
+        panel: coefficients.
+        basis: A, of the block.
+        direction: along which A moves; None if it stands still. Everything then is the change of
+            what it would be otherwise: q and w have changes t_q and t_w, and what is summed up are
+            derivatives of the derivative along this direction.
+        d_basis: derivatives by A are added here; None if only values are wanted.
+        d_panel: those by coefficients likewise.
+    """
+
+    k: _Writer
+    panel: ir.Value
+    basis: ir.Value
+    direction: ir.Value | None = None
+    d_basis: ir.Value | None = None
+    d_panel: ir.Value | None = None
+
+    def value(
+        self, node: Node, w: Atoms | None, t_w: Atoms | None
+    ) -> tuple[Atoms | None, Atoms | None]:
+        """q of a node and its change; None where it is zero."""
+        k = self.k
+        q = t_q = None
+        if node.term is not None:
+            q = k.coefficient(self.panel, node.term)
+            self._add_to_coefficient(node.term, [(t_w if self.direction else w, None)])
+        for factor, child in node.children.items():
+            x = k.row(self.basis, factor)
+            t_x = k.row(self.direction, factor) if self.direction else None
+            if child.children:
+                inner, t_inner = self.value(child, *self._below(w, t_w, x, t_x))
+            else:  # a coefficient, whose w need not be made
+                assert child.term is not None
+                inner, t_inner = k.coefficient(self.panel, child.term), None
+                products = [(t_w, x), (w, t_x)] if self.direction else [(w, x)]
+                self._add_to_coefficient(child.term, products)
+            assert inner is not None
+            q = k.fma(inner, x, q)
+            if t_x is not None:
+                t_q = k.fma(inner, t_x, t_q)
+                self._add_to_basis(factor, [(t_w, inner), (w, t_inner)])
+            else:
+                self._add_to_basis(factor, [(w, inner)])
+            if t_inner is not None:
+                t_q = k.fma(t_inner, x, t_q)
+        return q, t_q
+
+    def _below(
+        self, w: Atoms | None, t_w: Atoms | None, x: Atoms, t_x: Atoms | None
+    ) -> tuple[Atoms | None, Atoms | None]:
+        """w of a child and its change."""
+        if w is None:
+            return None, None
+        moved = None if t_w is None else self.k.mul(t_w, x)
+        if t_x is not None:
+            moved = self.k.fma(w, t_x, moved)
+        return self.k.mul(w, x), moved
+
+    def _add_to_basis(
+        self, factor: int, products: Sequence[tuple[Atoms | None, Atoms | None]]
     ) -> None:
-        """Add products, summed over the block's atoms, to the derivative by a coefficient."""
-        place = self.e.at(panel, number * self.spec.lanes)
-        total = self.e.load(place, self.spec.lanes)
+        if self.d_basis is None:
+            return
+        total = self.k.row(self.d_basis, factor)
         for left, right in products:
-            for x, y in zip(left, right, strict=True):
-                total = self.e.fma(x, y, total)
-        self.e.store(total, place)
+            if left is not None and right is not None:
+                total = self.k.fma(left, right, total)
+        self.k.set_row(self.d_basis, factor, total)
+
+    def _add_to_coefficient(
+        self, term: int, products: Sequence[tuple[Atoms | None, Atoms | None]]
+    ) -> None:
+        """Add products (without a second factor: the first), summed over the block's atoms."""
+        if self.d_panel is None:
+            return
+        e, lanes = self.k.e, self.k.spec.lanes
+        place = e.at(self.d_panel, term * lanes)
+        total = e.load(place, lanes)
+        for left, right in products:
+            if left is None:
+                continue
+            for a, value in enumerate(left):
+                total = e.add(total, value) if right is None else e.fma(value, right[a], total)
+        e.store(total, place)
+
+
+def _half_of(n_atoms: int) -> int:
+    """Atoms of a block: half as many where there are only 16 vector registers."""
+    return n_atoms if machine.many_registers() else n_atoms // 2
 
 
 def write_forward(spec: PolynomialSpec, name: str) -> str:
     """out = polynomial.
 
-    Arguments: order, species_ptr, coefficients [S, chunk, T, channel], basis [N, V, K],
+    Arguments: order, species_ptr, coefficients [S, K / lanes, T, lane], basis [N, V, K],
     out [N, O, K], work; the range of chunks start, stop, and n_species.
     """
     k = _Writer(spec, name, ("coefficients", "basis", "out"), 4)
     basis, out = k.scratch(spec.n_variables), k.scratch(spec.n_outputs)
-    for channel, offset, place, count in k.blocks():
-        k.read("basis", spec.n_variables, channel, place, count, basis)
-        panel = k.e.at(k["coefficients"], offset)
-        for outputs in spec.groups:
-            sums: dict[int, Atoms] = {}
-            for factor, node in spec.tree(outputs).children.items():
-                k.e.may_break(LONGEST)
-                _add_terms(k, node, k.row(basis, factor), panel, basis, sums)
-            for output in outputs:
-                k.set_row(out, output, sums.get(output) or [k.e.zero(spec.lanes)] * k.n_atoms)
-        k.write("out", spec.n_outputs, channel, place, count, out)
+    for tile in k.tiles():
+        k.read("basis", tile, basis)
+        k.clear(tile, out)
+        for output, root, *block, panel in k.parts(tile):
+            walk = _Walk(k, k.e.at(k["coefficients"], panel), k.block(basis, *block))
+            q, _ = walk.value(root, None, None)
+            _add_row(k, k.block(out, *block), output, q)
+        k.write("out", tile, out)
     return k.e.finish(k.work.size)
 
 
-def _add_terms(k, node, w, panel, basis, sums) -> None:  # type: ignore[no-untyped-def]
-    for output, number in node.terms:
-        sums[output] = k.fma(k.coefficient(panel, number), w, sums.get(output))
-    for factor, child in node.children.items():
-        _add_terms(k, child, k.mul(w, k.row(basis, factor)), panel, basis, sums)
+def _add_row(k: _Writer, block: ir.Value, index: int, values: Atoms | None) -> None:
+    if values is not None:
+        held = k.row(block, index)
+        k.set_row(block, index, [k.e.add(x, y) for x, y in zip(held, values, strict=True)])
 
 
 def write_gradients(spec: PolynomialSpec, weighted: bool, name: str) -> str:
@@ -206,64 +389,24 @@ def write_gradients(spec: PolynomialSpec, weighted: bool, name: str) -> str:
     start, stop, n_species.
     """
     pointers = ("coefficients", "basis", "cotangent", "d_coefficients", "d_basis")
-    k = _Writer(spec, name, pointers, 4)
+    k = _Writer(spec, name, pointers, _half_of(4))
     basis, d_basis = k.scratch(spec.n_variables), k.scratch(spec.n_variables)
     cotangent = k.scratch(spec.n_outputs)
-    for channel, offset, place, count in k.blocks():
-        k.read("basis", spec.n_variables, channel, place, count, basis)
-        k.read("cotangent", spec.n_outputs, channel, place, count, cotangent, missing_as_zero=True)
-        _clear(k, d_basis)
-        walk = _Reverse(
-            k,
-            basis,
-            d_basis,
-            cotangent,
-            k.e.at(k["coefficients"], offset),
-            k.e.at(k["d_coefficients"], offset) if weighted else None,
-        )
-        for factor, node in spec.tree(range(spec.n_outputs)).children.items():
-            k.e.may_break(LONGEST)
-            value = walk.visit(node, k.row(basis, factor))
-            k.add_to_row(d_basis, factor, value)
-        k.write("d_basis", spec.n_variables, channel, place, count, d_basis)
+    for tile in k.tiles():
+        k.read("basis", tile, basis)
+        k.read("cotangent", tile, cotangent, missing_as_zero=True)
+        k.clear(tile, d_basis)
+        for output, root, *block, panel in k.parts(tile):
+            walk = _Walk(
+                k,
+                k.e.at(k["coefficients"], panel),
+                k.block(basis, *block),
+                d_basis=k.block(d_basis, *block),
+                d_panel=k.e.at(k["d_coefficients"], panel) if weighted else None,
+            )
+            walk.value(root, k.row(k.block(cotangent, *block), output), None)
+        k.write("d_basis", tile, d_basis)
     return k.e.finish(k.work.size)
-
-
-def _clear(k: _Writer, memory: ir.Value) -> None:
-    for row in range(k.spec.n_variables):
-        k.set_row(memory, row, [k.e.zero(k.spec.lanes)] * k.n_atoms)
-
-
-@dataclass
-class _Reverse:
-    """First derivatives: with c' = sum over outputs of g c, one scalar polynomial for each atom.
-
-    A node's value is s = c' + sum over children of (factor x the child's value); the derivative by
-    the factor of a child is w s(child).
-    """
-
-    k: _Writer
-    basis: ir.Value
-    d_basis: ir.Value
-    cotangent: ir.Value
-    panel: ir.Value
-    d_panel: ir.Value | None
-
-    def visit(self, node: Monomial, w: Atoms) -> Atoms:
-        k = self.k
-        value: Atoms | None = None
-        for output, number in node.terms:
-            g = k.row(self.cotangent, output)
-            value = k.fma(k.coefficient(self.panel, number), g, value)
-            if self.d_panel is not None:
-                k.sum_into(self.d_panel, number, [(g, w)])
-        for factor, child in node.children.items():
-            variable = k.row(self.basis, factor)
-            below = self.visit(child, k.mul(w, variable))
-            value = k.fma(below, variable, value)
-            k.set_row(self.d_basis, factor, k.fma(w, below, k.row(self.d_basis, factor)))
-        assert value is not None
-        return value
 
 
 def write_second(spec: PolynomialSpec, weighted: bool, name: str) -> str:
@@ -276,71 +419,27 @@ def write_second(spec: PolynomialSpec, weighted: bool, name: str) -> str:
         *("coefficients", "basis", "cotangent", "t_basis"),
         *("d_coefficients", "d_basis", "d_cotangent"),
     )
-    k = _Writer(spec, name, pointers, 2)
+    k = _Writer(spec, name, pointers, _half_of(2))
     basis, t_basis, d_basis = (k.scratch(spec.n_variables) for _ in range(3))
     cotangent, d_cotangent = k.scratch(spec.n_outputs), k.scratch(spec.n_outputs)
-    for channel, offset, place, count in k.blocks():
-        block = (channel, place, count)
-        k.read("basis", spec.n_variables, *block, basis)
-        k.read("t_basis", spec.n_variables, *block, t_basis, missing_as_zero=True)
-        k.read("cotangent", spec.n_outputs, *block, cotangent, missing_as_zero=True)
-        _clear(k, d_basis)
-        walk = _Second(
-            k,
-            basis,
-            t_basis,
-            d_basis,
-            cotangent,
-            k.e.at(k["coefficients"], offset),
-            k.e.at(k["d_coefficients"], offset) if weighted else None,
-        )
-        for factor, node in spec.tree(range(spec.n_outputs)).children.items():
-            k.e.may_break(LONGEST)
-            _, t_value = walk.visit(node, k.row(basis, factor), k.row(t_basis, factor))
-            if t_value is not None:
-                k.add_to_row(d_basis, factor, t_value)
-        for output in range(spec.n_outputs):
-            zeros = [k.e.zero(spec.lanes)] * k.n_atoms
-            k.set_row(d_cotangent, output, walk.sums.get(output) or zeros)
-        k.write("d_basis", spec.n_variables, *block, d_basis)
-        k.write("d_cotangent", spec.n_outputs, *block, d_cotangent)
-    return k.e.finish(k.work.size)
-
-
-@dataclass
-class _Second:
-    """The change of everything in ``_Reverse`` as A moves along t_A."""
-
-    k: _Writer
-    basis: ir.Value
-    t_basis: ir.Value
-    d_basis: ir.Value
-    cotangent: ir.Value
-    panel: ir.Value
-    d_panel: ir.Value | None
-    sums: dict[int, Atoms] = field(default_factory=dict)
-
-    def visit(self, node: Monomial, w: Atoms, t_w: Atoms) -> tuple[Atoms, Atoms | None]:
-        k = self.k
-        value: Atoms | None = None
-        t_value: Atoms | None = None
-        for output, number in node.terms:
-            g, c = k.row(self.cotangent, output), k.coefficient(self.panel, number)
-            value = k.fma(c, g, value)
-            self.sums[output] = k.fma(c, t_w, self.sums.get(output))
-            if self.d_panel is not None:
-                k.sum_into(self.d_panel, number, [(g, t_w)])
-        for factor, child in node.children.items():
-            variable, moved = k.row(self.basis, factor), k.row(self.t_basis, factor)
-            below, t_below = self.visit(
-                child, k.mul(w, variable), k.fma(w, moved, k.mul(t_w, variable))
+    for tile in k.tiles():
+        k.read("basis", tile, basis)
+        k.read("t_basis", tile, t_basis)
+        k.read("cotangent", tile, cotangent, missing_as_zero=True)
+        k.clear(tile, d_basis)
+        k.clear(tile, d_cotangent)
+        for output, root, *block, panel in k.parts(tile):
+            walk = _Walk(
+                k,
+                k.e.at(k["coefficients"], panel),
+                k.block(basis, *block),
+                k.block(t_basis, *block),
+                k.block(d_basis, *block),
+                k.e.at(k["d_coefficients"], panel) if weighted else None,
             )
-            value = k.fma(below, variable, value)
-            t_value = k.fma(below, moved, t_value)
-            total = k.fma(t_w, below, k.row(self.d_basis, factor))
-            if t_below is not None:
-                t_value = k.fma(t_below, variable, t_value)
-                total = k.fma(w, t_below, total)
-            k.set_row(self.d_basis, factor, total)
-        assert value is not None
-        return value, t_value
+            g = k.row(k.block(cotangent, *block), output)
+            _, t_q = walk.value(root, g, None)
+            _add_row(k, k.block(d_cotangent, *block), output, t_q)
+        k.write("d_basis", tile, d_basis)
+        k.write("d_cotangent", tile, d_cotangent)
+    return k.e.finish(k.work.size)

@@ -14,6 +14,7 @@ from clebsch.kernels.cpu.linear import by_species
 from clebsch.kernels.cpu.operators import define, differentiable, last, needed, remember
 from clebsch.kernels.cpu.polynomial_code import (
     PolynomialSpec,
+    horner,
     write_forward,
     write_gradients,
     write_second,
@@ -37,9 +38,9 @@ def contract_slots(
 
 def _evaluate(key: str, variables: Tensor, weights: Tensor, species: Tensor) -> Tensor:
     spec = _spec(key, variables.shape[2], variables.dtype.itemsize * 8)
-    shaped = weights.unflatten(2, (spec.n_chunks, spec.lanes)).transpose(1, 2)
     table = torch.from_numpy(_table(key, weights.dtype))
-    coefficients = table @ shaped  # [species, chunk, T, channel]
+    by_term = (table @ weights).unflatten(2, (-1, spec.lanes))
+    coefficients = by_term.transpose(1, 2).contiguous()  # [species, K / lanes, T, lane]
     order, ptr = by_species(species, len(weights))
     out: Tensor = torch.ops.clebsch.polynomial(key, coefficients, variables, order, ptr)
     return out
@@ -226,10 +227,14 @@ def _terms(key: str) -> tuple[ContractionPlan, int, list[tuple[int, tuple[int, .
                 term = (start + int(component), tuple(factors))
                 found.setdefault(term, []).append((row.start + int(coupling), float(value)))
         start += target.dim
-    ordered = sorted(found, key=lambda term: (term[1], term[0]))  # as the kernels meet them
+    ordered = [
+        (output, path)
+        for output in range(plan.targets.dim)
+        for path in horner(sorted(term[1] for term in found if term[0] == output))
+    ]
     table = np.zeros((len(ordered), plan.n_couplings))
-    for number, term in enumerate(ordered):
-        for coupling, value in found[term]:
+    for number, (output, path) in enumerate(ordered):
+        for coupling, value in found[output, tuple(sorted(path))]:
             table[number, coupling] += value
     return plan, n_slots, ordered, table
 
@@ -244,12 +249,10 @@ def _table(key: str, dtype: torch.dtype) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _spec(key: str, channels: int, bits: int) -> PolynomialSpec:
     plan, n_slots, terms, _ = _terms(key)
-    groups = tuple(range(part.start, part.stop) for part in plan.targets.slices)
     return PolynomialSpec(
         channels,
         bits,
         f"{key}|{channels}|{bits}",
-        groups,
         tuple(terms),
         n_slots * plan.irreps.dim,
         plan.targets.dim,
