@@ -129,8 +129,8 @@ class StoredZBLRepulsion(Float64Module):
 
     E_ij = s k Z_i Z_j / r phi(r / a), a = a_0 0.529 Angstrom / (Z_i^b + Z_j^b), times a polynomial
     envelope that ends at the sum of the covalent radii; beyond the cut-off there are no pairs. Half
-    of each pair's energy goes to each atom. The scale s is the network's: mace-torch has it multiply
-    the repulsion too.
+    of each pair's energy goes to each atom. The scale s is the network's, which multiplies the
+    repulsion too in mace-torch.
     """
 
     coefficients: Tensor
