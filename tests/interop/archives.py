@@ -57,9 +57,9 @@ def program(body: bytes, protocol: int = 2) -> bytes:
     return b"\x80" + bytes([protocol]) + body + b"."
 
 
-def storage(numel: int, key: str = "0", kind: str = "FloatStorage") -> bytes:
+def storage(numel: int, key: str = "0", kind: str = "FloatStorage", place: str = "cpu") -> bytes:
     """Instructions that push a storage."""
-    parts = text("storage") + named("torch", kind) + text(key) + text("cpu") + whole(numel)
+    parts = text("storage") + named("torch", kind) + text(key) + text(place) + whole(numel)
     return b"(" + parts + b"tQ"
 
 

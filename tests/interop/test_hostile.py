@@ -360,3 +360,11 @@ def test_numbers_are_read_as_torch_wrote_them(tmp_path: Path):
     for name, tensor_ in written.items():
         assert found[name].dtype == tensor_.dtype
         assert torch.equal(found[name].flatten(), tensor_.flatten())
+
+
+def test_storages_of_a_gpu_are_read_to_the_cpu(tmp_path: Path):
+    parts = storage(4, place="cuda:3"), whole(1), b"K\x03\x85", b"K\x01\x85", b"\x89", b"}"
+    body = call("torch._utils", "_rebuild_tensor_v2", *parts)
+    found = read_torch_file(archive(tmp_path / "gpu.pt", program(body), FOUR))
+    assert found.device.type == "cpu"
+    assert found.tolist() == [1.0, 2.0, 3.0]

@@ -208,6 +208,18 @@ def more_layers(model: Stub) -> None:
         layers.update({str(n): layers["1"] for n in range(2, 5000)})
 
 
+def more_channels(model: Stub) -> None:
+    """Irreps and an embedding of 200 000 channels: matrices of them would take 300 GB each."""
+    wide = 200_000
+    embedding = inner(model, "node_embedding.linear").state
+    embedding["_parameters"]["weight"] = torch.ones(3 * wide)
+    embedding["irreps_out"] = f"{wide}x0e"
+    for t in ("0", "1"):
+        inner(model, f"interactions.{t}.linear_up").state["irreps_in"] = f"{wide}x0e"
+        inner(model, f"interactions.{t}.linear_up").state["irreps_out"] = f"{wide}x0e"
+        inner(model, f"products.{t}.linear").state["irreps_out"] = f"{wide}x0e"
+
+
 REFUSED: dict[str, tuple[Callable[[Stub], None], str]] = {
     "another class": (kind("", "EnergyDipolesMACE"), "class EnergyDipolesMACE"),
     "attention": (
@@ -242,6 +254,11 @@ REFUSED: dict[str, tuple[Callable[[Stub], None], str]] = {
         "products of order 17",
     ),
     "more layers than numbers": (more_layers, "5000 layers"),
+    "more channels than numbers": (more_channels, "too few weights"),
+    "a radial network that does not fit together": (
+        tensor("interactions.0.conv_tp_weights.layer0", "weight", lambda w: torch.ones(4, 10**6)),
+        "layers of 4 to 1000000",
+    ),
     "a missing tensor": (
         tensor("interactions.0.linear", "weight", lambda _: None),
         "has no tensor 'weight'",

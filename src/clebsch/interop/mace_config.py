@@ -9,9 +9,9 @@ import torch
 
 from clebsch.algebra import SCALAR, Irrep, Irreps, all_irreps, spherical_irreps
 from clebsch.errors import ConfigError, ModelFileError, did_you_mean
-from clebsch.interop.blocks import linear_blocks
+from clebsch.interop.blocks import linear_blocks, species_blocks
 from clebsch.interop.inert import Stub
-from clebsch.interop.mace_gated import gated_settings, hidden_widths, n_inputs
+from clebsch.interop.mace_gated import check_chain, gated_settings, hidden_widths, n_inputs
 from clebsch.interop.modules import Module, Multiplets, one_multiplicity, refuse
 from clebsch.models.config import MessagePassingConfig
 
@@ -135,9 +135,15 @@ def _check_sizes(
         ModelFileError: channels, layers or couplings are not what the tensors have.
     """
     embedding = model.child("node_embedding").child("linear").tensor("weight")
-    if embedding.numel() != len(model.tensor("atomic_numbers")) * channels:
+    n_species = len(model.tensor("atomic_numbers"))
+    if embedding.numel() != n_species * channels:
         raise refuse(model, f"an embedding of {embedding.numel()} numbers for {channels} channels")
     for interaction, product in zip(interactions, products, strict=True):
+        gated = is_gated(interaction)
+        for name in ("linear_up", *(("linear_1", "linear_res") if gated else ("linear",))):
+            linear_blocks(interaction.child(name))  # compares weights with irreps
+        skip = interaction.child("skip_tp")
+        linear_blocks(skip) if gated else species_blocks(skip, n_species)
         dim = sum(irrep.dim for _, irrep in basis_irreps(interaction))
         for contraction in product.child("symmetric_contractions").child("contractions").children():
             order = contraction.get("correlation")
@@ -227,7 +233,9 @@ def _radial_widths(interaction: Module) -> tuple[int, ...]:
         embeddings = [interaction.child(f"{end}_embedding") for end in ("source", "target")]
         widths = [linear_blocks(embedding)[SCALAR].shape[1] for embedding in embeddings]
         return n_inputs(network) - sum(widths), *hidden_widths(network)
-    return tuple(len(layer.tensor("weight")) for layer in network.children())
+    shapes = [tuple(layer.tensor("weight").shape) for layer in network.children()]
+    check_chain(network, [(n_in, n_out) for n_in, n_out in shapes])
+    return tuple(n_in for n_in, _ in shapes)
 
 
 def _has_own_frequencies(model: Module, basis: Module, n_basis: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +51,19 @@ def gated_settings(interactions: list[Module]) -> dict[str, Any]:
 
 def hidden_widths(network: Module) -> list[int]:
     """Widths of the hidden layers of a ``RadialMLP``."""
-    return [len(linear.tensor("weight")) for linear, _ in _layers(network)]
+    shapes = [linear.tensor("weight").shape for linear, _ in _layers(network)]
+    check_chain(network, [(n_in, n_out) for n_out, n_in in shapes])
+    return [n_out for n_out, _ in shapes]
+
+
+def check_chain(network: Module, sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse layers, given as inputs and outputs, that do not follow on each other.
+
+    Raises:
+        ModelFileError: names the sizes.
+    """
+    if any(made != taken for (_, made), (taken, _) in itertools.pairwise(sizes)):
+        raise refuse(network, f"layers of {', '.join(f'{a} to {b}' for a, b in sizes)}")
 
 
 def n_inputs(network: Module) -> int:
