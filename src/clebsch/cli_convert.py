@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from clebsch.cli_options import Overwrite
 from clebsch.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from clebsch.potential import Potential
 
 
 def convert(
@@ -43,20 +46,23 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a model of mace-torch: the same numbers, without mace-torch and without pickle."""
-    if to is not None:
-        _export(model, out, to, overwrite)
-        return
     from clebsch.interop.mace_torch import mace_heads
-    from clebsch.modelfile import read_potential
+    from clebsch.modelfile import load, read_potential
 
     properties = {} if fix is None else _numbers(fix)
     species = None if elements is None else [symbol.strip() for symbol in elements.split(",")]
+    if to is not None:
+        _check_export(out, to, overwrite)
+        _export(load(model, head=head, species=species, properties=properties), out)
+        return
     written = {head: out}
     if head == "all":
         written = {
             name: out.with_name(f"{out.stem}-{_safe(name)}{out.suffix}")
             for name in mace_heads(model)
         }
+    if len(set(written.values())) < len(written):
+        raise ConfigError(f"{model}: heads of names so alike are converted one by one, with --head")
     for path in written.values():
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; --overwrite replaces it")
@@ -73,23 +79,28 @@ def convert(
         )
 
 
-def _export(model: Path, out: Path, to: str, overwrite: bool) -> None:
-    """Write the folder for another program.
+def _check_export(out: Path, to: str, overwrite: bool) -> None:
+    """Refuse before the work begins.
 
     Raises:
-        ConfigError: another program than mace-torch, a model that it has nothing like, or a folder
-            that exists.
+        ConfigError: another program than mace-torch, or a folder that exists.
     """
-    from clebsch.interop.export import export_mace_torch
-    from clebsch.modelfile import load
-
     if to != "mace-torch":
         raise ConfigError(f"--to {to}: unknown. {did_you_mean(to, ('mace-torch',))}")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; --overwrite replaces what an earlier export wrote there")
-    export_mace_torch(load(model), out)
-    script = out / "build_model.py"
-    text = f"{out}: where mace-torch is installed, run python {script} NEW.model"
+
+
+def _export(potential: Potential, out: Path) -> None:
+    """Write the folder for mace-torch.
+
+    Raises:
+        ConfigError: it has nothing like the potential.
+    """
+    from clebsch.interop.export import export_mace_torch
+
+    export_mace_torch(potential, out)
+    text = f"{out}: where mace-torch is installed, run python {out / 'build_model.py'} NEW.model"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 

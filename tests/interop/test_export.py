@@ -108,5 +108,7 @@ def test_the_command_says_what_to_do_next(tmp_path: Path, capsys: pytest.Capture
     assert "build_model.py NEW.model" in capsys.readouterr().out
     assert run("convert", model, out, "--to", "mace-torch") == 2
     assert "--overwrite" in capsys.readouterr().err
+    assert run("convert", model, out, "--to", "mace-torch", "--overwrite", "--head", "x") == 2
+    assert "mace-torch alone" in capsys.readouterr().err
     assert run("convert", model, out, "--to", "mace") == 2
     assert "mace-torch" in capsys.readouterr().err

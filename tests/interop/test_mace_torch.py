@@ -388,6 +388,14 @@ def test_convert_keeps_all_heads_in_files_of_their_own(tmp_path: Path):
         check(clebsch.load(tmp_path / f"new-{head}.safetensors"), head)
 
 
+def test_heads_whose_files_would_have_one_name_are_not_lost(
+    tmp_path: Path, altered: Any, capsys: pytest.CaptureFixture[str]
+):
+    path = altered(attribute("", "heads", ["a/b", "a b"]))
+    assert run("convert", path, tmp_path / "new.safetensors", "--head", "all") == 2
+    assert "one by one" in capsys.readouterr().err
+
+
 def test_the_doctor_reads_it(altered: Any):
     potential, stored = read_unverified(altered(one_head))
     assert stored is None
