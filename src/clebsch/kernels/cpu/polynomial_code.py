@@ -34,7 +34,7 @@ TILE = 32
 REACH = 64
 
 #: Terms of a part.
-PART = 128
+PART = 64
 
 Atoms = list[ir.Value]  # one vector of channels for each atom of a block
 
