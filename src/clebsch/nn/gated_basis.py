@@ -65,14 +65,15 @@ class ChannelMap(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Args: features [N, sum of copies x (2l + 1), K]. Returns: [N, irreps_out.dim, K']."""
         parts = features.split(self.sizes, dim=1)
+        n_atoms = features.shape[0]  # of any number in recordings, where len() would fix it
         weights = iter(self.weights)
         made = []
         for irrep in self.irreps_out:
             if irrep not in self.irreps:
-                made.append(features.new_zeros(len(features), irrep.dim, self.channels_out))
+                made.append(features.new_zeros(n_atoms, irrep.dim, self.channels_out))
                 continue
             weight = next(weights)
-            rows = parts[self.irreps.index(irrep)].reshape(len(features), irrep.dim, len(weight))
+            rows = parts[self.irreps.index(irrep)].reshape(n_atoms, irrep.dim, len(weight))
             made.append(rows @ (weight / math.sqrt(len(weight))))
         return torch.cat(made, dim=1)
 
