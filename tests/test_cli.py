@@ -35,6 +35,7 @@ COMMANDS = (
     "presets",
     "bench",
     "doctor",
+    "convert",
 )
 SETTINGS = {
     "preset": "mace_tiny",

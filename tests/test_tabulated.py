@@ -18,7 +18,10 @@ from clebsch.models.config import MessagePassingConfig
 TABULATED = [
     name
     for name, config in MODELS.items()
-    if isinstance(config, MessagePassingConfig) and config.radial.weights == "mlp"
+    if isinstance(config, MessagePassingConfig)
+    and config.radial.weights == "mlp"
+    and config.radial.transform == "none"
+    and config.interaction.gated is None
 ]
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from clebsch.benchmarks.command import bench
+from clebsch.cli_convert import convert
 from clebsch.cli_doctor import doctor
 from clebsch.cli_options import (
     AsJSON,
@@ -390,6 +391,7 @@ def presets() -> None:
 
 app.command()(bench)
 app.command()(doctor)
+app.command()(convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -113,16 +113,18 @@ class Stored:
     stress: np.ndarray | None
 
 
-def read_unverified(path: Path | str) -> tuple[Potential, Stored]:
+def read_unverified(path: Path | str) -> tuple[Potential, Stored | None]:
     """The potential of a model file, on the reference backend, whatever it answers here.
 
     ``clebsch.load`` refuses a potential, or a backend, that gives wrong numbers; here they are
-    wanted.
+    wanted. Files of mace-torch store no answers.
 
     Raises:
         ModelFileError: the file is missing, damaged, or holds something else.
     """
     potential, stored = read_potential(path)
+    if stored is None:
+        return potential, None
     atoms = reference_structure(stored)
     stress = None if stored["stress"] is None else np.array(stored["stress"])
     return potential, Stored(atoms, stored["energy"], np.array(stored["forces"]), stress)

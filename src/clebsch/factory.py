@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from ase.data import atomic_numbers
+from torch import nn
 
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.models.ace import ACE
@@ -15,7 +16,7 @@ from clebsch.models.config import ACEConfig, AllegroConfig, ModelConfig
 from clebsch.models.message_passing import MessagePassing
 from clebsch.models.network import Network
 from clebsch.models.presets import model_config
-from clebsch.nn.energy import EnergyHead, ZBLRepulsion
+from clebsch.nn.energy import EnergyHead, StoredZBLRepulsion, ZBLRepulsion
 from clebsch.potential import Potential
 
 if TYPE_CHECKING:
@@ -92,9 +93,12 @@ def assemble(
         config.mean_energy_form,
         config.cutoff,
     )
-    prior = (
-        ZBLRepulsion([atomic_numbers[s] for s in species], config.cutoff) if config.zbl else None
-    )
+    numbers = [atomic_numbers[symbol] for symbol in species]
+    prior: nn.Module | None = None
+    if config.zbl == "mace_torch":
+        prior = StoredZBLRepulsion(numbers, config.cutoff)
+    elif config.zbl:
+        prior = ZBLRepulsion(numbers, config.cutoff)
     return Potential(config, species, model, head, prior)
 
 
@@ -110,7 +114,8 @@ def _network(config: ModelConfig, species: Sequence[str], avg_num_neighbors: flo
         return ACE(config, species, avg_num_neighbors)
     if isinstance(config, AllegroConfig):
         return Allegro(config, len(species), avg_num_neighbors)
-    return MessagePassing(config, len(species), avg_num_neighbors)
+    numbers = [atomic_numbers[symbol] for symbol in species]
+    return MessagePassing(config, numbers, avg_num_neighbors)
 
 
 def _sorted_species(species: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import Tensor
 from clebsch.errors import ConfigError, ModelFileError
 from clebsch.factory import assemble
 from clebsch.files import atomic_write
+from clebsch.interop.mace_torch import read_mace_torch
+from clebsch.interop.torch_archive import is_torch_file
 from clebsch.models.presets import model_config
 from clebsch.potential import Potential, Structure, example_structure
 
@@ -103,37 +106,74 @@ def save_potential(
 
 
 def load(
-    path: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    head: str | None = None,
+    species: Sequence[str] | None = None,
+    properties: Mapping[str, float] | None = None,
 ) -> Potential:
     """Read a potential and verify that it gives the answers stored with it.
+
+    Files of mace-torch 0.3.x are read too, without running anything that is in them
+    (``clebsch.interop.mace_torch``); they store no answers.
 
     Args:
         path: the file.
         dtype: what the network shall compute in; as it was saved if None.
         device: where to put it.
+        head: of a mace-torch model with several, which.
+        species: of a mace-torch model, the elements to keep; all if None.
+        properties: of a mace-torch model that embeds total charge, spin or the like, the values
+            that the potential shall be for.
 
     Raises:
-        ModelFileError: the file is missing, damaged, of a newer format, or the potential gives
-            other numbers here than where it was saved.
+        ModelFileError: the file is missing, damaged, of a newer format, hostile, holds what is
+            not supported, or the potential gives other numbers here than where it was saved.
+        ConfigError: the model has no such head, element or property; several heads and none is
+            chosen; or embedded properties without a value.
     """
     path = Path(path)
     if dtype not in (None, *TOLERANCES):
         raise ModelFileError(f"{path}: potentials compute in float32 or float64, not in {dtype}")
-    potential, reference = read_potential(path)
+    potential, reference = read_potential(path, head=head, species=species, properties=properties)
     saved_dtype = potential.dtype
     potential.model.to(dtype or saved_dtype)
     potential.to(device).requires_grad_(False).use_backend()
     coarser = max(saved_dtype, potential.dtype, key=lambda kind: torch.finfo(kind).eps)
-    _verify(potential, reference, TOLERANCES[coarser], path)
+    if reference is not None:
+        _verify(potential, reference, TOLERANCES[coarser], path)
     return potential
 
 
-def read_potential(path: Path | str) -> tuple[Potential, dict[str, Any]]:
+def read_potential(
+    path: Path | str,
+    *,
+    head: str | None = None,
+    species: Sequence[str] | None = None,
+    properties: Mapping[str, float] | None = None,
+) -> tuple[Potential, dict[str, Any] | None]:
     """A potential as it was saved, on the reference backend, and what it said then; not verified.
+
+    Args:
+        path: the file.
+        head: of a mace-torch model with several, which.
+        species: of a mace-torch model, the elements to keep; all if None.
+        properties: of a mace-torch model, values of the properties that it embeds.
 
     Raises:
         ModelFileError: the file is missing, damaged, of a newer format, or holds something else.
+        ConfigError: the choices do not fit the model.
     """
+    path = Path(path)
+    if path.is_file() and is_torch_file(path):
+        potential = read_mace_torch(path, head=head, species=species, properties=properties)
+        return potential, None
+    if head is not None or species is not None or properties:
+        raise ConfigError(
+            f"{path}: heads, elements and properties are chosen of files of mace-torch alone"
+        )
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ModelFileError(f"{path}: holds {metadata.get('format')!r}, not a potential")

@@ -32,6 +32,7 @@ LAYERS = (
     "potential",
     "committee",
     "factory",
+    "interop",
     "modelfile",
     "data",
     "evaluation",
@@ -43,6 +44,7 @@ LAYERS = (
     "benchmarks",
     "doctor",
     "cli_doctor",
+    "cli_convert",
     "cli",
     "__main__",
 )

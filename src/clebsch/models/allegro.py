@@ -25,7 +25,7 @@ from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import convolution_plan
 from clebsch.kernels.reference import segment_sum
 from clebsch.models.allegro_config import AllegroConfig
-from clebsch.models.network import Network, radial_basis
+from clebsch.models.network import Network, envelope, radial_basis
 from clebsch.nn.linear import IrrepsLinear
 from clebsch.nn.perceptron import Perceptron
 
@@ -75,7 +75,7 @@ class TwoBodyLatents(nn.Module):
         self.n_species = n_species
         radial = config.radial
         self.basis = radial_basis(radial, config.cutoff)
-        self.envelope = self.basis.envelope
+        self.envelope = envelope(radial, config.cutoff)
         # Of the first matrix's inputs two are 1 and the others 0, but for the radial basis.
         widths = [2 * n_species + radial.n_basis, *config.two_body_hidden, config.latent]
         self.perceptron = Perceptron(widths, "silu", first_fan_in=2.0)
@@ -84,9 +84,9 @@ class TwoBodyLatents(nn.Module):
         """Args: lengths [E], Angstrom. Returns: x [E, F] and the envelope u [E, 1]."""
         kinds = torch.arange(self.n_species, device=lengths.device)
         onehot = (graph.species[:, None] == kinds).to(lengths.dtype)
-        envelope = self.envelope(lengths)[:, None]
+        ending = self.envelope(lengths)[:, None]
         inputs = [onehot[graph.receivers], onehot[graph.senders], self.basis(lengths)]
-        return self.perceptron(torch.cat(inputs, dim=1)) * envelope, envelope
+        return self.perceptron(torch.cat(inputs, dim=1)) * ending, ending
 
 
 class HarmonicWeights(nn.Module):

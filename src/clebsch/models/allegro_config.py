@@ -42,7 +42,7 @@ class AllegroConfig(NetworkConfig):
     @property
     def mean_energy_form(self) -> Literal["none", "constant", "density"]:
         """``mean_energy`` with ``auto`` resolved."""
-        return "density" if self.mean_energy == "auto" else self.mean_energy
+        return self.mean_energy_or("density")
 
     @property
     def keeps_lone_atoms(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from clebsch.algebra import SCALAR, Irreps, all_irreps, spherical_irreps
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.models.ace_config import ACEConfig
 from clebsch.models.allegro_config import AllegroConfig
@@ -40,6 +41,33 @@ class RadialConfig(RadialBasisConfig):
     hidden: tuple[int, ...] = Field(
         (64, 64, 64), min_length=1, description="hidden widths of the radial networks"
     )
+    transform: Literal["none", "agnesi", "soft"] = Field(
+        "none",
+        description="what the basis is a function of: the distance, or a transform of it by the "
+        "covalent radii of both elements, as mace-torch has them",
+    )
+    envelope_of: Literal["basis", "path_weights"] = Field(
+        "basis", description="what the cut-off multiplies: the radial basis, or path weights"
+    )
+
+    @model_validator(mode="after")
+    def _envelope_has_a_place(self) -> RadialConfig:
+        if self.envelope_of == "path_weights" and self.weights != "mlp":
+            raise ValueError(
+                f"envelope_of=path_weights: only weights=mlp has it, not weights={self.weights}"
+            )
+        return self
+
+
+class GatedConfig(Section):
+    """A nonlinear sum over neighbours: ``clebsch.nn.gated_basis``."""
+
+    channels: int | None = Field(
+        None, ge=1, description="channels of what is sent; as everywhere if null"
+    )
+    first_channels: int | None = Field(None, ge=1, description="likewise, in the first layer")
+    embedding: int = Field(8, ge=1, description="width of the embeddings of both elements")
+    density_hidden: int = Field(64, ge=1, description="width of the network of the density")
 
 
 class InteractionConfig(Section):
@@ -53,10 +81,26 @@ class InteractionConfig(Section):
         description="what the linear map after the sum mixes: every coupling path by itself, or "
         "the sum of those that give the same irrep (equation 8 as printed)",
     )
-    normalization: Literal["neighbors", "sqrt_neighbors", "none"] = Field(
+    normalization: Literal["neighbors", "sqrt_neighbors", "density", "none"] = Field(
         "neighbors",
-        description="divide the sum by the training set's mean number of neighbours, or its root",
+        description="divide the sum by the training set's mean number of neighbours, or its root; "
+        "or by one plus a learned density of neighbours",
     )
+    gated: GatedConfig | None = Field(
+        None,
+        description="null: linear in the neighbours; or path weights that know both elements, and "
+        "gates after a sum divided by a density, as in newer models of mace-torch",
+    )
+
+    @model_validator(mode="after")
+    def _gated_alone(self) -> InteractionConfig:
+        changed = self.model_fields_set - {"gated"}
+        if self.gated is not None and changed:
+            usual = InteractionConfig()
+            odd = [name for name in changed if getattr(self, name) != getattr(usual, name)]
+            if odd:
+                raise ValueError(f"{odd[0]}: of no use with interaction.gated")
+        return self
 
 
 class ProductConfig(Section):
@@ -72,6 +116,9 @@ class ProductConfig(Section):
         description="couplings of one factor with itself: the linearly independent ones, or the "
         "full table; distinct factors always have the full table",
     )
+    weights: Literal["species", "shared"] = Field(
+        "species", description="weights of couplings for each element, or one set for all"
+    )
 
     @property
     def n_slots(self) -> int:
@@ -86,6 +133,9 @@ class UpdateConfig(Section):
         "species_linear",
         description="residual: as every layer; species_linear: a species-dependent map of the sum "
         "over neighbours and no self-connection, so that a lone atom gives its reference",
+    )
+    later_layers: Literal["residual", "species_linear"] = Field(
+        "residual", description="layers after the first, likewise"
     )
     self_connection: Literal["species", "linear", "none"] = Field(
         "species",
@@ -109,8 +159,10 @@ class ReadoutConfig(Section):
 
     layers: Literal["every", "last"] = Field("every", description="layers that are read")
     inner: Literal["linear", "mlp"] = Field("linear", description="readouts before the last")
-    last: Literal["mlp", "linear", "two_linear"] = Field(
-        "mlp", description="readout of the last layer; two_linear: two maps, nothing between them"
+    last: Literal["mlp", "linear", "two_linear", "biased_mlp"] = Field(
+        "mlp",
+        description="readout of the last layer; two_linear: two maps, nothing between them; "
+        "biased_mlp: three maps, with biases",
     )
     hidden: int = Field(16, ge=1, description="width between the two maps of a readout")
 
@@ -130,6 +182,11 @@ class MessagePassingConfig(NetworkConfig):
         "natural",
         description="irreps of features: the parity of spherical harmonics, or both parities",
     )
+    message_irreps: str | None = Field(
+        None,
+        description="irreps of the messages, where they are not all of that parity up to "
+        "message_l: such as 0e+1o+1e; the first is 0e",
+    )
     radial: RadialConfig = RadialConfig()
     interaction: InteractionConfig = InteractionConfig()
     product: ProductConfig | None = Field(
@@ -140,6 +197,21 @@ class MessagePassingConfig(NetworkConfig):
 
     @model_validator(mode="after")
     def _make_sense(self) -> MessagePassingConfig:
+        try:
+            irreps = self.messages
+        except ConfigError as error:
+            raise ValueError(f"message_irreps: {error}") from None
+        if not len(irreps) or irreps[0] != SCALAR or len(set(irreps)) != len(irreps):
+            raise ValueError("message_irreps: 0e comes first, and none comes twice")
+        if self.message_irreps is not None and self.message_l != irreps.l_max:
+            raise ValueError(f"message_irreps: their highest l is not message_l={self.message_l}")
+        if self.interaction.gated is not None:
+            if self.parity != "natural" or self.message_irreps is not None:
+                raise ValueError("interaction.gated: only with irreps of natural parity")
+            if self.product is None or self.product.n_slots > 1 or self.radial.weights != "mlp":
+                raise ValueError(
+                    "interaction.gated: only with products of shared slots and radial.weights=mlp"
+                )
         if self.l_max == 0 and self.message_l > 0:
             raise ValueError("message_l: scalar harmonics (l_max=0) couple to scalars alone")
         if self.mean_energy == "constant" and self.keeps_lone_atoms:
@@ -154,6 +226,14 @@ class MessagePassingConfig(NetworkConfig):
                 f"{self.channels} cannot be"
             )
         return self
+
+    @property
+    def messages(self) -> Irreps:
+        """Irreps of the messages, but for those of a last layer that makes scalars alone."""
+        if self.message_irreps is not None:
+            return Irreps.parse(self.message_irreps)
+        of_degree = all_irreps if self.parity == "full" else spherical_irreps
+        return of_degree(self.message_l)
 
     @property
     def summary(self) -> str:
@@ -174,14 +254,16 @@ class MessagePassingConfig(NetworkConfig):
     @property
     def keeps_lone_atoms(self) -> bool:
         """Whether an atom without neighbours has exactly its reference energy."""
-        return self.update.first_layer == "species_linear" or self.update.self_connection == "none"
+        silent = (
+            self.update.first_layer == "species_linear" or self.update.self_connection == "none"
+        )
+        shifted = self.mean_energy == "every_atom" or self.readout.last == "biased_mlp"
+        return silent and not shifted
 
     @property
     def mean_energy_form(self) -> Literal["none", "constant", "density"]:
         """``mean_energy`` with ``auto`` resolved."""
-        if self.mean_energy != "auto":
-            return self.mean_energy
-        return "density" if self.keeps_lone_atoms else "constant"
+        return self.mean_energy_or("density" if self.keeps_lone_atoms else "constant")
 
 
 #: Architectures by name.

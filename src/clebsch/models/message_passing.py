@@ -6,7 +6,7 @@ Equation numbers are those of MACE (Batatia et al., NeurIPS 2022, arXiv 2206.076
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
 from clebsch.models.config import MessagePassingConfig, ReadoutConfig
-from clebsch.models.network import Network, radial_basis
+from clebsch.models.network import Network, envelope, radial_basis
+from clebsch.nn.density import NeighborDensity
 from clebsch.nn.gate import Gate, gates
+from clebsch.nn.gated_basis import GatedAtomicBasis
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.path_weights import (
     ElementLinear,
@@ -29,8 +31,9 @@ from clebsch.nn.path_weights import (
     RadialTable,
 )
 from clebsch.nn.product import ProductBasis
-from clebsch.nn.radial import EdgeGeometry
-from clebsch.nn.readout import LinearReadout, MLPReadout, TwoLinearReadout
+from clebsch.nn.radial import EdgeGeometry, HardEnvelope
+from clebsch.nn.readout import BiasedMLPReadout, LinearReadout, MLPReadout, TwoLinearReadout
+from clebsch.nn.transform import DistanceTransform
 
 
 class AtomicBasis(nn.Module):
@@ -68,11 +71,12 @@ class AtomicBasis(nn.Module):
         if interaction.linear_up and not self.sends_ones:
             self.linear_up = IrrepsLinear(node_irreps, channels)
         self.radial = _path_weights(config, self.plan, n_species, first)
-        scale = {
-            "neighbors": 1 / avg_num_neighbors,
-            "sqrt_neighbors": avg_num_neighbors**-0.5,
-            "none": 1.0,
-        }[interaction.normalization]
+        self.density: NeighborDensity | None = None
+        if interaction.normalization == "density":
+            self.density = NeighborDensity(config.radial.n_basis)
+        scale = {"neighbors": 1 / avg_num_neighbors, "sqrt_neighbors": avg_num_neighbors**-0.5}.get(
+            interaction.normalization, 1.0
+        )
         self.linears = nn.ModuleList(
             IrrepsLinear(self.plan.out_irreps, channels, self.plan.copies, wanted, scale)
             for _ in range(config.product.n_slots if config.product else 1)
@@ -82,6 +86,8 @@ class AtomicBasis(nn.Module):
         """Args: nodes [N, H, K]. Returns: A of each slot, [N, Q, K]."""
         sent = torch.ones_like(nodes) if self.sends_ones else self.linear_up(nodes)
         summed = self.radial.convolve(self.plan, edges, sent, graph)
+        if self.density is not None:
+            summed = summed / (1 + self.density(edges, graph))[:, None, None]
         return tuple(linear(summed) for linear in self.linears)
 
 
@@ -103,7 +109,7 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         channels, update, product = config.channels, config.update, config.product
-        self.residual = not (first and update.first_layer == "species_linear")
+        self.residual = (update.first_layer if first else update.later_layers) == "residual"
         harmonics = spherical_irreps(config.l_max)
         coupled = all_irreps(config.l_max) if config.parity == "full" else harmonics
         basis_irreps = convolution_plan(node_irreps, harmonics, coupled).out_irreps
@@ -119,12 +125,17 @@ class Layer(nn.Module):
             updated = Irreps([*self.irreps, *gates(self.irreps)])
         if product is None:  # then the sum over neighbours is the message
             basis_irreps = updated if self.residual else self.irreps
-        self.atomic_basis = AtomicBasis(
-            node_irreps, basis_irreps, config, n_species, avg_num_neighbors, first
-        )
+        self.atomic_basis: AtomicBasis | GatedAtomicBasis
+        if config.interaction.gated is None:
+            self.atomic_basis = AtomicBasis(
+                node_irreps, basis_irreps, config, n_species, avg_num_neighbors, first
+            )
+        else:
+            self.atomic_basis = _gated_basis(node_irreps, basis_irreps, config, n_species, first)
         self.product: ProductBasis | None = None
-        if plan is not None:
-            self.product = ProductBasis(plan, n_species, channels)
+        if product is not None and plan is not None:
+            n_tables = n_species if product.weights == "species" else 1
+            self.product = ProductBasis(plan, n_tables, channels)
             self.linear = IrrepsLinear(self.irreps, channels, irreps_out=updated)
         self.species_linear: SpeciesLinear | None = None
         if not self.residual:
@@ -154,28 +165,36 @@ class MessagePassing(Network):
     """The network: from edge vectors to one energy per atom and layer that is read."""
 
     def __init__(
-        self, config: MessagePassingConfig, n_species: int, avg_num_neighbors: float
+        self, config: MessagePassingConfig, numbers: Sequence[int], avg_num_neighbors: float
     ) -> None:
         super().__init__()
+        n_species = len(numbers)
         self.config = config
         self.kernels: Kernels = load_backend("reference")
         self.avg_num_neighbors = avg_num_neighbors
         radial, channels = config.radial, config.channels
         self.embedding = nn.Parameter(torch.randn(n_species, channels))
-        self.radial_basis = radial_basis(radial, config.cutoff)
+        ends = radial.envelope_of == "basis"
+        self.radial_basis = radial_basis(radial, config.cutoff, with_envelope=ends)
+        self.envelope: nn.Module | None = None if ends else envelope(radial, config.cutoff)
+        if config.interaction.gated is not None and ends:
+            # Path weights have biases: beyond the cut-off they are not zero by themselves.
+            self.envelope = HardEnvelope(config.cutoff)
+        self.transform: DistanceTransform | None = None
+        if radial.transform != "none":
+            self.transform = DistanceTransform(radial.transform, numbers)
         self.amplitudes: PairAmplitudes | None = None
         if radial.weights == "pair":
             self.amplitudes = PairAmplitudes(
                 radial.n_basis, radial.hidden, config.l_max, n_species, channels
             )
-        of_degree = all_irreps if config.parity == "full" else spherical_irreps
         layers: list[Layer] = []
         readouts: list[nn.Module] = []
         node_irreps = spherical_irreps(0)
         for t in range(config.layers):
             last = t == config.layers - 1
             only_scalars = last and config.update.last_layer == "scalars"
-            messages = spherical_irreps(0) if only_scalars else of_degree(config.message_l)
+            messages = spherical_irreps(0) if only_scalars else config.messages
             layer = Layer(node_irreps, messages, config, n_species, avg_num_neighbors, t == 0)
             layers.append(layer)
             if last or config.readout.layers == "every":
@@ -197,9 +216,11 @@ class MessagePassing(Network):
         """
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = self.kernels.spherical_harmonics(vectors, self.config.l_max)
-        basis = self.radial_basis(lengths)
+        transformed = None if self.transform is None else self.transform(lengths, graph)
+        basis = self.radial_basis(lengths, transformed)
         amplitudes = None if self.amplitudes is None else self.amplitudes(basis, graph)
-        edges = EdgeGeometry(lengths, basis, harmonics, amplitudes)
+        ending = None if self.envelope is None else self.envelope(lengths)
+        edges = EdgeGeometry(lengths, basis, harmonics, amplitudes, ending)
         nodes = self.embedding[graph.species][:, None, :]  # h^0_(k 0 0), [N, 1, K]
         scalars = []
         for layer in self.layers:
@@ -216,12 +237,18 @@ class MessagePassing(Network):
                 f"path weights of radial.weights={self.config.radial.weights} depend on elements "
                 "and cannot be tabulated yet; those of radial.weights=mlp can"
             )
+        if self.transform is not None or self.config.interaction.gated is not None:
+            setting = "radial.transform" if self.transform is not None else "interaction.gated"
+            raise ConfigError(
+                f"path weights with {setting} depend on elements and cannot be tabulated yet"
+            )
         for layer in self.layers:
             assert isinstance(layer, Layer)
             radial = layer.atomic_basis.radial
             if isinstance(radial, RadialNetwork):
-                cutoff = self.config.cutoff
-                layer.atomic_basis.radial = RadialTable(radial, self.radial_basis, cutoff, spacing)
+                layer.atomic_basis.radial = RadialTable(
+                    radial, self.radial_basis, self.config.cutoff, spacing, self.envelope
+                )
 
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """What MACE's recipe decays: the weights of equations 10 and 11 (appendix A.5.1)."""
@@ -230,6 +257,28 @@ class MessagePassing(Network):
             yield from layer.atomic_basis.linears.parameters()
             if layer.product is not None:
                 yield layer.product.weights
+
+
+def _gated_basis(
+    node_irreps: Irreps,
+    wanted: Irreps,
+    config: MessagePassingConfig,
+    n_species: int,
+    first: bool,
+) -> GatedAtomicBasis:
+    gated, radial = config.interaction.gated, config.radial
+    assert gated is not None
+    return GatedAtomicBasis(
+        convolution_plan(node_irreps, spherical_irreps(config.l_max), wanted),
+        wanted,
+        radial.n_basis,
+        radial.hidden,
+        gated.density_hidden,
+        gated.embedding,
+        n_species,
+        config.channels,
+        (gated.first_channels if first else gated.channels) or config.channels,
+    )
 
 
 def _path_weights(
@@ -247,5 +296,7 @@ def _readout(config: ReadoutConfig, channels: int, last: bool) -> nn.Module:
     kind = config.last if last else config.inner
     if kind == "linear":
         return LinearReadout(channels)
+    if kind == "biased_mlp":
+        return BiasedMLPReadout(channels, config.hidden)
     two = MLPReadout if kind == "mlp" else TwoLinearReadout
     return two(channels, config.hidden)

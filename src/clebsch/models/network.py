@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
 from clebsch.models.section import RadialBasisConfig
+from clebsch.nn.gated_basis import ChannelMap
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
-from clebsch.nn.radial import BernsteinBasis, BesselBasis, PolynomialEnvelope, SmoothEnvelope
+from clebsch.nn.radial import (
+    BernsteinBasis,
+    BesselBasis,
+    ChebyshevBasis,
+    GaussianBasis,
+    PolynomialEnvelope,
+    RadialBasis,
+    SmoothEnvelope,
+)
 
 
 class Network(nn.Module, ABC):
@@ -46,7 +55,7 @@ class Network(nn.Module, ABC):
             a parameter.
         """
         for module in self.modules():
-            if isinstance(module, IrrepsLinear | SpeciesLinear):
+            if isinstance(module, IrrepsLinear | SpeciesLinear | ChannelMap):
                 yield from module.weights
 
     @abstractmethod
@@ -54,12 +63,22 @@ class Network(nn.Module, ABC):
         """The parameters that the architecture's published recipe applies weight decay to."""
 
 
-def radial_basis(config: RadialBasisConfig, cutoff: float) -> BesselBasis | BernsteinBasis:
+def radial_basis(
+    config: RadialBasisConfig, cutoff: float, with_envelope: bool = True
+) -> RadialBasis:
     """The radial basis of a configuration, which ends at ``cutoff`` (Angstrom)."""
-    smooth = config.envelope == "smooth"
-    envelope = (
-        SmoothEnvelope(cutoff) if smooth else PolynomialEnvelope(cutoff, config.envelope_exponent)
-    )
+    cut = envelope(config, cutoff) if with_envelope else None
     if config.basis == "bernstein":
-        return BernsteinBasis(config.n_basis, envelope)
-    return BesselBasis(cutoff, config.n_basis, envelope, config.trainable)
+        return BernsteinBasis(config.n_basis, cut)
+    if config.basis == "gaussian":
+        return GaussianBasis(cutoff, config.n_basis, cut)
+    if config.basis == "chebyshev":
+        return ChebyshevBasis(config.n_basis, cut)
+    return BesselBasis(cutoff, config.n_basis, cut, config.trainable)
+
+
+def envelope(config: RadialBasisConfig, cutoff: float) -> PolynomialEnvelope | SmoothEnvelope:
+    """The envelope of a configuration, which ends at ``cutoff`` (Angstrom)."""
+    if config.envelope == "smooth":
+        return SmoothEnvelope(cutoff)
+    return PolynomialEnvelope(cutoff, config.envelope_exponent)

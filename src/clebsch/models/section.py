@@ -16,10 +16,11 @@ class Section(BaseModel):
 class RadialBasisConfig(Section):
     """Functions of the distance and where they end."""
 
-    basis: Literal["bessel", "bernstein"] = Field(
+    basis: Literal["bessel", "bernstein", "gaussian", "chebyshev"] = Field(
         "bessel",
-        description="spherical Bessel functions, or Bernstein polynomials of an exponential of "
-        "the distance, whose decay is trained",
+        description="spherical Bessel functions; Bernstein polynomials of an exponential of the "
+        "distance, whose decay is trained; Gaussians; or Chebyshev polynomials, whose argument is "
+        "not scaled",
     )
     n_basis: int = Field(8, ge=1, le=64, description="functions of the radial basis")
     trainable: bool = Field(False, description="train the frequencies of the Bessel functions")
@@ -33,6 +34,8 @@ class RadialBasisConfig(Section):
     def _has_frequencies(self) -> RadialBasisConfig:
         if self.trainable and self.basis != "bessel":
             raise ValueError("trainable: only Bessel functions have frequencies to train")
+        if self.basis == "gaussian" and self.n_basis < 2:
+            raise ValueError("n_basis: Gaussians are two at least, at 0 and at the cut-off")
         return self
 
 
@@ -40,15 +43,29 @@ class NetworkConfig(Section):
     """Settings of every architecture that is trained by gradients."""
 
     cutoff: float = Field(5.0, gt=0, description="Angstrom")
-    mean_energy: Literal["auto", "none", "constant", "density"] = Field(
+    mean_energy: Literal["auto", "none", "constant", "density", "every_atom"] = Field(
         "auto",
         description="how the mean interaction energy enters; constant: per atom, lone atoms too "
         "(published); density: times a smooth function of the neighbour density, which leaves lone "
-        "atoms alone; auto: density, or constant where the network shifts lone atoms anyway",
+        "atoms alone; auto: density, or constant where the network shifts lone atoms anyway; "
+        "every_atom: constant, even where the network would leave lone atoms at their reference "
+        "(models of mace-torch)",
     )
     scale: Literal["forces_rms", "energy_std", "none"] = Field(
         "forces_rms",
         description="unit of the network's energies: the training set's root mean square of force "
         "components, the standard deviation of its energies per atom, or 1 eV",
     )
-    zbl: bool = Field(False, description="add the ZBL nuclear repulsion")
+    zbl: Literal[False, True, "mace_torch"] = Field(
+        False,
+        description="add the ZBL nuclear repulsion; mace_torch: with the constants, and times the "
+        "scale, that a model of mace-torch has it with",
+    )
+
+    def mean_energy_or(
+        self, auto: Literal["constant", "density"]
+    ) -> Literal["none", "constant", "density"]:
+        """The form of the mean energy, with what ``auto`` means for the architecture."""
+        if self.mean_energy == "auto":
+            return auto
+        return "constant" if self.mean_energy == "every_atom" else self.mean_energy

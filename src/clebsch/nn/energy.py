@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
 from clebsch.kernels.reference import segment_sum
-from clebsch.nn.radial import PolynomialEnvelope
+from clebsch.nn.radial import PolynomialEnvelope, polynomial_envelope
 
 #: Coulomb constant e^2 / (4 pi eps0), eV Angstrom (CODATA 2018).
 COULOMB = 14.399645478425668
@@ -121,4 +121,50 @@ class ZBLRepulsion(Float64Module):
         reach = (self.radii[first] + self.radii[second]).clamp(max=self.cutoff)
         envelope = PolynomialEnvelope(1.0, self.exponent)(lengths / reach)
         energy = 0.5 * COULOMB * z1 * z2 / lengths * phi * envelope
+        return segment_sum(energy, graph.row_ptr)
+
+
+class StoredZBLRepulsion(Float64Module):
+    """The ZBL repulsion of mace-torch, with the constants of a model of it, times a scale.
+
+    E_ij = s k Z_i Z_j / r phi(r / a), a = a_0 0.529 Angstrom / (Z_i^b + Z_j^b), times a polynomial
+    envelope that ends at the sum of the covalent radii; beyond the cut-off there are no pairs. Half
+    of each pair's energy goes to each atom. The scale s is the network's, which multiplies the
+    repulsion too in mace-torch.
+    """
+
+    coefficients: Tensor
+    screening: Tensor
+    radii: Tensor
+    scale: Tensor
+    exponents: Tensor
+    numbers: Tensor
+
+    def __init__(self, numbers: Sequence[int], cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        radii = [float(ase.data.covalent_radii[z]) for z in numbers]
+        stored = {
+            "coefficients": [0.1818, 0.5099, 0.2802, 0.02817],
+            "screening": [0.4543, 0.300, 6.0],  # a_0, b, exponent of the envelope
+            "radii": radii,
+            "scale": 1.0,
+        }
+        for name, values in stored.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
+        fixed = {"exponents": [3.2, 0.9423, 0.4028, 0.2016], "numbers": [float(z) for z in numbers]}
+        for name, numerals in fixed.items():
+            table = torch.tensor(numerals, dtype=torch.float64)
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, lengths: Tensor, graph: AtomGraph) -> Tensor:
+        """Args: lengths [E] float64, Angstrom. Returns: [N] float64, eV."""
+        first, second = graph.species[graph.senders], graph.species[graph.receivers]
+        z1, z2 = self.numbers[first], self.numbers[second]
+        prefactor, power, exponent = self.screening.unbind()
+        reduced = lengths * (z1**power + z2**power) / (prefactor * 0.529)
+        phi = (self.coefficients * torch.exp(-self.exponents * reduced[:, None])).sum(1)
+        t = lengths / (self.radii[first] + self.radii[second])
+        energy = 0.5 * 14.3996 * self.scale * z1 * z2 / lengths * phi
+        energy = energy * polynomial_envelope(t, exponent) * (lengths < self.cutoff)
         return segment_sum(energy, graph.row_ptr)

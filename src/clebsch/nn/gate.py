@@ -30,10 +30,11 @@ class Gate(nn.Module):
 
     Even scalars have SiLU or tanh, odd ones tanh (which is odd, as they are); features of higher
     degree are multiplied by the same nonlinearity of even scalars made for that (NequIP, Batzner et
-    al. 2022, equation 6; Weiler et al. 2018).
+    al. 2022, equation 6; Weiler et al. 2018). With ``silu_sigmoid`` the logistic function makes
+    gates, and SiLU scalars.
     """
 
-    def __init__(self, irreps: Irreps, activation: Literal["silu", "tanh"]) -> None:
+    def __init__(self, irreps: Irreps, activation: Literal["silu", "tanh", "silu_sigmoid"]) -> None:
         super().__init__()
         self.kernels: Kernels = load_backend("reference")
         self.irreps = irreps
@@ -41,11 +42,12 @@ class Gate(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Args: features [N, irreps.dim + gates, K]. Returns: [N, irreps.dim, K]."""
-        activate = self.kernels.silu if self.activation == "silu" else tanh
+        activate = tanh if self.activation == "tanh" else self.kernels.silu
+        opening = torch.sigmoid if self.activation == "silu_sigmoid" else activate
         *blocks, scalars = features.split(
             [*(irrep.dim for irrep in self.irreps), len(gates(self.irreps))], dim=1
         )
-        gate = iter(activate(scalars).split(1, dim=1)) if scalars.shape[1] else iter(())
+        gate = iter(opening(scalars).split(1, dim=1)) if scalars.shape[1] else iter(())
         parts = []
         for irrep, block in zip(self.irreps, blocks, strict=True):
             if irrep.l:

@@ -61,6 +61,8 @@ class RadialNetwork(nn.Module):
     ) -> Tensor:
         """The convolution of equation 8 with these path weights: [N, C, K]."""
         hidden = self(edges.basis)
+        if edges.envelope is not None:
+            hidden = hidden * edges.envelope[:, None]  # the last layer is linear
         return self.kernels.convolve_radial(
             plan, hidden, self.last_weight, edges.harmonics, nodes, graph
         )
@@ -220,12 +222,18 @@ class RadialTable(nn.Module):
         basis: radial basis that it is evaluated with.
         cutoff: Angstrom, where path weights end at zero.
         spacing: Angstrom between distances of the table.
+        envelope: what path weights are multiplied by, where the basis has none.
     """
 
     table: Tensor
 
     def __init__(
-        self, network: RadialNetwork, basis: nn.Module, cutoff: float, spacing: float
+        self,
+        network: RadialNetwork,
+        basis: nn.Module,
+        cutoff: float,
+        spacing: float,
+        envelope: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.kernels: Kernels = network.kernels
@@ -238,7 +246,7 @@ class RadialTable(nn.Module):
 
         def hidden(lengths: Tensor) -> Tensor:
             out: Tensor = double(double_basis(lengths))
-            return out
+            return out if envelope is None else out * envelope(lengths)[:, None]
 
         # Two reverse passes: torch's forward mode warns of parts of torch that it loads.
         ones = torch.ones_like(lengths)

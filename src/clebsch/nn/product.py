@@ -14,8 +14,9 @@ class ProductBasis(nn.Module):
     """Equations 10 and 11: all products of A up to ``correlation``, linearly expanded.
 
     All factors are the same A, or each is a different one (PACE), which needs the unreduced
-    couplings. The weights depend on the species of the receiving atom. Each order's weights start
-    as standard normals divided by its number of couplings.
+    couplings. The weights depend on the species of the receiving atom, or, with one species given,
+    are the same for all. Each order's weights start as standard normals divided by its number of
+    couplings.
     """
 
     def __init__(self, plan: ContractionPlan, n_species: int, channels: int) -> None:
@@ -35,6 +36,8 @@ class ProductBasis(nn.Module):
             slots: A of each factor, or the one A of all factors; [N, Q, K].
             species: [N].
         """
+        if len(self.weights) == 1:
+            species = torch.zeros_like(species)
         if len(slots) == 1:
             return self.kernels.contract(self.plan, slots[0], self.weights, species)
         return self.kernels.contract_slots(self.plan, slots, self.weights, species)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ class EdgeGeometry(NamedTuple):
     """[E, S], spherical harmonics."""
     amplitudes: Tensor | None = None
     """[E, l_max + 1, K], radial functions of each degree and pair of elements (PACE)."""
+    envelope: Tensor | None = None
+    """[E], what path weights are multiplied by, where the radial basis has no envelope."""
 
 
 class PolynomialEnvelope(nn.Module):
@@ -36,10 +39,13 @@ class PolynomialEnvelope(nn.Module):
 
     def forward(self, lengths: Tensor) -> Tensor:
         """Args: lengths [E] in Angstrom. Returns: [E]."""
-        p = self.exponent
-        t = lengths / self.cutoff
-        envelope = 1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * (p * (p + 1) / 2)))
-        return torch.where(t < 1, envelope, torch.zeros_like(envelope))
+        return polynomial_envelope(lengths / self.cutoff, self.exponent)
+
+
+def polynomial_envelope(t: Tensor, p: int | Tensor) -> Tensor:
+    """The polynomial cut-off of exponent p at t, the distance in units of the cut-off."""
+    envelope = 1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * (p * (p + 1) / 2)))
+    return torch.where(t < 1, envelope, torch.zeros_like(envelope))
 
 
 class SmoothEnvelope(nn.Module):
@@ -61,7 +67,50 @@ class SmoothEnvelope(nn.Module):
         return torch.where(inside, torch.exp(-square / (1 - square)), torch.zeros_like(square))
 
 
-class BesselBasis(nn.Module):
+class HardEnvelope(nn.Module):
+    """1 within the cut-off and 0 beyond: a jump, for models of others that have it."""
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """Args: lengths [E] in Angstrom. Returns: [E]."""
+        return (lengths < self.cutoff).to(lengths.dtype)
+
+
+class RadialBasis(nn.Module, ABC):
+    """Functions of the distance, or of a transform of it, times an envelope of the distance.
+
+    Args:
+        n_basis: number of functions.
+        envelope: of the distance; none if None.
+    """
+
+    def __init__(self, n_basis: int, envelope: nn.Module | None) -> None:
+        super().__init__()
+        self.n_basis = n_basis
+        self.envelope = envelope
+
+    @abstractmethod
+    def functions(self, x: Tensor) -> Tensor:
+        """Args: x [E], positive. Returns: [E, n_basis], without the envelope."""
+
+    def forward(self, lengths: Tensor, transformed: Tensor | None = None) -> Tensor:
+        """The radial basis.
+
+        Args:
+            lengths: [E] in Angstrom, positive.
+            transformed: [E], what the functions are taken of; the lengths if None.
+
+        Returns:
+            [E, n_basis].
+        """
+        values = self.functions(lengths if transformed is None else transformed)
+        return values if self.envelope is None else values * self.envelope(lengths)[:, None]
+
+
+class BesselBasis(RadialBasis):
     """Spherical Bessel functions of order 0 times an envelope: b_n(r) f(r), n = 1..n_basis.
 
     b_n(r) = sqrt(2 / r_c) sin(n pi r / r_c) / r (Gasteiger et al. 2020, equation 7), in
@@ -69,27 +118,59 @@ class BesselBasis(nn.Module):
     """
 
     def __init__(
-        self, cutoff: float, n_basis: int, envelope: nn.Module, trainable: bool = False
+        self, cutoff: float, n_basis: int, envelope: nn.Module | None, trainable: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(n_basis, envelope)
         self.cutoff = cutoff
-        self.n_basis = n_basis
-        self.envelope = envelope
         self.frequencies: nn.Parameter | None = None
         if trainable:
             self.frequencies = nn.Parameter(math.pi * torch.arange(1.0, n_basis + 1))
 
-    def forward(self, lengths: Tensor) -> Tensor:
-        """Args: lengths [E] in Angstrom, positive. Returns: [E, n_basis]."""
+    def functions(self, x: Tensor) -> Tensor:
+        """Args: x [E], positive. Returns: [E, n_basis], without the envelope."""
         frequencies: Tensor | None = self.frequencies
         if frequencies is None:
-            order = torch.arange(1, self.n_basis + 1, dtype=lengths.dtype, device=lengths.device)
+            order = torch.arange(1, self.n_basis + 1, dtype=x.dtype, device=x.device)
             frequencies = math.pi * order
-        scaled = math.sqrt(2 / self.cutoff) * self.envelope(lengths) / lengths
-        return torch.sin(lengths[:, None] * (frequencies / self.cutoff)) * scaled[:, None]
+        scaled = math.sqrt(2 / self.cutoff) / x
+        return torch.sin(x[:, None] * (frequencies / self.cutoff)) * scaled[:, None]
 
 
-class BernsteinBasis(nn.Module):
+class GaussianBasis(RadialBasis):
+    """Gaussians times an envelope: exp(-(x - mu_n)^2 / (2 d^2)), n = 1..n_basis.
+
+    The centres mu_n divide the way from 0 to the cut-off evenly, d apart, as mace-torch has it.
+    """
+
+    def __init__(self, cutoff: float, n_basis: int, envelope: nn.Module | None) -> None:
+        super().__init__(n_basis, envelope)
+        self.cutoff = cutoff
+
+    def functions(self, x: Tensor) -> Tensor:
+        """Args: x [E]. Returns: [E, n_basis], without the envelope."""
+        step = self.cutoff / (self.n_basis - 1)
+        centres = step * torch.arange(self.n_basis, dtype=x.dtype, device=x.device)
+        return torch.exp(-0.5 * ((x[:, None] - centres) / step).square())
+
+
+class ChebyshevBasis(RadialBasis):
+    """Chebyshev polynomials of the first kind times an envelope: T_n(x), n = 1..n_basis.
+
+    As mace-torch has it, x is not scaled to -1..1: it is meant to come from a transform. Of a bare
+    distance of several Angstrom the polynomials are huge.
+    """
+
+    def functions(self, x: Tensor) -> Tensor:
+        """Args: x [E]. Returns: [E, n_basis], without the envelope."""
+        before, current = torch.ones_like(x), x
+        values = []
+        for _ in range(self.n_basis):
+            values.append(current)
+            before, current = current, 2 * x * current - before
+        return torch.stack(values, dim=1)
+
+
+class BernsteinBasis(RadialBasis):
     """Exponential Bernstein polynomials times an envelope.
 
     b_n(r) = binomial(N, n) x^n (1 - x)^(N - n) f(r), x = exp(-alpha r), n = 0..N = n_basis - 1
@@ -99,18 +180,17 @@ class BernsteinBasis(nn.Module):
     binomials: Tensor
     powers: Tensor
 
-    def __init__(self, n_basis: int, envelope: nn.Module) -> None:
-        super().__init__()
-        self.envelope = envelope
+    def __init__(self, n_basis: int, envelope: nn.Module | None) -> None:
+        super().__init__(n_basis, envelope)
         self.raw_decay = nn.Parameter(torch.tensor(math.log(math.expm1(0.5))))
         highest = n_basis - 1
         binomials = [float(math.comb(highest, n)) for n in range(n_basis)]
         self.register_buffer("binomials", torch.tensor(binomials), persistent=False)
         self.register_buffer("powers", torch.arange(float(n_basis)), persistent=False)
 
-    def forward(self, lengths: Tensor) -> Tensor:
-        """Args: lengths [E] in Angstrom, positive. Returns: [E, n_basis]."""
-        exponents = -torch.nn.functional.softplus(self.raw_decay) * lengths[:, None]
+    def functions(self, x: Tensor) -> Tensor:
+        """Args: x [E], positive. Returns: [E, n_basis], without the envelope."""
+        exponents = -torch.nn.functional.softplus(self.raw_decay) * x[:, None]
         rising = torch.exp(exponents * self.powers)
         falling = (-torch.expm1(exponents)) ** self.powers.flip(0)
-        return self.binomials * rising * falling * self.envelope(lengths)[:, None]
+        return self.binomials * rising * falling

@@ -48,3 +48,21 @@ class TwoLinearReadout(nn.Module):
         """Args: scalars [N, K]. Returns: [N]."""
         inner = scalars @ (self.inner / math.sqrt(len(self.inner)))
         return inner @ (self.outer / math.sqrt(len(self.outer)))
+
+
+class BiasedMLPReadout(nn.Module):
+    """K -> hidden -> SiLU -> hidden -> SiLU -> 1; the second and third map have biases."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Parameter(torch.randn(channels, hidden))
+        self.middle = nn.Parameter(torch.randn(hidden, hidden))
+        self.middle_bias = nn.Parameter(torch.zeros(hidden))
+        self.outer = nn.Parameter(torch.randn(hidden))
+        self.outer_bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """Args: scalars [N, K]. Returns: [N]."""
+        hidden = silu(scalars @ (self.inner / math.sqrt(len(self.inner))))
+        hidden = silu(hidden @ (self.middle / math.sqrt(len(self.middle))) + self.middle_bias)
+        return hidden @ (self.outer / math.sqrt(len(self.outer))) + self.outer_bias

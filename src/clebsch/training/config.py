@@ -202,6 +202,11 @@ class Config(Section):
 
     data: DataConfig
     model: ModelConfig = Field(discriminator="name")
+    initial: AbsolutePath | None = Field(
+        None,
+        description="model file to start from, of Clebsch or of mace-torch: its architecture, "
+        "elements, scale and weights; its references too, unless data.references says otherwise",
+    )
     recipe: Literal["paper", "fast"] = Field(
         "fast", description="defaults of training, in the table below"
     )
@@ -225,6 +230,12 @@ class Config(Section):
         default_factory=lambda: _absolute(Path("run")), description="folder of results"
     )
     tensorboard: bool = Field(False, description="also write scalars to RUN/tensorboard")
+
+    @model_validator(mode="after")
+    def _start_makes_sense(self) -> Config:
+        if self.initial is not None and self.is_linear:
+            raise ValueError("initial: linear ACE is fitted in closed form and starts from nothing")
+        return self
 
     @property
     def is_linear(self) -> bool:

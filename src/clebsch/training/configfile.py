@@ -11,8 +11,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from clebsch.errors import ConfigError, did_you_mean
+from clebsch.errors import ClebschError, ConfigError, did_you_mean
 from clebsch.files import atomic_write
+from clebsch.modelfile import read_potential
 from clebsch.models.config import CONFIGS, architecture
 from clebsch.models.presets import preset_config
 from clebsch.training.config import (
@@ -147,7 +148,11 @@ def _assign(tree: Tree, key: str, value: Any) -> None:
 
 def _resolve(tree: Tree, place: Any) -> Tree:
     """The tree with preset, recipe and validation set filled in."""
-    resolved = {key: {} if value is None else value for key, value in tree.items()}
+    resolved = {
+        key: {} if value is None and key != "initial" else value for key, value in tree.items()
+    }
+    if resolved.get("initial") is not None:
+        resolved["model"] = _model_of_file(resolved, place)
     model = resolved.get("model", DEFAULT_MODEL)
     if isinstance(model, str):
         model = {"preset": model}
@@ -178,6 +183,27 @@ def _resolve(tree: Tree, place: Any) -> Tree:
     if isinstance(data, dict) and all(data.get(name) is None for name in VALIDATION_SETS):
         resolved["data"] = data | {"valid_fraction": DEFAULT_VALID_FRACTION}
     return resolved
+
+
+def _model_of_file(tree: Tree, place: Any) -> Tree:
+    """The architecture of the model file that training starts from.
+
+    Raises:
+        ConfigError: there is no such file, or the section ``model`` says something else.
+    """
+    path = tree["initial"]
+    try:
+        found = read_potential(Path(str(path)).expanduser())[0].config.model_dump(mode="json")
+    except ClebschError as error:
+        raise ConfigError(f"{place('initial')}: initial: {error}") from None
+    given = tree.get("model", {})
+    changed = _merged(found, given) if isinstance(given, dict) else None
+    if changed != found:
+        raise ConfigError(
+            f"{place('model')}: model: it is that of {path}, from which training starts "
+            "(initial); leave it out"
+        )
+    return found
 
 
 def _check_sections(architecture: Any, tree: Tree, place: Any) -> None:

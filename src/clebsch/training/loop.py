@@ -278,7 +278,7 @@ def _check_unchanged(config: Config, began: dict[str, Any]) -> None:
         ConfigError: names the first such setting.
     """
     now = config_dict(config)
-    for section in ("model", "training", "fit", "seed", "dtype"):
+    for section in ("model", "initial", "training", "fit", "seed", "dtype"):
         for key, new, old in _differences(section, now.get(section), began.get(section)):
             if key in _FREE:
                 continue

@@ -20,7 +20,8 @@ from clebsch.data.read import read_frames
 from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.data.split import split_frames
 from clebsch.data.statistics import compute_statistics
-from clebsch.errors import ConfigError, DataError
+from clebsch.errors import ConfigError, DataError, UnknownElementError
+from clebsch.modelfile import load
 from clebsch.potential import Potential
 from clebsch.training.config import Config, DataConfig
 from clebsch.training.configfile import config_dict
@@ -34,11 +35,11 @@ class Prepared:
     """What training starts from.
 
     Attributes:
-        potential: with random weights, on the configured device.
+        potential: with random weights or those of ``initial``, on the configured device.
         train: structures to train on.
         valid: structures to validate on.
         references: eV by element.
-        origin: of the references: "isolated", "fit", "given" or "none".
+        origin: of the references: "isolated", "fit", "given", "none" or "initial".
     """
 
     potential: Potential
@@ -63,21 +64,20 @@ def prepare(config: Config, say: Say) -> Prepared:
     train_frames, valid_frames, known = read_data(config.data, config.seed)
     numbers = sorted({int(z) for frame in train_frames for z in frame.numbers})
     species = [chemical_symbols[z] for z in numbers]
-    references, origin = choose_references(config.data, train_frames, known, species, say)
-    statistics = compute_statistics(train_frames, references, config.model.cutoff)
-    if statistics.assumed:
-        assumed = ", ".join(f"{name} {getattr(statistics, name):g}" for name in statistics.assumed)
-        say(f"Not to be measured on these structures, so assumed: {assumed}")
-    potential = clebsch.build(
-        config.model,
-        species,
-        references=references,
-        statistics=statistics,
-        dtype=getattr(torch, config.dtype),
-        seed=config.seed,
-    )
+    start = None if config.initial is None else load_start(config, species)
+    if start is not None and config.data.references == "auto":
+        of_species = dict(zip(start.species, start.references.tolist(), strict=True))
+        references, origin = {symbol: of_species[symbol] for symbol in species}, "initial"
+        _compare_references(references, known, say)
+    else:
+        references, origin = choose_references(config.data, train_frames, known, species, say)
+    if start is None:
+        start = _built(config, train_frames, references, say)
+    else:
+        for symbol, energy in references.items():
+            start.references[start.species.index(symbol)] = energy
     try:
-        potential = potential.to(config.device).use_backend()
+        potential = start.to(config.device).use_backend()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {config.device} cannot be used ({error})") from None
     prepared = Prepared(
@@ -90,6 +90,54 @@ def prepare(config: Config, say: Say) -> Prepared:
     _check_labels(config, prepared)
     _describe(prepared, say)
     return prepared
+
+
+def _built(
+    config: Config, frames: Sequence[Frame], references: dict[str, float], say: Say
+) -> Potential:
+    """A potential with random weights and the data's statistics."""
+    statistics = compute_statistics(frames, references, config.model.cutoff)
+    if statistics.assumed:
+        assumed = ", ".join(f"{name} {getattr(statistics, name):g}" for name in statistics.assumed)
+        say(f"Not to be measured on these structures, so assumed: {assumed}")
+    return clebsch.build(
+        config.model,
+        list(references),
+        references=references,
+        statistics=statistics,
+        dtype=getattr(torch, config.dtype),
+        seed=config.seed,
+    )
+
+
+def load_start(config: Config, species: Sequence[str]) -> Potential:
+    """The potential that training starts from, with weights that can be trained.
+
+    Raises:
+        ModelFileError: its file cannot be read, or it answers wrongly here.
+        UnknownElementError: it does not know an element of the training data.
+    """
+    assert config.initial is not None
+    potential = load(config.initial, dtype=getattr(torch, config.dtype))
+    for symbol in species:
+        if symbol not in potential.species:
+            raise UnknownElementError(
+                f"the training data hold {symbol}, which the model that training starts from "
+                f"({config.initial}) does not know; it knows {', '.join(potential.species)}"
+            )
+    return potential.requires_grad_()
+
+
+def _compare_references(own: dict[str, float], known: dict[str, float], say: Say) -> None:
+    """Say so where the data's isolated atoms are of another level of theory than the model."""
+    off = {s: known[s] - energy for s, energy in own.items() if s in known}
+    far = [symbol for symbol, difference in off.items() if abs(difference) > 0.01]
+    if far:
+        shown = ", ".join(f"{symbol} by {off[symbol]:+.3f} eV" for symbol in far)
+        say(
+            f"The data's isolated atoms differ from the model's references ({shown}), which are "
+            "kept; data.references=isolated takes the data's"
+        )
 
 
 def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], dict[str, float]]:

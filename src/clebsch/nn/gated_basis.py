@@ -1,0 +1,167 @@
+"""The nonlinear one-particle basis of mace-torch's newer models: elements, densities, gates.
+
+Equations as its models compute them, no paper; s sends, r receives, f is the envelope:
+
+    u     = W_up h
+    x_e   = [R(r_e), a_(z_s), b_(z_r)]
+    w_e   = network(x_e) f(r_e),   rho_r = sum over e of tanh(network'(x_e)^2) f(r_e)
+    m     = W_1 (convolution of u with w) / (alpha + beta rho) + W_res u
+    A     = W_2 gate(m)
+
+Where f is on the radial basis instead, it is 1 in the equations above, up to the cut-off. The
+networks have biases, so that energies then jump where a neighbour crosses the cut-off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from clebsch.algebra import Irreps
+from clebsch.graph import AtomGraph
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import load_backend
+from clebsch.kernels.plan import ConvolutionPlan
+from clebsch.kernels.reference import segment_sum
+from clebsch.nn.gate import Gate, gates
+from clebsch.nn.linear import IrrepsLinear
+from clebsch.nn.radial import EdgeGeometry
+
+
+class ChannelMap(nn.Module):
+    """A linear map between features of different numbers of channels, a matrix for each irrep.
+
+    As ``IrrepsLinear``, but for the channels; irreps that the input lacks are zero in the output.
+
+    Args:
+        irreps: of the input.
+        copies: of each input irrep.
+        channels: of the input.
+        irreps_out: of the output; one that occurs several times has a matrix each time.
+        channels_out: of the output.
+    """
+
+    def __init__(
+        self,
+        irreps: Irreps,
+        copies: tuple[int, ...],
+        channels: int,
+        irreps_out: Irreps,
+        channels_out: int,
+    ) -> None:
+        super().__init__()
+        self.irreps, self.irreps_out = irreps, irreps_out
+        self.sizes = [irrep.dim * n for irrep, n in zip(irreps, copies, strict=True)]
+        self.present = Irreps(irrep for irrep in irreps_out if irrep in irreps)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.randn(copies[irreps.index(irrep)] * channels, channels_out))
+            for irrep in self.present
+        )
+        self.channels_out = channels_out
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Args: features [N, sum of copies x (2l + 1), K]. Returns: [N, irreps_out.dim, K']."""
+        parts = features.split(self.sizes, dim=1)
+        n_atoms = features.shape[0]  # of any number in recordings, where len() would fix it
+        weights = iter(self.weights)
+        made = []
+        for irrep in self.irreps_out:
+            if irrep not in self.irreps:
+                made.append(features.new_zeros(n_atoms, irrep.dim, self.channels_out))
+                continue
+            weight = next(weights)
+            rows = parts[self.irreps.index(irrep)].reshape(n_atoms, irrep.dim, len(weight))
+            made.append(rows @ (weight / math.sqrt(len(weight))))
+        return torch.cat(made, dim=1)
+
+
+class EdgeNetwork(nn.Module):
+    """Layers of a linear map with bias, layer normalisation and SiLU, on invariants of edges."""
+
+    def __init__(self, n_inputs: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        widths = [n_inputs, *hidden]
+        self.maps = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, hidden, strict=False))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Args: inputs [E, n_inputs]. Returns: [E, hidden[-1] + 1], the last column one."""
+        hidden = inputs
+        for linear, norm in zip(self.maps, self.norms, strict=True):
+            hidden = nn.functional.silu(norm(linear(hidden)))
+        return torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
+
+
+class GatedAtomicBasis(nn.Module):
+    """See the module's docstring.
+
+    Args:
+        plan: of the convolution.
+        wanted: irreps of A.
+        n_basis: functions of the radial basis.
+        hidden: widths of the network of path weights.
+        density_hidden: width of the network of the density.
+        embedding: width of the elements' embeddings.
+        n_species: elements.
+        channels: of features.
+        sent_channels: of what is sent.
+    """
+
+    def __init__(
+        self,
+        plan: ConvolutionPlan,
+        wanted: Irreps,
+        n_basis: int,
+        hidden: Sequence[int],
+        density_hidden: int,
+        embedding: int,
+        n_species: int,
+        channels: int,
+        sent_channels: int,
+    ) -> None:
+        super().__init__()
+        self.kernels: Kernels = load_backend("reference")
+        self.plan = plan
+        nodes, single = plan.node_irreps, (1,) * len(plan.node_irreps)
+        gated = Irreps([*wanted, *gates(wanted)])
+        self.linear_up = ChannelMap(nodes, single, channels, nodes, sent_channels)
+        self.source = nn.Parameter(torch.randn(n_species, embedding))
+        self.target = nn.Parameter(torch.randn(n_species, embedding))
+        n_inputs = n_basis + 2 * embedding
+        self.radial = EdgeNetwork(n_inputs, hidden)
+        # the last row is a bias
+        self.last = nn.Parameter(torch.randn(hidden[-1] + 1, plan.n_paths, sent_channels))
+        self.density = EdgeNetwork(n_inputs, (density_hidden,))
+        self.density_last = nn.Parameter(torch.randn(density_hidden + 1))
+        self.alpha = nn.Parameter(torch.tensor(20.0))
+        self.beta = nn.Parameter(torch.tensor(0.0))
+        self.linear_res = ChannelMap(nodes, single, sent_channels, gated, channels)
+        self.linear_1 = ChannelMap(plan.out_irreps, plan.copies, sent_channels, gated, channels)
+        self.gate = Gate(wanted, "silu_sigmoid")
+        self.linears = nn.ModuleList([IrrepsLinear(wanted, channels)])
+
+    def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> tuple[Tensor]:
+        """Args: nodes [N, H, K]. Returns: A, [N, Q, K]."""
+        sent = self.linear_up(nodes)
+        species = graph.species
+        elements = [self.source[species[graph.senders]], self.target[species[graph.receivers]]]
+        inputs = torch.cat([edges.basis, *elements], dim=1)
+        assert edges.envelope is not None
+        hidden = self.radial(inputs) * edges.envelope[:, None]
+        near = torch.tanh(self._density(inputs)) * edges.envelope
+        weight = self.last / math.sqrt(len(self.last) - 1)
+        summed = self.kernels.convolve_radial(
+            self.plan, hidden, weight, edges.harmonics, sent, graph
+        )
+        divisor = self.alpha + self.beta * segment_sum(near, graph.row_ptr)
+        message = self.linear_1(summed) / divisor[:, None, None] + self.linear_res(sent)
+        (linear_2,) = self.linears
+        return (linear_2(self.gate(message)),)
+
+    def _density(self, inputs: Tensor) -> Tensor:
+        """[E], not negative."""
+        last = self.density_last / math.sqrt(len(self.density_last) - 1)
+        return (self.density(inputs) @ last).square()

@@ -1,0 +1,114 @@
+"""The folder for mace-torch: what is in it, and what mace-torch has nothing like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import clebsch
+from clebsch.cli import main
+from clebsch.errors import ConfigError
+from clebsch.interop.export import export_mace_torch
+from clebsch.interop.mace_torch import read_mace_torch
+from clebsch.interop.torch_archive import read_torch_file
+from clebsch.models.config import ACEConfig, MessagePassingConfig
+
+from .archives import MODEL
+
+SMALL: dict[str, Any] = {"channels": 2, "l_max": 1, "message_l": 1, "radial": {"hidden": (4,)}}
+
+
+def test_weights_have_the_names_and_values_of_the_file_that_they_came_from(tmp_path: Path):
+    export_mace_torch(read_mace_torch(MODEL, head="first"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "weights.safetensors",
+        "settings.json",
+        "build_model.py",
+    }
+    written = load_file(tmp_path / "weights.safetensors")
+    original = dict(parameters(read_torch_file(MODEL)))
+    compared = 0
+    for name, tensor in original.items():
+        if name.startswith(("readouts", "products")) and not name.endswith("linear.weight"):
+            continue  # of two heads, or solved for
+        if name.startswith("readouts"):
+            continue
+        torch.testing.assert_close(written[name].reshape(tensor.shape), tensor)
+        compared += 1
+    assert compared == 13
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["model"]["r_max"] == 3.0
+    assert settings["model"]["avg_num_neighbors"] == 9.3
+
+
+def parameters(stub: Any, prefix: str = "") -> Any:
+    for name, tensor in stub.state["_parameters"].items():
+        if tensor is not None:
+            yield prefix + name, tensor
+    for name, inner in stub.state["_modules"].items():
+        if hasattr(inner, "state") and "_parameters" in inner.state:
+            yield from parameters(inner, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parity": "full"}, "model.parity=full; it has natural"),
+        ({"product": None}, "without a product basis"),
+        ({"product": {"slots": "distinct"}}, "model.product.slots=distinct"),
+        ({"radial": {"weights": "element_linear"}}, "model.radial.weights=element_linear"),
+        ({"radial": {"envelope": "smooth"}}, "model.radial.envelope=smooth"),
+        ({"update": {"gate": "silu"}}, "model.update.gate=silu"),
+        ({"interaction": {"paths": "summed"}}, "model.interaction.paths=summed"),
+        ({"interaction": {"gated": {}}}, "model.interaction.gated="),
+        ({"readout": {"last": "linear"}}, "model.readout.last=linear of 2 layers"),
+        ({"layers": 1}, "model.readout.last=mlp of 1 layers"),
+        ({"zbl": True}, "model.zbl=True; it has False, mace_torch"),
+    ],
+)
+def test_what_mace_torch_has_nothing_like_is_named(
+    settings: dict[str, Any], message: str, tmp_path: Path
+):
+    potential = clebsch.build(MessagePassingConfig(**{**SMALL, **settings}), ["H"])
+    with pytest.raises(ConfigError, match=message):
+        export_mace_torch(potential, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_energies_and_other_models_are_refused(tmp_path: Path):
+    potential = clebsch.build(MessagePassingConfig(**SMALL), ["H"])
+    export_mace_torch(potential, tmp_path / "out")
+    potential.head.mean_energy.fill_(-1.0)
+    with pytest.raises(ConfigError, match="mean_energy=density"):
+        export_mace_torch(potential, tmp_path / "out")
+    linear = clebsch.build(ACEConfig(cutoff=3.0, max_degree=(2,), correlation=1), ["H"])
+    with pytest.raises(ConfigError, match="no model like ace"):
+        export_mace_torch(linear, tmp_path / "out")
+    imported = read_mace_torch(MODEL, head="first")
+    imported.head.scale.fill_(2.0)
+    with pytest.raises(ConfigError, match="ZBL repulsion is scaled"):
+        export_mace_torch(imported, tmp_path / "out")
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_says_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model, out = tmp_path / "model.safetensors", tmp_path / "out"
+    read_mace_torch(MODEL, head="first").save(model)
+    assert run("convert", model, out, "--to", "mace-torch") == 0
+    assert "build_model.py NEW.model" in capsys.readouterr().out
+    assert run("convert", model, out, "--to", "mace-torch") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("convert", model, out, "--to", "mace-torch", "--overwrite", "--head", "x") == 2
+    assert "mace-torch alone" in capsys.readouterr().err
+    assert run("convert", model, out, "--to", "mace") == 2
+    assert "mace-torch" in capsys.readouterr().err

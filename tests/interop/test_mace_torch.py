@@ -1,0 +1,402 @@
+"""A model of mace-torch without mace-torch: read, judged by numbers it once gave, kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+import clebsch
+from clebsch.cli import main
+from clebsch.doctor import read_unverified
+from clebsch.errors import ConfigError, ModelFileError
+from clebsch.interop import mace_torch
+from clebsch.interop.inert import Global, Stub
+from clebsch.interop.mace_torch import mace_heads, read_mace_torch
+from clebsch.interop.torch_archive import read_torch_file
+
+from .archives import ANSWERS, MODEL
+
+STORED = json.loads(ANSWERS.read_text())
+STRUCTURES = {name: Atoms(**stored) for name, stored in STORED["structures"].items()}
+HEADS = ("first", "second")
+
+
+def check(potential: clebsch.Potential, head: str, tolerance: float = 1e-10) -> None:
+    """The numbers that mace-torch 0.3.16 gave, in eV and Angstrom."""
+    for name, atoms in STRUCTURES.items():
+        expected = STORED["answers"][head][name]
+        outputs = ["energy", "forces", "site_energies"]
+        if expected["stress"] is not None:
+            outputs.append("stress")
+        found = potential(potential.graph(atoms), outputs)
+        for key in outputs:
+            value = getattr(found, key).numpy()
+            value = value[0] if key == "stress" else value
+            assert np.abs(value - np.array(expected[key])).max() < tolerance, (name, key)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_it_gives_the_numbers_of_mace_torch(head: str):
+    check(read_mace_torch(MODEL, head=head), head)
+
+
+def test_a_saved_copy_gives_the_same_numbers(tmp_path: Path):
+    path = tmp_path / "new.safetensors"
+    read_mace_torch(MODEL, head="second").save(path)
+    potential = clebsch.load(path)
+    check(potential, "second")
+    assert potential.provenance["imported"] == {
+        "program": "mace-torch",
+        "file": "mace_torch.model",
+        "class": "ScaleShiftMACE",
+        "head": "second",
+    }
+
+
+def test_load_takes_it_and_the_fast_backend_runs_it():
+    potential = clebsch.load(MODEL, head="first")
+    assert potential.backend == "llvm"
+    assert not any(parameter.requires_grad for parameter in potential.parameters())
+    check(potential, "first")
+    # in eV and eV/Angstrom: float32 of energies below 1 eV and forces to 2 eV/Angstrom
+    check(clebsch.load(MODEL, head="first", dtype=torch.float32), "first", tolerance=1e-4)
+
+
+def test_a_lone_atom_has_its_reference_and_the_shift():
+    """As in mace-torch, though the network leaves it alone."""
+    potential = read_mace_torch(MODEL, head="first")
+    prediction = potential(potential.graph(STRUCTURES["lone"]), "energy")
+    assert float(prediction.energy) == pytest.approx(-2042.1 + 0.3, abs=1e-12)
+    assert potential.references.tolist() == [-13.6, -1027.3, -2042.1]
+
+
+def test_pairs_beyond_the_cutoff_count_for_nothing():
+    """A list with a skin holds them; covalent radii of heavy elements reach further than 3."""
+    potential = read_mace_torch(MODEL, head="first")
+    assert potential.prior is not None
+    potential.prior.radii.fill_(2.0)
+    atoms = Atoms("OO", [[0, 0, 0], [2.9, 0, 0]])
+    near = potential.graph(atoms)
+    energies = [
+        float(potential(near.with_positions(near.positions * stretch), "energy").energy)
+        for stretch in (1.0, 3.1 / 2.9, 10.0)
+    ]
+    assert energies[0] != energies[2]
+    assert energies[1] == energies[2]
+
+
+def test_heads_are_listed_and_one_must_be_chosen():
+    assert mace_heads(MODEL) == list(HEADS)
+    with pytest.raises(ConfigError, match="heads first, second; choose one"):
+        clebsch.load(MODEL)
+    with pytest.raises(ConfigError, match=r"no head 'frist'\. Did you mean 'first'"):
+        clebsch.load(MODEL, head="frist")
+
+
+def test_a_subset_of_the_elements_gives_the_same_numbers():
+    whole = read_mace_torch(MODEL, head="first")
+    part = read_mace_torch(MODEL, head="first", species=["O", "C"])
+    assert part.species == ("C", "O")
+    atoms = STRUCTURES["cell"][[0, 1, 2]]
+    energies = [float(p(p.graph(atoms), "energy").energy) for p in (whole, part)]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-11)
+    n_whole, n_part = (sum(p.numel() for p in q.parameters()) for q in (whole, part))
+    assert n_part < n_whole
+    with pytest.raises(ConfigError, match="does not know Si"):
+        read_mace_torch(MODEL, head="first", species=["Si"])
+    with pytest.raises(ConfigError, match="no elements"):
+        read_mace_torch(MODEL, head="first", species=[])
+
+
+def test_heads_and_elements_are_for_files_of_mace_torch(tmp_path: Path):
+    clebsch.build("mace_tiny", ["H"]).save(tmp_path / "own.safetensors")
+    with pytest.raises(ConfigError, match="mace-torch alone"):
+        clebsch.load(tmp_path / "own.safetensors", head="first")
+
+
+@pytest.fixture
+def altered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Stub], None]], Path]:
+    """The file with a change to what its pickle says."""
+
+    def read(change: Callable[[Stub], None]) -> Path:
+        model = read_torch_file(MODEL)
+        change(model)
+        monkeypatch.setattr(mace_torch, "read_torch_file", lambda path: model)
+        return MODEL
+
+    return read
+
+
+def inner(stub: Stub, path: str) -> Stub:
+    for name in path.split("."):
+        stub = stub.state["_modules"][name]
+    return stub
+
+
+def one_head(model: Stub) -> None:
+    """As files were before there were heads: tensors have no axis for them."""
+    for name in ("heads", "apply_cutoff", "use_so3", "use_agnostic_product", "edge_irreps"):
+        model.state.pop(name, None)
+    for place, names in (
+        ("atomic_energies_fn", ("atomic_energies",)),
+        ("scale_shift", ("scale", "shift")),
+    ):
+        buffers = inner(model, place).state["_buffers"]
+        for name in names:
+            buffers[name] = buffers[name][0].clone()
+    # the second head's rows and columns go
+    for place, cut in (
+        ("readouts.0.linear", lambda w: w.view(2, 2)[:, :1]),
+        ("readouts.1.linear_1", lambda w: w.view(2, 32)[:, :16]),
+        ("readouts.1.linear_2", lambda w: w.view(32, 2)[:16, :1] / 2**0.5),
+    ):
+        parameters = inner(model, place).state["_parameters"]
+        parameters["weight"] = cut(parameters["weight"]).flatten()
+    one = Stub(Global("e3nn.o3._irreps", "Irrep"), (0, 1))
+    for place, name, count in (
+        ("readouts.0.linear", "irreps_out", 1),
+        ("readouts.1.linear_1", "irreps_out", 16),
+        ("readouts.1.linear_2", "irreps_in", 16),
+        ("readouts.1.linear_2", "irreps_out", 1),
+    ):
+        pair = Stub(Global("e3nn.o3._irreps", "_MulIr"), (count, one))
+        irreps = Stub(Global("e3nn.o3._irreps", "Irreps"), ((pair,),))
+        inner(model, place).state[name] = irreps
+
+
+def test_an_older_file_without_newer_attributes_is_read(altered: Any):
+    assert mace_heads(altered(one_head)) == ["Default"]
+    check(read_mace_torch(MODEL), "first")
+
+
+def attribute(place: str, name: str, value: Any) -> Callable[[Stub], None]:
+    def change(model: Stub) -> None:
+        (inner(model, place) if place else model).state[name] = value
+
+    return change
+
+
+def kind(place: str, name: str) -> Callable[[Stub], None]:
+    def change(model: Stub) -> None:
+        stub = inner(model, place) if place else model
+        stub.kind = Global(stub.kind.module, name)
+
+    return change
+
+
+def tensor(place: str, name: str, change_it: Callable[[torch.Tensor], Any]) -> Any:
+    def change(model: Stub) -> None:
+        for table in ("_parameters", "_buffers"):
+            found = inner(model, place).state[table]
+            if name in found:
+                found[name] = change_it(found[name])
+
+    return change
+
+
+def more_layers(model: Stub) -> None:
+    for place in ("interactions", "products"):
+        layers = inner(model, place).state["_modules"]
+        layers.update({str(n): layers["1"] for n in range(2, 5000)})
+
+
+def more_channels(model: Stub) -> None:
+    """Irreps and an embedding of 200 000 channels: matrices of them would take 300 GB each."""
+    wide = 200_000
+    embedding = inner(model, "node_embedding.linear").state
+    embedding["_parameters"]["weight"] = torch.ones(3 * wide)
+    embedding["irreps_out"] = f"{wide}x0e"
+    for t in ("0", "1"):
+        inner(model, f"interactions.{t}.linear_up").state["irreps_in"] = f"{wide}x0e"
+        inner(model, f"interactions.{t}.linear_up").state["irreps_out"] = f"{wide}x0e"
+        inner(model, f"products.{t}.linear").state["irreps_out"] = f"{wide}x0e"
+
+
+REFUSED: dict[str, tuple[Callable[[Stub], None], str]] = {
+    "another class": (kind("", "EnergyDipolesMACE"), "class EnergyDipolesMACE"),
+    "attention": (
+        kind("interactions.1", "RealAgnosticAttResidualInteractionBlock"),
+        "class RealAgnosticAttResidualInteractionBlock are not supported",
+    ),
+    "irreps without parity": (attribute("", "use_so3", True), "use_so3"),
+    "an accelerator": (
+        attribute(
+            "interactions.0", "cueq_config", Stub(Global("mace", "C"), state={"enabled": True})
+        ),
+        "cueq_config",
+    ),
+    "layers of different kinds": (
+        kind("interactions.1", "RealAgnosticDensityResidualInteractionBlock"),
+        "layers of different kinds",
+    ),
+    "another radial basis": (kind("radial_embedding.bessel_fn", "Splines"), "basis Splines"),
+    "another transform": (kind("radial_embedding.distance_transform", "Warp"), "transform Warp"),
+    "another readout": (kind("readouts.1", "NonLinearDipoleReadoutBlock"), "NonLinearDipole"),
+    "another gate": (
+        attribute("readouts.1.non_linearity.acts.0", "f", Global("torch", "tanh")),
+        "nonlinearity torch.tanh",
+    ),
+    "biases": (tensor("readouts.1.linear_1", "bias", lambda _: torch.ones(32)), "biases"),
+    "orders that differ": (
+        attribute("products.1.symmetric_contractions.contractions.0", "correlation", 1),
+        "correlation orders",
+    ),
+    "an order of seventeen": (
+        attribute("products.1.symmetric_contractions.contractions.0", "correlation", 17),
+        "products of order 17",
+    ),
+    "more layers than numbers": (more_layers, "5000 layers"),
+    "more channels than numbers": (more_channels, "too few weights"),
+    "a radial network that does not fit together": (
+        tensor("interactions.0.conv_tp_weights.layer0", "weight", lambda w: torch.ones(4, 10**6)),
+        "layers of 4 to 1000000",
+    ),
+    "a missing tensor": (
+        tensor("interactions.0.linear", "weight", lambda _: None),
+        "has no tensor 'weight'",
+    ),
+    "too few weights": (tensor("interactions.0.linear", "weight", lambda w: w[:-1]), "too few"),
+    "too many weights": (
+        tensor("interactions.0.linear", "weight", lambda w: torch.cat([w, w])),
+        "more weights",
+    ),
+    "couplings of another size": (
+        tensor(
+            "products.0.symmetric_contractions.contractions.0", "U_matrix_2", lambda u: u[:2, :2]
+        ),
+        "couplings of shape",
+    ),
+    "couplings that are not equivariant": (
+        tensor("products.0.symmetric_contractions.contractions.0", "U_matrix_2", lambda u: u + 1),
+        "not spanned",
+    ),
+    "no neighbours": (attribute("interactions.0", "avg_num_neighbors", 0.0), "avg_num_neighbors"),
+    "elements that are none": (
+        lambda model: model.state["_buffers"].update(atomic_numbers=torch.tensor([1, 6, 800])),
+        "atomic numbers",
+    ),
+    "a cut-off that is none": (
+        lambda model: model.state["_buffers"].update(r_max=torch.tensor(float("nan"))),
+        "not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("element", ["H", "C", "O"])
+def test_a_single_element_keeps_its_own_weights(element: str):
+    whole, part = (read_mace_torch(MODEL, head="first", species=s) for s in (None, [element]))
+    pair = Atoms([element] * 3, [[0, 0, 0], [1.3, 0, 0.2], [0.4, 1.5, 0]])
+    energies = [float(p(p.graph(pair), "energy").energy) for p in (whole, part)]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-11)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_supported_is_named(name: str, altered: Any):
+    change, message = REFUSED[name]
+    with pytest.raises(ModelFileError, match=message):
+        read_mace_torch(altered(change), head="first")
+
+
+def test_a_checkpoint_that_holds_a_whole_model_is_read(monkeypatch: pytest.MonkeyPatch):
+    model = read_torch_file(MODEL)
+    checkpoint = {"model": model, "optimizer": {}, "epoch": 3}
+    monkeypatch.setattr(mace_torch, "read_torch_file", lambda path: checkpoint)
+    check(read_mace_torch(MODEL, head="first"), "first")
+
+
+def embedding(model: Stub) -> None:
+    """Embeds charge as a number and spin out of a table, as a newer model would."""
+
+    def module(kind: str, parameters: dict[str, torch.Tensor], **children: Stub) -> Stub:
+        state = {"_parameters": parameters, "_buffers": {}, "_modules": children}
+        return Stub(Global("torch.nn", kind), state=state)
+
+    rng = torch.Generator().manual_seed(0)
+    some = [torch.randn(*n, generator=rng, dtype=torch.float64) for n in ((3, 1), (3,), (2, 3))]
+    first = module("Linear", {"weight": some[0], "bias": some[1]})
+    last = module("Linear", {"weight": some[2], "bias": torch.ones(2, dtype=torch.float64)})
+    charge = module("Sequential", {}, **{"0": first, "2": last})
+    table = torch.randn(4, 2, generator=rng, dtype=torch.float64)
+    spin = module("Embedding", {"weight": table})
+    weight = torch.randn(2, 4, generator=rng, dtype=torch.float64)
+    project = module("Sequential", {}, **{"0": module("Linear", {"weight": weight})})
+    joint = module(
+        "GenericJointEmbedding",
+        {},
+        embedders=module("ModuleDict", {}, total_charge=charge, total_spin=spin),
+        project=project,
+    )
+    joint.state["specs"] = {"total_spin": {"per": "graph", "offset": 1}}
+    model.state["_modules"]["joint_embedding"] = joint
+
+
+def test_embedded_properties_are_fixed(altered: Any):
+    path = altered(embedding)
+    with pytest.raises(ConfigError, match="fix a value of total_charge, total_spin"):
+        read_mace_torch(path, head="first")
+    with pytest.raises(ConfigError, match="fix a value of total_spin"):
+        read_mace_torch(path, head="first", properties={"total_charge": 1})
+    with pytest.raises(ConfigError, match=r"no property 'charge'.*Did you mean 'total_charge'"):
+        read_mace_torch(path, head="first", properties={"charge": 1})
+    with pytest.raises(ConfigError, match="total_spin is a whole number from -1 to 2, not 3"):
+        read_mace_torch(path, head="first", properties={"total_charge": 0, "total_spin": 3})
+    atoms, energies = STRUCTURES["molecule"], set()
+    for values in ((0, 1), (1, 1), (0, 2)):
+        properties = dict(zip(("total_charge", "total_spin"), values, strict=True))
+        potential = read_mace_torch(path, head="first", properties=properties)
+        assert potential.provenance["imported"]["properties"] == properties
+        energies.add(float(potential(potential.graph(atoms), "energy").energy))
+    assert len(energies) == 3
+
+
+def test_properties_of_a_model_that_embeds_none_are_refused():
+    with pytest.raises(ConfigError, match="embeds no property 'total_charge'"):
+        clebsch.load(MODEL, head="first", properties={"total_charge": 0})
+    assert run("convert", MODEL, "x.safetensors", "--head", "first", "--fix", "charge") == 2
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_convert_writes_a_model_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    old, new = shutil.copy(MODEL, tmp_path / "old.model"), tmp_path / "new.safetensors"
+    assert run("convert", old, new) == 2
+    assert "choose one" in capsys.readouterr().err
+    assert run("convert", old, new, "--head", "first", "--elements", "H,O") == 0
+    assert "ScaleShiftMACE" in capsys.readouterr().out
+    assert clebsch.load(new).species == ("H", "O")
+    assert run("convert", old, new, "--head", "first") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("convert", old, new, "--head", "first", "--overwrite") == 0
+    check(clebsch.load(new), "first")
+
+
+def test_convert_keeps_all_heads_in_files_of_their_own(tmp_path: Path):
+    assert run("convert", MODEL, tmp_path / "new.safetensors", "--head", "all") == 0
+    for head in HEADS:
+        check(clebsch.load(tmp_path / f"new-{head}.safetensors"), head)
+
+
+def test_heads_whose_files_would_have_one_name_are_not_lost(
+    tmp_path: Path, altered: Any, capsys: pytest.CaptureFixture[str]
+):
+    path = altered(attribute("", "heads", ["a/b", "a b"]))
+    assert run("convert", path, tmp_path / "new.safetensors", "--head", "all") == 2
+    assert "one by one" in capsys.readouterr().err
+
+
+def test_the_doctor_reads_it(altered: Any):
+    potential, stored = read_unverified(altered(one_head))
+    assert stored is None
+    check(potential, "first")

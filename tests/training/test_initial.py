@@ -1,0 +1,139 @@
+"""Training from a model that exists: its numbers before the first step, its elements, its shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+import clebsch
+from clebsch.errors import ConfigError, UnknownElementError
+from clebsch.interop.mace_torch import read_mace_torch
+from clebsch.training.config import Config
+from clebsch.training.configfile import load_config
+from clebsch.training.loop import resume, train
+from clebsch.training.prepare import prepare
+
+from .toy import cluster, data_file
+
+MODEL = Path(__file__).parents[1] / "data_files" / "mace_torch.model"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """One head of a model of mace-torch, as a file of ours."""
+    path = tmp_path / "start.safetensors"
+    read_mace_torch(MODEL, head="first").save(path)
+    return path
+
+
+def frames(symbols: str = "CH3CH2OH", count: int = 8) -> list[Atoms]:
+    """Rattled molecules, labelled by a spring on each atom and the model's own references."""
+    found = []
+    for seed in range(count):
+        atoms = molecule(symbols)
+        equilibrium = atoms.positions.copy()
+        moves = 0.1 * np.random.default_rng(seed).normal(size=equilibrium.shape)
+        atoms.positions += moves
+        references = {"H": -13.6, "C": -1027.3, "O": -2042.1}
+        energy = sum(references[s] for s in atoms.symbols) + 2.0 * (moves**2).sum()
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=-4.0 * moves)
+        found.append(atoms)
+    return found
+
+
+def settings(data: Path, *overrides: str) -> Config:
+    return load_config(
+        None,
+        [
+            f"data.train={data}",
+            "data.valid_count=2",
+            "dtype=float64",
+            "threads=1",
+            "training.batch_size=2",
+            "training.max_epochs=20",
+            "training.checkpoint_minutes=1000",
+            *overrides,
+        ],
+    )
+
+
+def quiet(text: str) -> None:
+    """Where nobody listens."""
+
+
+def test_before_the_first_step_it_is_the_model_that_it_starts_from(tmp_path: Path, start: Path):
+    data = data_file(tmp_path, frames())
+    prepared = prepare(settings(data, f"initial={start}"), quiet)
+    old, atoms = clebsch.load(start), frames()[0]
+    for potential in (old, prepared.potential):
+        assert potential.config == old.config
+        assert potential.species == ("H", "C", "O")
+    answers = [p(p.graph(atoms), ("energy", "forces")) for p in (old, prepared.potential)]
+    assert torch.equal(answers[0].energy, answers[1].energy)
+    assert torch.equal(answers[0].forces, answers[1].forces)
+    assert prepared.origin == "initial"
+    assert all(parameter.requires_grad for parameter in prepared.potential.parameters())
+
+
+def test_training_goes_on_from_there_and_resumes(tmp_path: Path, start: Path):
+    data = data_file(tmp_path, frames())
+    config = settings(data, f"initial={start}", "training.max_epochs=12")
+    result = train(config, tmp_path / "run")
+    assert result.model is not None
+    trained, old = clebsch.load(result.model), clebsch.load(start)
+    atoms = frames(count=9)[8]
+
+    def error(potential: clebsch.Potential) -> float:
+        forces = potential(potential.graph(atoms), "forces").forces.numpy()
+        return float(np.sqrt(np.square(forces - atoms.get_forces()).mean()))
+
+    assert error(trained) < error(old)
+    assert torch.equal(trained.references, old.references)
+    assert resume(tmp_path / "run", max_epochs=13).epoch == 13
+
+
+def test_references_can_be_those_of_the_data(tmp_path: Path, start: Path):
+    data = data_file(tmp_path, frames())
+    given = "data.references={H: -10.0, C: -1000.0, O: -2000.0}"
+    prepared = prepare(settings(data, f"initial={start}", given), quiet)
+    assert prepared.potential.references.tolist() == [-10.0, -1000.0, -2000.0]
+    assert prepared.origin == "given"
+
+
+def test_isolated_atoms_of_another_level_of_theory_are_noticed(tmp_path: Path, start: Path):
+    lone = Atoms("O", calculator=None)
+    lone.calc = SinglePointCalculator(lone, energy=-2040.0, forces=np.zeros((1, 3)))
+    data = data_file(tmp_path, [*frames(), lone])
+    said: list[str] = []
+    prepared = prepare(settings(data, f"initial={start}"), said.append)
+    assert any("O by +2.100 eV" in text for text in said)
+    assert prepared.references["O"] == -2042.1
+
+
+def test_elements_that_the_model_does_not_know_are_named(tmp_path: Path, start: Path):
+    data = data_file(tmp_path, [cluster(seed) for seed in range(6)])
+    with pytest.raises(UnknownElementError, match=r"hold Cu.*does not know; it knows H, C, O"):
+        prepare(settings(data, f"initial={start}"), quiet)
+
+
+def test_the_architecture_is_that_of_the_file(tmp_path: Path, start: Path):
+    data = data_file(tmp_path, frames())
+    config = settings(data, f"initial={start}")
+    assert config.model == clebsch.load(start).config
+    with pytest.raises(ConfigError, match=r"model: it is that of .*leave it out"):
+        settings(data, f"initial={start}", "model.channels=64")
+    with pytest.raises(ConfigError, match=r"initial: .*no such file"):
+        settings(data, f"initial={tmp_path / 'none.model'}")
+    with pytest.raises(ConfigError, match=r"initial: .*heads first, second"):
+        settings(data, f"initial={MODEL}")
+
+
+def test_a_configuration_without_a_start_has_none(tmp_path: Path):
+    config = settings(data_file(tmp_path), "model=mace_tiny")
+    assert config.initial is None
