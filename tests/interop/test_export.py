@@ -46,6 +46,18 @@ def test_weights_have_the_names_and_values_of_the_file_that_they_came_from(tmp_p
     assert settings["model"]["avg_num_neighbors"] == 9.3
 
 
+@pytest.mark.parametrize(("form", "shift"), [("none", 0.0), ("every_atom", -4.7)])
+def test_a_mean_energy_that_the_model_does_not_add_is_no_shift(
+    form: str, shift: float, tmp_path: Path
+):
+    config = MessagePassingConfig(**SMALL, mean_energy=form)
+    potential = clebsch.build(config, ["H", "O"], dtype=torch.float64)
+    potential.head.mean_energy.fill_(-4.7)
+    export_mace_torch(potential, tmp_path)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["model"]["atomic_inter_shift"] == shift
+
+
 def parameters(stub: Any, prefix: str = "") -> Any:
     for name, tensor in stub.state["_parameters"].items():
         if tensor is not None:

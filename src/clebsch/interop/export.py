@@ -106,7 +106,7 @@ def _check_expressible(potential: Potential, config: MessagePassingConfig) -> No
     if last == "biased_mlp" or (config.layers == 1) != (last == "linear"):
         raise ConfigError(f"mace-torch has no model.readout.last={last} of {config.layers} layers")
     if potential.head.form == "density" and float(potential.head.mean_energy):
-        raise ConfigError("mace-torch has no model.mean_energy=density; it has constant, none")
+        raise ConfigError("mace-torch has no model.mean_energy=density; it has every_atom, none")
     prior = potential.prior
     if isinstance(prior, StoredZBLRepulsion) and prior.scale != potential.head.scale:
         raise ConfigError("mace-torch's ZBL repulsion is scaled as its network is, not otherwise")
@@ -125,6 +125,8 @@ def _settings(
         "sqrt_neighbors": math.sqrt(model.avg_num_neighbors),
     }
     transforms = {"none": "None", "agnesi": "Agnesi", "soft": "Soft"}
+    head = potential.head
+    shift = float(head.mean_energy) if head.form == "constant" else 0.0
     return {
         "r_max": config.cutoff,
         "num_bessel": config.radial.n_basis,
@@ -144,7 +146,7 @@ def _settings(
         "use_last_readout_only": config.readout.layers == "last" and config.layers > 1,
         "pair_repulsion": config.zbl == "mace_torch",
         "atomic_inter_scale": float(potential.head.scale),
-        "atomic_inter_shift": float(potential.head.mean_energy),
+        "atomic_inter_shift": shift,
     }
 
 
