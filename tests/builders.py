@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,17 @@ def _smaller(preset: str, **settings: Any) -> MessagePassingConfig:
     """A preset small enough to be tested on everything."""
     small = {"channels": 4, "l_max": 2, "message_l": 1, "cutoff": 3.5}
     return model_config({"preset": preset, **small, **settings})
+
+
+def stretched_energies(
+    potential: clebsch.Potential, atoms: Atoms, factors: Sequence[float]
+) -> list[float]:
+    """Energies with the edges of ``atoms``, and positions times each factor: pairs in a skin."""
+    graph = potential.graph(atoms)
+    return [
+        float(potential(graph.with_positions(graph.positions * factor), "energy").energy)
+        for factor in factors
+    ]
 
 
 #: Every architecture in the battery: a new model adds its line here.

@@ -14,6 +14,7 @@ import torch
 from ase import Atoms
 
 import clebsch
+from builders import stretched_energies
 from clebsch.cli import main
 from clebsch.doctor import read_unverified
 from clebsch.errors import ConfigError, ModelFileError
@@ -84,11 +85,7 @@ def test_pairs_beyond_the_cutoff_count_for_nothing():
     assert potential.prior is not None
     potential.prior.radii.fill_(2.0)
     atoms = Atoms("OO", [[0, 0, 0], [2.9, 0, 0]])
-    near = potential.graph(atoms)
-    energies = [
-        float(potential(near.with_positions(near.positions * stretch), "energy").energy)
-        for stretch in (1.0, 3.1 / 2.9, 10.0)
-    ]
+    energies = stretched_energies(potential, atoms, (1.0, 3.1 / 2.9, 10.0))
     assert energies[0] != energies[2]
     assert energies[1] == energies[2]
 

@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 
 import clebsch
-from builders import SPECIES, ethanol
+from builders import SPECIES, ethanol, stretched_energies
 from clebsch.errors import ConfigError
 from clebsch.models.config import MessagePassingConfig
 from clebsch.models.presets import model_config
@@ -37,11 +37,8 @@ def radial(**settings: Any) -> dict[str, Any]:
 def test_gated_neighbours_beyond_the_cutoff_count_for_nothing(envelope_of: str):
     """Though its networks have biases: lists with a skin hold such edges."""
     potential = built(interaction={"gated": {}}, radial=radial(envelope_of=envelope_of))
-    graph = potential.graph(Atoms("OH", [[0, 0, 0], [2.9, 0, 0]]))
-    energies = [
-        float(potential(graph.with_positions(graph.positions * stretch), "energy").energy)
-        for stretch in (1.0, 3.1 / 2.9, 2.0)
-    ]
+    atoms = Atoms("OH", [[0, 0, 0], [2.9, 0, 0]])
+    energies = stretched_energies(potential, atoms, (1.0, 3.1 / 2.9, 2.0))
     assert energies[0] != energies[1]
     assert energies[1] == energies[2]
 

@@ -22,6 +22,11 @@ from clebsch.kernels.reference import SILU_GAIN
 #: What e3nn multiplies SiLU by, which it found with a million random numbers.
 E3NN_SILU_GAIN = 1.6791767923989418
 
+#: Constants of distance transforms and of the ZBL repulsion, by mace-torch's names, in the order in
+#: which ``DistanceTransform.constants`` and ``StoredZBLRepulsion.screening`` hold them.
+TRANSFORM_CONSTANTS = {"agnesi": ("a", "q", "p"), "soft": ("alpha",)}
+REPULSION_CONSTANTS = ("a_prefactor", "a_exp", "p")
+
 
 def linear_blocks(module: Module, biased: bool = False) -> dict[Irrep, Tensor]:
     """A ``Linear`` of e3nn: [inputs, outputs] for each irrep; 1 / sqrt(inputs) is its norm.

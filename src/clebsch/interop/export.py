@@ -22,10 +22,10 @@ from torch import Tensor
 from clebsch.algebra import spherical_irreps
 from clebsch.errors import ConfigError
 from clebsch.files import atomic_write
-from clebsch.interop.blocks import E3NN_SILU_GAIN
+from clebsch.interop.blocks import E3NN_SILU_GAIN, REPULSION_CONSTANTS, TRANSFORM_CONSTANTS
 from clebsch.kernels.reference import SILU_GAIN
 from clebsch.models.config import MessagePassingConfig
-from clebsch.models.message_passing import Layer, MessagePassing
+from clebsch.models.message_passing import AtomicBasis, Layer, MessagePassing
 from clebsch.nn.energy import StoredZBLRepulsion
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.path_weights import RadialNetwork
@@ -157,6 +157,7 @@ def _weights(model: MessagePassing) -> list[tuple[str, Tensor]]:
     for t, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
         basis, place = layer.atomic_basis, f"interactions.{t}"
+        assert isinstance(basis, AtomicBasis)
         assert isinstance(basis.radial, RadialNetwork)
         assert isinstance(basis.linear_up, IrrepsLinear)
         assert isinstance(layer.product, ProductBasis)
@@ -167,9 +168,8 @@ def _weights(model: MessagePassing) -> list[tuple[str, Tensor]]:
         (linear,) = basis.linears
         assert isinstance(linear, IrrepsLinear)
         found.append((f"{place}.linear.weight", _flat(linear)))
-        density = getattr(basis, "density", None)
-        if density is not None:
-            found.append((f"{place}.density_fn.layer0.weight", density.weight[:, None]))
+        if basis.density is not None:
+            found.append((f"{place}.density_fn.layer0.weight", basis.density.weight[:, None]))
         assert layer.species_linear is not None
         found.append((f"{place}.skip_tp.weight", _flat_species(layer.species_linear)))
         found.append((f"products.{t}.linear.weight", _flat(layer.linear)))
@@ -206,14 +206,14 @@ def _constants(
         weights = basis.frequencies.detach() / basis.cutoff
         found.append(("radial_embedding.bessel_fn.bessel_weights", weights))
     if transform is not None:
-        names = {"agnesi": ("a", "q", "p"), "soft": ("alpha",)}[transform.form]
+        names = TRANSFORM_CONSTANTS[transform.form]
         place = "radial_embedding.distance_transform"
         found += [(f"{place}.{n}", c) for n, c in zip(names, transform.constants, strict=True)]
         found.append((f"{place}.covalent_radii", transform.radii))
     if isinstance(prior, StoredZBLRepulsion):
-        names = ("a_prefactor", "a_exp", "p")
         place = "pair_repulsion_fn"
-        found += [(f"{place}.{n}", c) for n, c in zip(names, prior.screening, strict=True)]
+        screening = zip(REPULSION_CONSTANTS, prior.screening, strict=True)
+        found += [(f"{place}.{n}", c) for n, c in screening]
         found.append((f"{place}.c", prior.coefficients))
         found.append((f"{place}.covalent_radii", prior.radii))
     return found

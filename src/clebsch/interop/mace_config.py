@@ -154,9 +154,7 @@ def _check_sizes(
                 raise refuse(contraction, f"couplings of shape {tuple(shape)} for {dim} components")
 
 
-def _updates(
-    interactions: list[Module],
-) -> tuple[Update, Update]:
+def _updates(interactions: list[Module]) -> tuple[Update, Update]:
     """What the first layer does with features, and what later ones do."""
     kinds = [BLOCKS[interaction.kind] for interaction in interactions]
     if len(set(kinds[1:])) > 1 or len({normalization for _, normalization in kinds}) > 1:

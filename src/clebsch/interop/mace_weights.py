@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from clebsch.algebra import SCALAR, Irreps
 from clebsch.errors import ModelFileError
 from clebsch.interop.blocks import (
+    REPULSION_CONSTANTS,
+    TRANSFORM_CONSTANTS,
     Path,
     convolution_paths,
     linear_blocks,
@@ -86,7 +88,7 @@ def copy_repulsion(
     theirs = model.child("pair_repulsion_fn")
     numbers = model.tensor("atomic_numbers")[list(elements)]
     prior.coefficients.copy_(theirs.tensor("c"))
-    constants = [theirs.number(name) for name in ("a_prefactor", "a_exp", "p")]
+    constants = [theirs.number(name) for name in REPULSION_CONSTANTS]
     prior.screening.copy_(torch.tensor(constants, dtype=torch.float64))
     prior.radii.copy_(theirs.tensor("covalent_radii")[numbers])
     prior.scale.fill_(scale)
@@ -134,7 +136,7 @@ def _copy_radial(
         _fill(basis.frequencies, weights, embedding)
     if isinstance(network.transform, DistanceTransform):
         theirs = embedding.child("distance_transform")
-        names = {"agnesi": ("a", "q", "p"), "soft": ("alpha",)}[network.transform.form]
+        names = TRANSFORM_CONSTANTS[network.transform.form]
         constants = torch.tensor([theirs.number(n) for n in names], dtype=torch.float64)
         network.transform.constants.copy_(constants)
         numbers = model.tensor("atomic_numbers")[list(elements)]

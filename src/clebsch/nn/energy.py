@@ -31,6 +31,12 @@ class Float64Module(nn.Module):
                 self._buffers[name] = buffer.to(device)
         return self
 
+    def hold(self, *, stored: bool, **tables: float | Sequence[float]) -> None:
+        """Register numbers as buffers, which model files hold if they are ``stored``."""
+        for name, values in tables.items():
+            table = torch.tensor(values, dtype=torch.float64)
+            self.register_buffer(name, table, persistent=stored)
+
 
 class EnergyHead(Float64Module):
     """Site energies in float64: reference + mean energy + scale x network.
@@ -57,9 +63,7 @@ class EnergyHead(Float64Module):
         super().__init__()
         self.form = form
         self.envelope = PolynomialEnvelope(cutoff, 5)
-        self.register_buffer("references", torch.tensor(references, dtype=torch.float64))
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
-        self.register_buffer("mean_energy", torch.tensor(mean_energy, dtype=torch.float64))
+        self.hold(stored=True, references=references, scale=scale, mean_energy=mean_energy)
 
     def forward(self, layer_energies: Tensor, lengths: Tensor, graph: AtomGraph) -> Tensor:
         """Equation 13 in eV.
@@ -101,15 +105,13 @@ class ZBLRepulsion(Float64Module):
         self.cutoff = cutoff
         self.exponent = exponent
         radii = [float(ase.data.covalent_radii[z]) for z in atomic_numbers]
-        tables = {
-            "coefficients": [0.18175, 0.50986, 0.28022, 0.02817],
-            "exponents": [3.19980, 0.94229, 0.40290, 0.20162],
-            "numbers": [float(z) for z in atomic_numbers],
-            "radii": radii,
-        }
-        for name, values in tables.items():
-            table = torch.tensor(values, dtype=torch.float64)
-            self.register_buffer(name, table, persistent=False)
+        self.hold(
+            stored=False,
+            coefficients=[0.18175, 0.50986, 0.28022, 0.02817],
+            exponents=[3.19980, 0.94229, 0.40290, 0.20162],
+            numbers=[float(z) for z in atomic_numbers],
+            radii=radii,
+        )
 
     def forward(self, lengths: Tensor, graph: AtomGraph) -> Tensor:
         """Args: lengths [E] float64, Angstrom. Returns: [N] float64, eV."""
@@ -144,18 +146,18 @@ class StoredZBLRepulsion(Float64Module):
         super().__init__()
         self.cutoff = cutoff
         radii = [float(ase.data.covalent_radii[z]) for z in numbers]
-        stored = {
-            "coefficients": [0.1818, 0.5099, 0.2802, 0.02817],
-            "screening": [0.4543, 0.300, 6.0],  # a_0, b, exponent of the envelope
-            "radii": radii,
-            "scale": 1.0,
-        }
-        for name, values in stored.items():
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
-        fixed = {"exponents": [3.2, 0.9423, 0.4028, 0.2016], "numbers": [float(z) for z in numbers]}
-        for name, numerals in fixed.items():
-            table = torch.tensor(numerals, dtype=torch.float64)
-            self.register_buffer(name, table, persistent=False)
+        self.hold(
+            stored=True,
+            coefficients=[0.1818, 0.5099, 0.2802, 0.02817],
+            screening=[0.4543, 0.300, 6.0],  # a_0, b, exponent of the envelope
+            radii=radii,
+            scale=1.0,
+        )
+        self.hold(
+            stored=False,
+            exponents=[3.2, 0.9423, 0.4028, 0.2016],
+            numbers=[float(z) for z in numbers],
+        )
 
     def forward(self, lengths: Tensor, graph: AtomGraph) -> Tensor:
         """Args: lengths [E] float64, Angstrom. Returns: [N] float64, eV."""

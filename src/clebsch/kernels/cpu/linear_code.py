@@ -66,11 +66,8 @@ def write_map(spec: LinearSpec, name: str) -> str:
     for chunk, kind, atoms, block in _walk(e, spec):
         panel = e.times(e.plus(e.times(kind, n_chunks), chunk), length * spec.chunk)
         right = e.at(e["weights"], panel, e.times(block.matrix, spec.channels * spec.chunk))
-        last = e.times(atoms.number, block.dim)
-        whole = e.minus(last, e.remainder(last, tile))
-        for rows, begin, end in ((tile, 0, whole), (rest, whole, last)):
-            with e.loop(begin, end, rows) as start:
-                _map_tile(e, spec, block, chunk, atoms, start, rows, right)
+        for start, n_rows in _row_tiles(e, e.times(atoms.number, block.dim), tile, rest):
+            _map_tile(e, spec, block, chunk, atoms, start, n_rows, right)
     return e.finish(0)
 
 
@@ -86,12 +83,17 @@ def write_weight(spec: LinearSpec, name: str) -> str:
     most = most_rows()
     rest = gcd(most, spec.channels)
     for chunk, kind, atoms, block in _walk(e, spec):
-        last = e.times(block.copies, spec.channels)
-        whole = e.minus(last, e.remainder(last, most))
-        for n_rows, begin, end in ((most, 0, whole), (rest, whole, last)):
-            with e.loop(begin, end, n_rows) as row:
-                _weight_tile(e, spec, block, chunk, kind, atoms, row, n_rows)
+        for row, n_rows in _row_tiles(e, e.times(block.copies, spec.channels), most, rest):
+            _weight_tile(e, spec, block, chunk, kind, atoms, row, n_rows)
     return e.finish(0)
+
+
+def _row_tiles(e: Emitter, n_rows: Index, most: int, rest: int) -> Iterator[tuple[ir.Value, int]]:
+    """First row and number of rows of every tile: ``most``, and of what is left over ``rest``."""
+    whole = e.minus(n_rows, e.remainder(n_rows, most))
+    for size, begin, end in ((most, 0, whole), (rest, whole, n_rows)):
+        with e.loop(begin, end, size) as row:
+            yield row, size
 
 
 class _Atoms(NamedTuple):

@@ -20,13 +20,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
 
 #: Seconds after which a compilation is told of.
 PATIENCE = 2.0
+
+#: Vectors that a kernel takes at once, where channels fill them.
+AT_ONCE = 2
 
 _engines: list[Any] = []  # compiled code lives as long as the engine that holds it
 _lock = threading.Lock()
@@ -63,9 +66,6 @@ class Channels:
     channels: int
     bits: int
 
-    #: Vectors that a kernel takes at once, where channels fill them.
-    AT_ONCE: ClassVar[int] = 2
-
     @cached_property
     def lanes(self) -> int:
         """Lanes of the vectors: the most that divide the number of channels."""
@@ -77,7 +77,7 @@ class Channels:
     @cached_property
     def vectors(self) -> int:
         """Vectors in a chunk of channels."""
-        return self.AT_ONCE if self.channels % (self.AT_ONCE * self.lanes) == 0 else 1
+        return AT_ONCE if self.channels % (AT_ONCE * self.lanes) == 0 else 1
 
     @property
     def chunk(self) -> int:
