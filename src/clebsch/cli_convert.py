@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from clebsch.cli_options import Overwrite
+from clebsch.cli_options import Fix, Overwrite, fixed_properties
 from clebsch.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -29,13 +29,7 @@ def convert(
     elements: Annotated[
         str | None, typer.Option(help="Elements to keep, such as H,C,O; all if not given.")
     ] = None,
-    fix: Annotated[
-        str | None,
-        typer.Option(
-            help="Values of embedded properties, such as total_charge=0,total_spin=1; the new "
-            "model is for structures of these."
-        ),
-    ] = None,
+    fix: Fix = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +43,7 @@ def convert(
     from clebsch.interop.mace_torch import mace_heads
     from clebsch.modelfile import load, read_potential
 
-    properties = {} if fix is None else _numbers(fix)
+    properties = fixed_properties(fix)
     species = None if elements is None else [symbol.strip() for symbol in elements.split(",")]
     if to is not None:
         _check_export(out, to, overwrite)
@@ -102,21 +96,6 @@ def _export(potential: Potential, out: Path) -> None:
     export_mace_torch(potential, out)
     text = f"{out}: where mace-torch is installed, run python {out / 'build_model.py'} NEW.model"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _numbers(text: str) -> dict[str, float]:
-    """Numbers by name.
-
-    Raises:
-        ConfigError: the text is something else.
-    """
-    try:
-        pairs = [part.split("=") for part in text.split(",")]
-        return {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise ConfigError(
-            f"--fix {text}: write names and numbers such as total_charge=0,total_spin=1"
-        ) from None
 
 
 def _safe(name: str) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clebsch.cli_options import AsJSON, Model, precision
+from clebsch.cli_options import AsJSON, Fix, Head, Model, fixed_properties, precision
+from clebsch.errors import ConfigError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from clebsch.doctor import Check, Diagnosis
+    from clebsch.interop.opinion import Opinion
+    from clebsch.potential import Potential
 
 #: Of a file with more structures so many are looked at, evenly spread.
 MOST_STRUCTURES = 5
@@ -35,6 +42,23 @@ def doctor(
     dtype: Annotated[
         str | None, typer.Option(help="Look at float32 or float64 only, instead of both.")
     ] = None,
+    head: Head = None,
+    fix: Fix = None,
+    unpickle_with_mace_torch: Annotated[
+        bool,
+        typer.Option(
+            "--unpickle-with-mace-torch",
+            help="Of a .model file, compare with the numbers of mace-torch too, where it is "
+            "installed. This RUNS WHATEVER CODE THE FILE HOLDS, as mace-torch does whenever it "
+            "loads one: only for files that you trust.",
+        ),
+    ] = False,
+    peer_python: Annotated[
+        Path | None,
+        typer.Option(
+            help="The Python that has mace-torch. If not given, this one, or that of make peers."
+        ),
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Check a model on this machine: backends, derivatives, symmetries, precision, speed.
@@ -43,17 +67,27 @@ def doctor(
     """
     from clebsch.doctor import DTYPES, examine, read_unverified
 
-    potential, stored = read_unverified(model)
+    if peer_python is not None and not unpickle_with_mace_torch:
+        raise ConfigError("--peer-python is for --unpickle-with-mace-torch, which is not given")
     chosen = precision(dtype)
+    potential, stored = read_unverified(model, head=head, properties=fixed_properties(fix))
+    looked_at = None if structures is None else _read(structures)
     console = Console(stderr=True)
     with console.status("") as status:
+        opinion = None
+        if unpickle_with_mace_torch:
+            status.update("mace-torch")
+            opinion = _second_opinion(model, potential, looked_at or {}, peer_python)
         found = examine(
             potential,
-            None if structures is None else _read(structures),
+            looked_at,
             stored=stored,
+            opinion=opinion,
             dtypes=DTYPES if chosen is None else (chosen,),
             progress=lambda what: status.update(escape(what)),
         )
+    if stored is None and opinion is None:
+        found = replace(found, notes=(_available(),))
     if as_json:
         print(json.dumps({"machine": machine(), **found.to_json()}, indent=2))
     else:
@@ -75,6 +109,70 @@ def _read(path: Path) -> dict[str, Atoms]:
         return {path.name: last}
     chosen = np.linspace(0, len(frames) - 1, min(len(frames), MOST_STRUCTURES)).astype(int)
     return {f"{path.name} {number}": frames[number] for number in chosen}
+
+
+def _second_opinion(
+    model: Path, potential: Potential, structures: Mapping[str, Atoms], python: Path | None
+) -> Opinion:
+    """What mace-torch says about a molecule, a skewed cell and the structures that were given.
+
+    Raises:
+        ConfigError: the model is not a file of mace-torch, or none is installed.
+        ClebschError: mace-torch failed.
+    """
+    from clebsch.interop.opinion import ask_mace_torch, opinion_structures
+    from clebsch.interop.torch_archive import is_torch_file
+
+    if not is_torch_file(model):
+        raise ConfigError(
+            f"{model}: mace-torch cannot read it; --unpickle-with-mace-torch is for the .model "
+            "file that a model was converted from"
+        )
+    return ask_mace_torch(
+        model,
+        _find_mace_torch(python),
+        {**opinion_structures(potential), **structures},
+        head=potential.provenance["imported"]["head"],
+        properties=potential.provenance["imported"].get("properties", {}),
+    )
+
+
+def _find_mace_torch(python: Path | None) -> str:
+    """The Python to run mace-torch with: the one that is named, this one, or that of ``.peers``.
+
+    Raises:
+        ConfigError: none has it.
+    """
+    from clebsch.benchmarks.opponents import PEERS
+
+    if python is not None:
+        found = shutil.which(python)
+        if found is None:
+            raise ConfigError(f"--peer-python {python}: no such program")
+        return found
+    try:
+        version("mace-torch")
+        return sys.executable
+    except PackageNotFoundError:
+        pass
+    try:
+        return PEERS["mace-torch"].python()
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}, or say with --peer-python PATH which Python has mace-torch"
+        ) from None
+
+
+def _available() -> str:
+    """That mace-torch was not asked about its model, and how to ask."""
+    try:
+        found = f"does that, with {_find_mace_torch(None)}"
+    except ConfigError as error:
+        found = f"would do that, but {error}"
+    return (
+        f"not compared with mace-torch's own numbers: --unpickle-with-mace-torch {found}. It runs "
+        "whatever code the file holds: only for files that you trust"
+    )
 
 
 def machine() -> dict[str, str]:
@@ -110,6 +208,8 @@ def _print(found: Diagnosis, console: Console) -> None:
     console.print(facts)
     for name, reason in found.missing.items():
         console.print(f"[yellow]{name}: not here[/]: {escape(reason)}", highlight=False)
+    for note in found.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     ways = list(dict.fromkeys((check.backend, check.dtype) for check in found.checks))
     table = Table("largest relative deviation", "allowed", *(f"{b}\n{d}" for b, d in ways))
     for name in dict.fromkeys(check.name for check in found.checks):

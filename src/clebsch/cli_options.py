@@ -32,6 +32,14 @@ Index = Annotated[
     int, typer.Option(help="Which structure of the file, from 0; -1 is the last one.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
+Head = Annotated[str | None, typer.Option(help="Which of several heads of the model.")]
+Fix = Annotated[
+    str | None,
+    typer.Option(
+        help="Values of properties that a model of mace-torch embeds, such as "
+        "total_charge=0,total_spin=1; it is then one for structures of these."
+    ),
+]
 AsJSON = Annotated[
     bool, typer.Option("--json", help="Print JSON (eV, Angstrom) instead of a table.")
 ]
@@ -81,6 +89,23 @@ def precision(name: str | None) -> torch.dtype | None:
     if name is not None and name not in precisions:
         raise ConfigError(f"unknown precision {name!r}. {did_you_mean(name, precisions)}")
     return None if name is None else precisions[name]
+
+
+def fixed_properties(fix: str | None) -> dict[str, float]:
+    """Numbers by name, out of the option ``--fix``.
+
+    Raises:
+        ConfigError: the text is something else.
+    """
+    if fix is None:
+        return {}
+    try:
+        pairs = [part.split("=") for part in fix.split(",")]
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise ConfigError(
+            f"--fix {fix}: write names and numbers such as total_charge=0,total_spin=1"
+        ) from None
 
 
 def usable_device(name: str) -> str:

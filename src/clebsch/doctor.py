@@ -1,7 +1,8 @@
 """Examining a potential on this machine: do its numbers hold, whatever computes them?
 
 Every backend, in every precision, is held against the reference in float64, which alone is taken
-on trust, and even that against central differences and the symmetries of physics.
+on trust, and even that against central differences and the symmetries of physics. Models of
+mace-torch can be held against its own numbers besides.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ase import Atoms
 from torch import Tensor
 
 from clebsch.errors import BackendError
+from clebsch.interop.opinion import Opinion
 from clebsch.kernels.dispatch import BACKENDS, load_backend
 from clebsch.modelfile import TOLERANCES, read_potential, reference_structure
 from clebsch.potential import Potential, example_structure
@@ -82,11 +84,13 @@ class Diagnosis:
     Attributes:
         checks, timings: in the order in which they were made.
         missing: backends that cannot be loaded here, and why.
+        notes: what was not compared, and why.
     """
 
     checks: tuple[Check, ...]
     timings: tuple[Timing, ...]
     missing: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def failures(self) -> list[Check]:
@@ -98,6 +102,7 @@ class Diagnosis:
         return {
             "healthy": not self.failures,
             "missing": dict(self.missing),
+            "notes": list(self.notes),
             "checks": [{**asdict(check), "passed": check.passed} for check in self.checks],
             "timings": [asdict(timing) for timing in self.timings],
         }
@@ -113,16 +118,24 @@ class Stored:
     stress: np.ndarray | None
 
 
-def read_unverified(path: Path | str) -> tuple[Potential, Stored | None]:
+def read_unverified(
+    path: Path | str, *, head: str | None = None, properties: Mapping[str, float] | None = None
+) -> tuple[Potential, Stored | None]:
     """The potential of a model file, on the reference backend, whatever it answers here.
 
     ``clebsch.load`` refuses a potential, or a backend, that gives wrong numbers; here they are
     wanted. Files of mace-torch store no answers.
 
+    Args:
+        path: the file.
+        head: of a mace-torch model with several, which.
+        properties: of a mace-torch model, values of the properties that it embeds.
+
     Raises:
         ModelFileError: the file is missing, damaged, or holds something else.
+        ConfigError: the choices do not fit the model.
     """
-    potential, stored = read_potential(path)
+    potential, stored = read_potential(path, head=head, properties=properties)
     if stored is None:
         return potential, None
     atoms = reference_structure(stored)
@@ -135,6 +148,7 @@ def examine(
     structures: Mapping[str, Atoms] | None = None,
     *,
     stored: Stored | None = None,
+    opinion: Opinion | None = None,
     dtypes: Sequence[torch.dtype] = DTYPES,
     seconds: float = 0.3,
     progress: Callable[[str], None] = lambda what: None,
@@ -145,6 +159,7 @@ def examine(
         potential: what to examine; it stays as it is.
         structures: by name; a small crystal of all elements if None.
         stored: what the model file says that the potential answers.
+        opinion: what mace-torch says about structures, which every backend is compared with.
         dtypes: what the network computes in; the reference in float64 is the truth for all.
         seconds: how long to time each.
         progress: told what is looked at.
@@ -169,7 +184,11 @@ def examine(
                 timings += patient.timing(place, atoms, seconds)
             if stored is not None:
                 checks.append(patient.stored_answers(stored, potential.dtype))
-    return Diagnosis(tuple(checks), tuple(timings), missing)
+            if opinion is not None:
+                progress(f"{backend}, {patient.precision}: {opinion.program}")
+                checks += patient.second_opinion(opinion)
+    notes = () if opinion is None else opinion.notes
+    return Diagnosis(tuple(checks), tuple(timings), missing, notes)
 
 
 def _prepared(potential: Potential, backend: str, dtype: torch.dtype) -> Potential:
@@ -231,6 +250,15 @@ class _Patient:
             return off
 
         return self._check("answers in the file", "stored", TOLERANCES[coarser][1], deviation)
+
+    def second_opinion(self, opinion: Opinion) -> Iterator[Check]:
+        """What mace-torch says about its model."""
+        allowed = opinion.allowed(self.dtype)
+        for place, answers in opinion.answers.items():
+            for name in answers:
+                what = f"{name.replace('_', ' ')}: {opinion.program}"
+                about = (self.potential, place, name)
+                yield self._check(what, place, allowed, opinion.deviation, *about)
 
     def timing(self, place: str, atoms: Atoms, seconds: float) -> list[Timing]:
         """How long energy and forces take; nothing where they cannot be computed."""

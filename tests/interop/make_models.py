@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
 import numpy as np
 import torch
 from e3nn import o3
-from mace import data, modules, tools
-from mace.tools import torch_geometric
+from mace import modules
+
+#: As ``clebsch doctor`` asks mace-torch.
+SCRIPT = Path(__file__).parents[2] / "src/clebsch/interop/peer_answers.py"
+ANSWERS = runpy.run_path(str(SCRIPT))["answers"]
 
 
 def main() -> None:
@@ -34,6 +38,7 @@ def run(folder: Path, name: str, job: dict[str, Any]) -> dict[str, Any]:
     """Answers of the model in float64, and of what is left of it in a file of float32."""
     torch.manual_seed(7)
     model = build(dict(job["variants"][name]), job["numbers"])
+    properties = job["properties"] if "embedding_specs" in job["variants"][name] else {}
     found = {}
     for dtype in (torch.float64, torch.float32):
         kind = str(dtype).removeprefix("torch.")
@@ -41,8 +46,8 @@ def run(folder: Path, name: str, job: dict[str, Any]) -> dict[str, Any]:
         torch.save(model, folder / f"{name}-{kind}.model")
         model = model.double()
         found[kind] = [
-            {place: answers(model, head, s, job) for place, s in job["structures"].items()}
-            for head in range(len(model.heads))
+            {place: ANSWERS(model, s, head, properties) for place, s in job["structures"].items()}
+            for head in model.heads
         ]
     return found
 
@@ -91,34 +96,6 @@ def build(variant: dict[str, Any], numbers: list[int]) -> torch.nn.Module:
         if parameter.numel() and (parameter == parameter.flatten()[0]).all():
             parameter.data += 0.1 * torch.rand_like(parameter)
     return model
-
-
-def answers(model: Any, head: int, structure: dict[str, Any], job: dict[str, Any]) -> Any:
-    numbers = np.array(structure["numbers"])
-    configuration = data.Configuration(
-        atomic_numbers=numbers,
-        positions=np.array(structure["positions"]),
-        properties={"energy": 0.0, "forces": np.zeros((len(numbers), 3))},
-        property_weights={"energy": 1.0, "forces": 1.0},
-        cell=np.array(structure["cell"]),
-        pbc=tuple(structure["pbc"]),
-        head=model.heads[head],
-    )
-    graph = data.AtomicData.from_config(
-        configuration,
-        z_table=tools.AtomicNumberTable(job["numbers"]),
-        cutoff=float(model.r_max),
-        heads=model.heads,
-    )
-    batch = next(iter(torch_geometric.dataloader.DataLoader([graph], batch_size=1)))
-    arguments = batch.to_dict()
-    for name, value in (("total_charge", 1), ("total_spin", 2)):  # if it embeds them
-        arguments[name] = torch.tensor([value], dtype=torch.get_default_dtype())
-    out = model(arguments, compute_force=True, compute_stress=all(structure["pbc"]))
-    keys = {"energy": "energy", "forces": "forces", "site_energies": "node_energy"}
-    found = {ours: out[theirs].tolist() for ours, theirs in keys.items()}
-    found["stress"] = out["stress"][0].tolist() if all(structure["pbc"]) else None
-    return found
 
 
 if __name__ == "__main__":

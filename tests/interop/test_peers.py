@@ -15,6 +15,7 @@ from ase import Atoms
 
 import clebsch
 from clebsch.benchmarks.opponents import PEERS_FOLDER
+from clebsch.cli import main
 from clebsch.interop.export import export_mace_torch
 from clebsch.interop.mace_torch import mace_heads, read_mace_torch
 from clebsch.models.config import MessagePassingConfig
@@ -50,7 +51,6 @@ CHARGE_AND_SPIN = {
         "offset": 1,
     },
 }
-#: As in ``make_models.py``.
 PROPERTIES = {"total_charge": 1.0, "total_spin": 2.0}
 
 #: What is different from a residual ScaleShiftMACE of two layers.
@@ -124,6 +124,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         "structures": {name: as_json(atoms) for name, atoms in STRUCTURES.items()},
         "folder": str(folder),
         "numbers": [1, 6, 8],
+        "properties": PROPERTIES,
     }
     done = subprocess.run(
         [MACE_TORCH / "bin/python", "-W", "ignore", Path(__file__).with_name("make_models.py")],
@@ -178,7 +179,7 @@ def test_float32_is_close_to_the_same_weights_in_float64(
         assert potential.dtype == torch.float32
         for place, atoms in STRUCTURES.items():
             found, truth = ours(potential, atoms), expected[place]
-            off = abs(found["energy"] - truth["energy"][0]) / len(atoms)
+            off = abs(found["energy"] - truth["energy"]) / len(atoms)
             assert off < 1e-5, (name, head, place)
             rms = np.sqrt(np.square(truth["forces"]).mean())
             error = np.sqrt(np.square(found["forces"] - truth["forces"]).mean())
@@ -209,6 +210,43 @@ def test_a_model_of_fewer_elements_gives_the_same_numbers(
     atoms.symbols[:] = [elements[i % len(elements)] for i in range(len(atoms))]
     for key, value in ours(part, atoms).items():
         assert np.abs(value - ours(whole, atoms)[key]).max() < 1e-10
+
+
+#: Models, precision of the file, options, and what mace-torch contradicts itself in.
+ASKED: dict[str, tuple[str, str, list[str], list[str]]] = {
+    "a head": ("three heads", "float64", ["--head", "second"], []),
+    "tables in float32": ("Agnesi, ZBL", "float32", [], []),
+    "forces of its own": ("Chebyshev", "float64", [], ["forces"]),
+    "fixed properties": (
+        "readout of charge and spin",
+        "float64",
+        ["--fix", "total_charge=1,total_spin=2"],
+        ["energies of atoms"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_the_doctor_compares_with_mace_torch(
+    case: str, peer: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+):
+    name, dtype, options, contradicted = ASKED[case]
+    model = peer[0] / f"{name}-{dtype}.model"
+    arguments = ["doctor", str(model), *options, "--unpickle-with-mace-torch", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--peer-python", str(MACE_TORCH / "bin/python")])
+    found = json.loads(capsys.readouterr().out)
+    assert not ended.value.code, [check for check in found["checks"] if not check["passed"]]
+    notes = [note.removeprefix("mace-torch's ") for note in found["notes"]]
+    assert len(notes) == len(contradicted)
+    assert all(note.startswith(what) for note, what in zip(notes, contradicted, strict=True))
+    compared = [check for check in found["checks"] if ": mace-torch 0.3" in check["name"]]
+    assert {check["structure"] for check in compared} == {"molecule", "skewed cell"}
+    exact = {check["allowed"] for check in compared if check["dtype"] == "float64"}
+    assert exact == {1e-5 if dtype == "float32" else 1e-9}
+    names = {check["name"].split(":")[0] for check in compared}
+    assert ("forces" in names) == ("stress" in names) == ("forces" not in contradicted)
+    assert ("site energies" in names) == ("energies of atoms" not in contradicted)
 
 
 #: Potentials of ours that mace-torch can express.

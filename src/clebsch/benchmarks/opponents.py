@@ -58,8 +58,8 @@ class Peer:
             and not (key in self.follows and self.follows[key](value))
         ]
 
-    def contenders(self, folder: Path | None = None) -> tuple[Contender, Contender]:
-        """The package as it comes, and with the tuned allocator.
+    def python(self, folder: Path | None = None) -> str:
+        """The Python of its environment.
 
         Args:
             folder: where environments are; ``PEERS_FOLDER`` if None.
@@ -72,9 +72,20 @@ class Peer:
             raise ConfigError(
                 f"{self.name} is not installed in {environment}: run make peers in a clone"
             )
+        return str(environment / "bin" / "python")
+
+    def contenders(self, folder: Path | None = None) -> tuple[Contender, Contender]:
+        """The package as it comes, and with the tuned allocator.
+
+        Args:
+            folder: where environments are; ``PEERS_FOLDER`` if None.
+
+        Raises:
+            ConfigError: its environment is missing.
+        """
         script = Path(__file__).parent / "peers" / self.script
         # -P: a script may have the package's name
-        command = (str(environment / "bin" / "python"), "-P", str(script))
+        command = (self.python(folder), "-P", str(script))
         return (
             Contender(self.name, command, lacks=self.lacks),
             Contender(f"{self.name}, tuned malloc", command, TUNED_ALLOCATOR, lacks=self.lacks),
