@@ -21,6 +21,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import clebsch
 from clebsch.cli import main
+from clebsch.modelfile import save_heads
 
 COMMANDS = (
     "demo",
@@ -271,6 +272,44 @@ def test_evaluate_in_single_precision_and_with_the_other_virial(
     assert single["energy_rmse"] == pytest.approx(double["energy_rmse"], rel=1e-4)
     turned = metrics("--virial-convention", "dE_dstrain")
     assert turned["stress_rmse"] != pytest.approx(double["stress_rmse"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("evaluate", ()), ("scan", ()), ("md", ("--steps", 1)), ("relax", ("--steps", 1))],
+)
+def test_a_model_of_several_heads_is_used_by_one(
+    run: Run,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: tuple[object, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = clebsch.load(folder / "model.safetensors")
+    save_heads({"first": model, "second": model}, tmp_path / "heads.safetensors")
+    arguments = (command, "heads.safetensors", folder / "water.xyz", *options)
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert "the heads first, second; choose one: --head first" in err
+    status, _, err = run(*arguments, "--head", "second")
+    assert status in ((0, 1) if command == "relax" else (0,)), err
+
+
+def test_evaluate_reports_on_the_chosen_head(run: Run, folder: Path, tmp_path: Path) -> None:
+    first, second = (clebsch.load(folder / "model.safetensors") for _ in range(2))
+    second.head.references += 100
+    save_heads({"first": first, "second": second}, tmp_path / "heads.safetensors")
+    maes = {}
+    for head in ("first", "second"):
+        options = ("--head", head, "--json", "--report", tmp_path / f"{head}.html")
+        status, out, err = run(
+            "evaluate", tmp_path / "heads.safetensors", folder / "water.xyz", *options
+        )
+        assert status == 0, err
+        maes[head] = json.loads(out)["sets"]["water.xyz"]["metrics"]["energy_mae"]
+    assert abs(maes["second"] - maes["first"]) > 50
 
 
 def test_training_from_the_command_line(run: Run, folder: Path, tmp_path: Path) -> None:

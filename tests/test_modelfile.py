@@ -13,8 +13,8 @@ import torch
 
 import clebsch
 from builders import MODELS, ethanol, potential, skewed_cell
-from clebsch.errors import ModelFileError
-from clebsch.modelfile import read_tensors, write_tensors
+from clebsch.errors import ConfigError, ModelFileError
+from clebsch.modelfile import model_heads, read_tensors, save_heads, write_tensors
 
 
 @pytest.mark.parametrize("model", list(MODELS))
@@ -129,6 +129,80 @@ def test_weights_of_another_shape_are_refused(file: Path, tmp_path: Path) -> Non
     write_tensors(tmp_path / "other.safetensors", tensors, metadata)
     with pytest.raises(ModelFileError, match="do not fit the configuration"):
         clebsch.load(tmp_path / "other.safetensors")
+
+
+@pytest.fixture
+def two_heads(tmp_path: Path) -> tuple[Path, dict[str, clebsch.Potential]]:
+    """A file of two heads, which differ in readouts and references."""
+    low, high = potential(), potential()
+    with torch.no_grad():
+        high.head.references += 1.5
+        for parameter in high.model.readouts.parameters():
+            parameter *= -1
+    low.provenance = {"level": "low"}
+    heads = {"low": low, "high/dz": high}
+    save_heads(heads, tmp_path / "heads.safetensors")
+    return tmp_path / "heads.safetensors", heads
+
+
+def test_heads_are_kept_in_one_file(two_heads: tuple[Path, dict[str, clebsch.Potential]]) -> None:
+    path, heads = two_heads
+    assert model_heads(path) == list(heads)
+    energies = set()
+    for name, saved in heads.items():
+        loaded = clebsch.load(path, head=name)
+        assert loaded.provenance == saved.provenance
+        stored = saved.state_dict()
+        assert set(stored) == set(loaded.state_dict())
+        assert all(torch.equal(stored[key], value) for key, value in loaded.state_dict().items())
+        energies.add(float(loaded(loaded.graph(ethanol())).energy))
+    assert len(energies) == 2
+    heads["low"].save(path.with_name("one.safetensors"))
+    of_both, of_one = (read_tensors(file)[0] for file in (path, path.with_name("one.safetensors")))
+    sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in (of_both, of_one)]
+    own = ("head.references", "model.readouts")
+    assert sizes[0] - sizes[1] == sum(
+        tensor.numel() for name, tensor in of_one.items() if name.startswith(own)
+    )
+
+
+def test_a_head_is_chosen_by_its_name(
+    two_heads: tuple[Path, dict[str, clebsch.Potential]], file: Path
+) -> None:
+    path, _ = two_heads
+    with pytest.raises(
+        ConfigError, match=r"heads\.safetensors: the model has the heads low, high/dz"
+    ):
+        clebsch.load(path)
+    with pytest.raises(ConfigError, match=r"no head 'hihg/dz'\. Did you mean 'high/dz'"):
+        clebsch.load(path, head="hihg/dz")
+    assert model_heads(file) == []
+    with pytest.raises(ConfigError, match="no head 'low': the model has one head"):
+        clebsch.load(file, head="low")
+
+
+def test_every_head_answers_for_itself(
+    two_heads: tuple[Path, dict[str, clebsch.Potential]],
+) -> None:
+    path, _ = two_heads
+    tensors, metadata = read_tensors(path)
+    tensors["heads.1.head.references"] += 1e-3
+    write_tensors(path, tensors, metadata)
+    clebsch.load(path, head="low")
+    with pytest.raises(ModelFileError, match="does not reproduce the stored energy"):
+        clebsch.load(path, head="high/dz")
+
+
+def test_potentials_that_are_no_heads_of_one_model_are_refused(tmp_path: Path) -> None:
+    one = potential()
+    for heads in (
+        {},
+        {"a": one, "b": potential(dtype=torch.float32)},
+        {"a": one, "b": potential("nequip")},
+    ):
+        with pytest.raises(ConfigError, match="one architecture"):
+            save_heads(heads, tmp_path / "heads.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

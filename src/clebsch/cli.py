@@ -28,6 +28,7 @@ from clebsch.cli_options import (
     DType,
     EnergyKey,
     ForcesKey,
+    Head,
     Index,
     Model,
     Overwrite,
@@ -165,6 +166,7 @@ def evaluate(
     virial_convention: VirialConvention = "virial",
     pbc: Pbc = "file",
     as_json: AsJSON = False,
+    head: Head = None,
     device: Device = "cpu",
     dtype: DType = None,
 ) -> None:
@@ -182,11 +184,12 @@ def evaluate(
         as_json=as_json,
         device=usable_device(device),
         dtype=precision(dtype),
+        head=head,
     )
     if report is not None:
         from clebsch.evaluation.report import potential_facts, write_report
 
-        facts = {"Model": str(model), **potential_facts(load_model(model, device, dtype))}
+        facts = {"Model": str(model), **potential_facts(load_model(model, device, dtype, head))}
         write_report(report, title="Evaluation", facts=facts, evaluations=judged)
         if not as_json:
             _say(f"Report: {report}")
@@ -246,6 +249,7 @@ def md(
             "--tabulate", help="Read path weights from tables: faster, forces off by about 1e-5."
         ),
     ] = False,
+    head: Head = None,
     device: Device = "cpu",
     dtype: DType = None,
     as_json: AsJSON = False,
@@ -260,7 +264,7 @@ def md(
     if time is None and steps is None:
         time = 10.0
     atoms = read_structure(structure, index)
-    potential = load_model(model, device, dtype)
+    potential = load_model(model, device, dtype, head)
     if tabulate:
         potential = potential.tabulated()
     with progress_bar(f"MD ({ensemble})") as advance:
@@ -311,6 +315,7 @@ def relax(
     trajectory: Annotated[Path | None, typer.Option(help="All steps, as a .traj file.")] = None,
     overwrite: Overwrite = False,
     index: Index = -1,
+    head: Head = None,
     device: Device = "cpu",
     dtype: DType = None,
     as_json: AsJSON = False,
@@ -320,7 +325,7 @@ def relax(
     from clebsch.simulation.structure import read_structure
 
     result = run_relax(
-        load_model(model, device, dtype),
+        load_model(model, device, dtype, head),
         read_structure(structure, index),
         fmax=fmax,
         steps=steps,
@@ -353,6 +358,7 @@ def scan(
     energy_key: EnergyKey = None,
     pbc: Pbc = "file",
     as_json: AsJSON = False,
+    head: Head = None,
     device: Device = "cpu",
     dtype: DType = None,
 ) -> None:
@@ -362,7 +368,7 @@ def scan(
 
     keys = label_keys(energy_key, "none", "none", "none")
     result = run_scan(
-        load_model(model, device, dtype),
+        load_model(model, device, dtype, head),
         read_frames(frames, keys, pbc=periodicity(pbc)),
         relative_to=relative_to,
     )

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 def convert(
     model: Annotated[
-        Path, typer.Argument(help="A .model file of mace-torch 0.3.x; with --to, a model of ours.")
+        Path,
+        typer.Argument(
+            help="A .model file of mace-torch 0.3.x; a model of ours with --to, or with --head."
+        ),
     ],
     out: Annotated[
         Path, typer.Argument(help="The model file to write, NEW.safetensors; with --to, a folder.")
     ],
     head: Annotated[
         str | None,
-        typer.Option(help="Which of several heads; all: a file for each, NEW-HEAD.safetensors."),
+        typer.Option(help="Which of several heads; all keeps all of them in the new file."),
     ] = None,
     elements: Annotated[
         str | None, typer.Option(help="Elements to keep, such as H,C,O; all if not given.")
@@ -40,8 +43,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a model of mace-torch: the same numbers, without mace-torch and without pickle."""
-    from clebsch.interop.mace_torch import mace_heads
-    from clebsch.modelfile import load, read_potential
+    from clebsch.modelfile import load, model_heads, read_potential, save_heads
 
     properties = fixed_properties(fix)
     species = None if elements is None else [symbol.strip() for symbol in elements.split(",")]
@@ -49,28 +51,27 @@ def convert(
         _check_export(out, to, overwrite)
         _export(load(model, head=head, species=species, properties=properties), out)
         return
-    written = {head: out}
-    if head == "all":
-        written = {
-            name: out.with_name(f"{out.stem}-{_safe(name)}{out.suffix}")
-            for name in mace_heads(model)
-        }
-    if len(set(written.values())) < len(written):
-        raise ConfigError(f"{model}: heads of names so alike are converted one by one, with --head")
-    for path in written.values():
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path} exists; --overwrite replaces it")
-    for name, path in written.items():
-        potential, _ = read_potential(model, head=name, species=species, properties=properties)
-        potential.save(path)
-        about = potential.provenance.get("imported", {})
-        Console().print(
-            f"{path}: {about.get('class', potential.config.name)}, {potential.config.summary}, "
-            f"{len(potential.species)} elements, head {about.get('head', '-')}, {potential.dtype}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; --overwrite replaces it")
+    names = model_heads(model) if head == "all" else [head]
+    potential, *others = potentials = [
+        read_potential(model, head=name, species=species, properties=properties)[0]
+        for name in names or [None]
+    ]
+    if others:
+        save_heads(dict(zip(map(str, names), potentials, strict=True)), out)
+    else:
+        potential.save(out)
+    imported = [one.provenance.get("imported", {}) for one in potentials]
+    named = ", ".join(about.get("head", "-") for about in imported)
+    Console().print(
+        f"{out}: {imported[0].get('class', potential.config.name)}, {potential.config.summary}, "
+        f"{len(potential.species)} elements, head{'s' if others else ''} {named}, "
+        f"{potential.dtype}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _check_export(out: Path, to: str, overwrite: bool) -> None:
@@ -96,8 +97,3 @@ def _export(potential: Potential, out: Path) -> None:
     export_mace_torch(potential, out)
     text = f"{out}: where mace-torch is installed, run python {out / 'build_model.py'} NEW.model"
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _safe(name: str) -> str:
-    """A head's name as part of a file's."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)

@@ -66,15 +66,17 @@ Pbc = Annotated[
 ]
 
 
-def load_model(model: Path, device: str, dtype: str | None = None) -> Potential:
+def load_model(
+    model: Path, device: str, dtype: str | None = None, head: str | None = None
+) -> Potential:
     """The potential of a model file.
 
     Raises:
-        ClebschError: the file, the precision or the device is of no use.
+        ClebschError: the file, the precision, the device or the head is of no use.
     """
     import clebsch
 
-    return clebsch.load(model, dtype=precision(dtype), device=usable_device(device))
+    return clebsch.load(model, dtype=precision(dtype), device=usable_device(device), head=head)
 
 
 def precision(name: str | None) -> torch.dtype | None:

@@ -128,7 +128,7 @@ def read_unverified(
 
     Args:
         path: the file.
-        head: of a mace-torch model with several, which.
+        head: of a model with several, which.
         properties: of a mace-torch model, values of the properties that it embeds.
 
     Raises:

@@ -2,7 +2,8 @@
 
 Besides the weights a file holds the format's version, configuration, species, references, units,
 provenance, and a structure with the energy, forces and stress that the saved potential gave for
-it. Loading computes these again and refuses a potential that answers differently.
+it. Loading computes these again and refuses a potential that answers differently. A file may hold
+several heads of a model: potentials of which one is loaded, with most weights in common.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from clebsch.errors import ConfigError, ModelFileError
+from clebsch.errors import ClebschError, ConfigError, ModelFileError
 from clebsch.factory import assemble
 from clebsch.files import atomic_write
-from clebsch.interop.mace_torch import read_mace_torch
+from clebsch.interop.mace_torch import choose_head, mace_heads, read_mace_torch
 from clebsch.interop.torch_archive import is_torch_file
 from clebsch.models.presets import model_config
 from clebsch.potential import Potential, Structure, example_structure
@@ -89,9 +90,67 @@ def save_potential(
         provenance: what it was trained on and how; the potential's own if None.
         reference: a structure whose energy, forces and stress are stored and verified on load; a
             small crystal of all the potential's elements if None.
+
+    Raises:
+        ClebschError: the potential is tabulated.
     """
     structure = example_structure(potential) if reference is None else reference
     metadata = {
+        **_architecture(potential),
+        "provenance": potential.provenance if provenance is None else provenance,
+        "reference": _answers(potential, structure),
+    }
+    write_tensors(path, dict(potential.state_dict()), metadata)
+
+
+def save_heads(potentials: Mapping[str, Potential], path: Path | str) -> None:
+    """Write several heads of one model to one file, from which ``load`` takes one by its name.
+
+    Tensors that all heads have alike are stored once; every head has answers of its own.
+
+    Args:
+        potentials: by the names of the heads; they differ in numbers alone.
+        path: the file, by habit ``*.safetensors``.
+
+    Raises:
+        ConfigError: there are none, or they differ in architecture, elements or precision.
+        ClebschError: one is tabulated.
+    """
+    architectures = [_architecture(potential) for potential in potentials.values()]
+    if not architectures or any(one != architectures[0] for one in architectures):
+        raise ConfigError(
+            f"{path}: heads of one model have one architecture, with the same elements and "
+            f"precision; {', '.join(potentials) or 'no potentials'} cannot be kept as such"
+        )
+    states = [potential.state_dict() for potential in potentials.values()]
+    tensors = {}
+    for name, first in states[0].items():
+        if all(torch.equal(first, state[name]) for state in states):
+            tensors[name] = first
+        else:
+            tensors |= {f"heads.{i}.{name}": state[name] for i, state in enumerate(states)}
+    heads = [
+        {
+            "name": name,
+            "provenance": potential.provenance,
+            "reference": _answers(potential, example_structure(potential)),
+        }
+        for name, potential in potentials.items()
+    ]
+    write_tensors(path, tensors, {**architectures[0], "heads": heads})
+
+
+def _architecture(potential: Potential) -> dict[str, Any]:
+    """Metadata that heads of one model have in common.
+
+    Raises:
+        ClebschError: the potential is tabulated.
+    """
+    if potential.is_tabulated:
+        raise ClebschError(
+            "a tabulated potential cannot be saved: save the one that it was made from"
+        )
+    return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "units": UNITS,
@@ -99,10 +158,19 @@ def save_potential(
         "species": list(potential.species),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "avg_num_neighbors": potential.model.avg_num_neighbors,
-        "provenance": potential.provenance if provenance is None else provenance,
-        "reference": _answers(potential, structure),
     }
-    write_tensors(path, dict(potential.state_dict()), metadata)
+
+
+def model_heads(path: Path | str) -> list[str]:
+    """Names of the heads in a model file, of Clebsch or of mace-torch; none where one has no name.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or holds something else.
+    """
+    path = Path(path)
+    if path.is_file() and is_torch_file(path):
+        return mace_heads(path)
+    return [head["name"] for head in read_tensors(path)[1].get("heads", ())]
 
 
 def load(
@@ -123,7 +191,7 @@ def load(
         path: the file.
         dtype: what the network shall compute in; as it was saved if None.
         device: where to put it.
-        head: of a mace-torch model with several, which.
+        head: of a model with several, which.
         species: of a mace-torch model, the elements to keep; all if None.
         properties: of a mace-torch model that embeds total charge, spin or the like, the values
             that the potential shall be for.
@@ -158,7 +226,7 @@ def read_potential(
 
     Args:
         path: the file.
-        head: of a mace-torch model with several, which.
+        head: of a model with several, which.
         species: of a mace-torch model, the elements to keep; all if None.
         properties: of a mace-torch model, values of the properties that it embeds.
 
@@ -170,9 +238,9 @@ def read_potential(
     if path.is_file() and is_torch_file(path):
         potential = read_mace_torch(path, head=head, species=species, properties=properties)
         return potential, None
-    if head is not None or species is not None or properties:
+    if species is not None or properties:
         raise ConfigError(
-            f"{path}: heads, elements and properties are chosen of files of mace-torch alone"
+            f"{path}: elements and properties are chosen of files of mace-torch alone"
         )
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
@@ -184,6 +252,10 @@ def read_potential(
         )
     if metadata["format_version"] == 1:
         tensors, metadata = _from_version_1(tensors, metadata)
+    if "heads" in metadata:
+        tensors, metadata = _one_head(tensors, metadata, head, path)
+    elif head is not None:
+        raise ConfigError(f"{path}: no head {head!r}: the model has one head, which has no name")
     try:
         potential = assemble(
             model_config(metadata["config"]),
@@ -212,6 +284,21 @@ def _from_version_1(
     before, after = "atomic_basis.linear.", "atomic_basis.linears.0."
     renamed = {name.replace(before, after): tensor for name, tensor in tensors.items()}
     return renamed, {**metadata, "config": config}
+
+
+def _one_head(
+    tensors: dict[str, Tensor], metadata: dict[str, Any], head: str | None, path: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a file would hold if it held that head alone."""
+    heads = metadata["heads"]
+    index = choose_head([one["name"] for one in heads], head, str(path))
+    own = f"heads.{index}."
+    chosen = {
+        name.removeprefix(own): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(own) or not name.startswith("heads.")
+    }
+    return chosen, {**metadata, **heads[index]}
 
 
 def reference_structure(stored: dict[str, Any]) -> Atoms:

@@ -405,10 +405,6 @@ class Potential(nn.Module):
         """Write one safetensors file; see ``clebsch.modelfile.save_potential``."""
         from clebsch.modelfile import save_potential
 
-        if self.is_tabulated:
-            raise ClebschError(
-                "a tabulated potential cannot be saved: save the one that it was made from"
-            )
         save_potential(self, path, provenance=provenance, reference=reference)
 
 

@@ -22,6 +22,7 @@ from clebsch.interop import mace_torch
 from clebsch.interop.inert import Global, Stub
 from clebsch.interop.mace_torch import mace_heads, read_mace_torch
 from clebsch.interop.torch_archive import read_torch_file
+from clebsch.modelfile import model_heads, read_tensors
 
 from .archives import ANSWERS, MODEL
 
@@ -113,10 +114,10 @@ def test_a_subset_of_the_elements_gives_the_same_numbers():
         read_mace_torch(MODEL, head="first", species=[])
 
 
-def test_heads_and_elements_are_for_files_of_mace_torch(tmp_path: Path):
+def test_elements_are_for_files_of_mace_torch(tmp_path: Path):
     clebsch.build("mace_tiny", ["H"]).save(tmp_path / "own.safetensors")
     with pytest.raises(ConfigError, match="mace-torch alone"):
-        clebsch.load(tmp_path / "own.safetensors", head="first")
+        clebsch.load(tmp_path / "own.safetensors", species=["H"])
 
 
 @pytest.fixture
@@ -219,6 +220,7 @@ def more_channels(model: Stub) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Stub], None], str]] = {
     "another class": (kind("", "EnergyDipolesMACE"), "class EnergyDipolesMACE"),
+    "heads of one name": (attribute("", "heads", ["first", "first"]), "heads of one name"),
     "attention": (
         kind("interactions.1", "RealAgnosticAttResidualInteractionBlock"),
         "class RealAgnosticAttResidualInteractionBlock are not supported",
@@ -379,18 +381,28 @@ def test_convert_writes_a_model_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     check(clebsch.load(new), "first")
 
 
-def test_convert_keeps_all_heads_in_files_of_their_own(tmp_path: Path):
-    assert run("convert", MODEL, tmp_path / "new.safetensors", "--head", "all") == 0
+def test_convert_keeps_all_heads_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "new.safetensors"
+    assert run("convert", MODEL, path, "--head", "all") == 0
+    assert "heads first, second" in capsys.readouterr().out
+    assert model_heads(path) == model_heads(MODEL) == list(HEADS)
+    with pytest.raises(ConfigError, match="heads first, second; choose one: --head first"):
+        clebsch.load(path)
     for head in HEADS:
-        check(clebsch.load(tmp_path / f"new-{head}.safetensors"), head)
+        potential = clebsch.load(path, head=head)
+        check(potential, head)
+        assert potential.provenance["imported"]["head"] == head
+        assert (
+            run("convert", path, tmp_path / "one.safetensors", "--head", head, "--overwrite") == 0
+        )
+        check(clebsch.load(tmp_path / "one.safetensors"), head)
+    of_heads = {name.split(".", 2)[2] for name in read_tensors(path)[0] if "heads." in name}
+    assert all(name.startswith(("head.", "model.readouts.", "prior.scale")) for name in of_heads)
 
 
-def test_heads_whose_files_would_have_one_name_are_not_lost(
-    tmp_path: Path, altered: Any, capsys: pytest.CaptureFixture[str]
-):
-    path = altered(attribute("", "heads", ["a/b", "a b"]))
-    assert run("convert", path, tmp_path / "new.safetensors", "--head", "all") == 2
-    assert "one by one" in capsys.readouterr().err
+def test_convert_of_the_only_head_writes_a_file_of_one(tmp_path: Path, altered: Any):
+    assert run("convert", altered(one_head), tmp_path / "new.safetensors", "--head", "all") == 0
+    check(clebsch.load(tmp_path / "new.safetensors"), "first")
 
 
 def test_the_doctor_reads_it(altered: Any):

@@ -40,6 +40,7 @@ def run_evaluate(
     max_edges: int = MAX_EDGES,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
+    head: str | None = None,
     console: Console | None = None,
 ) -> dict[str, tuple[list[Frame], Evaluation]]:
     """Judge a model file on data files, each of which is a set of its own.
@@ -54,6 +55,7 @@ def run_evaluate(
         max_edges: edges in a batch.
         device: where to compute.
         dtype: precision of the network; that of the model file if None.
+        head: of a model with several, which.
         console: where to print; standard output if None. Progress goes to standard error.
 
     Returns:
@@ -66,7 +68,7 @@ def run_evaluate(
     console = console or Console()
     if out is not None:
         check_suffix(out)
-    potential = clebsch.load(model, dtype=dtype, device=device)
+    potential = clebsch.load(model, dtype=dtype, device=device, head=head)
     sets = evaluate_files(potential, data, keys=keys, pbc=pbc, max_edges=max_edges)
     if as_json:
         judged = {name: evaluation.to_json() for name, (_, evaluation) in sets.items()}

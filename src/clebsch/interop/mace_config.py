@@ -287,8 +287,15 @@ def _readout(model: Module, n_layers: int) -> dict[str, Any]:
 
 
 def heads_of(model: Module) -> list[str]:
-    """Names of a model's heads; older files have one and do not say so."""
+    """Names of a model's heads; older files have one and do not say so.
+
+    Raises:
+        ModelFileError: two have the same name.
+    """
     heads = model.get("heads")
     if not isinstance(heads, list | tuple) or not heads:
         return ["Default"]
-    return [str(head) for head in heads]
+    names = [str(head) for head in heads]
+    if len(set(names)) < len(names):
+        raise refuse(model, f"heads of one name ({', '.join(names)})")
+    return names

@@ -26,6 +26,30 @@ from clebsch.nn.energy import StoredZBLRepulsion
 from clebsch.potential import Potential
 
 
+def choose_head(heads: Sequence[str], head: str | None, place: str) -> int:
+    """The index of a head; of one it need not be named.
+
+    Args:
+        heads: names of a model's heads.
+        head: the one to choose.
+        place: names the file in errors.
+
+    Raises:
+        ConfigError: there is no such head, or there are several and none is chosen.
+    """
+    if head is None and len(heads) > 1:
+        raise ConfigError(
+            f"{place}: the model has the heads {', '.join(heads)}; choose one: --head {heads[0]}, "
+            f"or clebsch.load(..., head={heads[0]!r}). Of one head alone a file is made by "
+            f"clebsch convert {place} NEW.safetensors --head {heads[0]}"
+        )
+    if head is None:
+        return 0
+    if head not in heads:
+        raise ConfigError(f"{place}: no head {head!r}. {did_you_mean(head, heads)}")
+    return heads.index(head)
+
+
 def mace_heads(path: Path | str) -> list[str]:
     """Names of the heads of a mace-torch model.
 
@@ -57,7 +81,7 @@ def read_mace_torch(
             chosen; or embedded properties without a value.
     """
     model = _read_model(path)
-    index = _head_index(model, head)
+    index = choose_head(heads_of(model), head, model.place)
     values = dict(properties or {})
     check_properties(model, values)
     try:
@@ -128,21 +152,6 @@ def _read_model(path: Path | str) -> Module:
                 "training wrote"
             )
     raise ModelFileError(f"{path}: a file of torch, but it holds no model of mace-torch")
-
-
-def _head_index(model: Module, head: str | None) -> int:
-    heads = heads_of(model)
-    if head is None:
-        if len(heads) > 1:
-            raise ConfigError(
-                f"{model.place}: the model has the heads {', '.join(heads)}; choose one: "
-                f"clebsch convert {model.place} NEW.safetensors --head {heads[0]}, or "
-                f"clebsch.load(..., head={heads[0]!r})"
-            )
-        return 0
-    if head not in heads:
-        raise ConfigError(f"{model.place}: no head {head!r}. {did_you_mean(head, heads)}")
-    return heads.index(head)
 
 
 def _elements(model: Module, numbers: list[int], species: Sequence[str] | None) -> list[int]:
