@@ -88,6 +88,16 @@ MODELS: dict[str, ModelConfig] = {
         product={"correlation": 2},
         update={"first_layer": "residual", "self_connection": "linear"},
     ),
+    "mace with attention": MessagePassingConfig(
+        channels=3,
+        l_max=1,
+        message_l=1,
+        cutoff=3.0,
+        radial={"envelope_of": "path_weights", "n_basis": 4, "hidden": (8,)},
+        interaction={"attention": 3},
+        product={"correlation": 2},
+        update={"first_layer": "residual", "self_connection": "linear"},
+    ),
     "mace with Chebyshev polynomials and the soft transform": MessagePassingConfig(
         channels=3,
         layers=1,

@@ -22,6 +22,7 @@ TABULATED = [
     and config.radial.weights == "mlp"
     and config.radial.transform == "none"
     and config.interaction.gated is None
+    and config.interaction.attention is None
 ]
 
 

@@ -78,6 +78,7 @@ def parameters(stub: Any, prefix: str = "") -> Any:
         ({"update": {"gate": "silu"}}, "model.update.gate=silu"),
         ({"interaction": {"paths": "summed"}}, "model.interaction.paths=summed"),
         ({"interaction": {"gated": {}}}, "model.interaction.gated="),
+        ({"interaction": {"attention": 2}}, "model.interaction.attention=2"),
         ({"readout": {"last": "linear"}}, "model.readout.last=linear of 2 layers"),
         ({"layers": 1}, "model.readout.last=mlp of 1 layers"),
         ({"zbl": True}, "model.zbl=True; it has False, mace_torch"),

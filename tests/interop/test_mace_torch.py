@@ -221,9 +221,13 @@ def more_channels(model: Stub) -> None:
 REFUSED: dict[str, tuple[Callable[[Stub], None], str]] = {
     "another class": (kind("", "EnergyDipolesMACE"), "class EnergyDipolesMACE"),
     "heads of one name": (attribute("", "heads", ["first", "first"]), "heads of one name"),
-    "attention": (
+    "an older block": (
+        kind("interactions.1", "AgnosticNonlinearInteractionBlock"),
+        "class AgnosticNonlinearInteractionBlock are not supported",
+    ),
+    "attention in one layer": (
         kind("interactions.1", "RealAgnosticAttResidualInteractionBlock"),
-        "class RealAgnosticAttResidualInteractionBlock are not supported",
+        "layers of different kinds",
     ),
     "irreps without parity": (attribute("", "use_so3", True), "use_so3"),
     "an accelerator": (

@@ -32,6 +32,7 @@ pytestmark = [
 PLAIN = "RealAgnosticInteractionBlock"
 DENSITY = "RealAgnosticDensityInteractionBlock"
 DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
+ATTENTION = "RealAgnosticAttResidualInteractionBlock"
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 
 THREE_HEADS = {
@@ -80,6 +81,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pseudoscalars": {"hidden": "4x0e+4x0o"},
     "one layer, order 4": {"num_interactions": 1, "correlation": 4, "max_ell": 1},
     "order 1, last layer kept": {"correlation": 1, "keep_last_layer_irreps": True},
+    "attention": {"first": ATTENTION, "later": ATTENTION, "hidden": "4x0e+4x1o"},
+    "attention, cut-off on path weights": {
+        "first": ATTENTION,
+        "later": ATTENTION,
+        "num_interactions": 3,
+        "hidden": "4x0e+4x0o+4x1o",
+        "apply_cutoff": False,
+        "distance_transform": "Agnesi",
+        **THREE_HEADS,
+    },
     "nonlinear": {"first": NONLINEAR, "later": NONLINEAR, "edge_irreps": "3x0e+3x1o"},
     "nonlinear, cut-off on path weights": {
         "first": NONLINEAR,

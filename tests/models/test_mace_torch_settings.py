@@ -10,6 +10,7 @@ from ase import Atoms
 
 import clebsch
 from builders import SPECIES, ethanol, stretched_energies
+from clebsch.doctor import examine
 from clebsch.errors import ConfigError
 from clebsch.models.config import MessagePassingConfig
 from clebsch.models.presets import model_config
@@ -34,13 +35,24 @@ def radial(**settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("envelope_of", ["basis", "path_weights"])
-def test_gated_neighbours_beyond_the_cutoff_count_for_nothing(envelope_of: str):
-    """Though its networks have biases: lists with a skin hold such edges."""
-    potential = built(interaction={"gated": {}}, radial=radial(envelope_of=envelope_of))
+@pytest.mark.parametrize("interaction", [{"gated": {}}, {"attention": 2}], ids=str)
+def test_neighbours_beyond_the_cutoff_count_for_nothing(
+    interaction: dict[str, Any], envelope_of: str
+):
+    """Though path weights do not end there by themselves: lists with a skin hold such edges."""
+    potential = built(interaction=interaction, radial=radial(envelope_of=envelope_of))
     atoms = Atoms("OH", [[0, 0, 0], [2.9, 0, 0]])
     energies = stretched_energies(potential, atoms, (1.0, 3.1 / 2.9, 2.0))
+    apart = potential.graph(Atoms("OH", [[0, 0, 0], [9, 0, 0]]))
     assert energies[0] != energies[1]
-    assert energies[1] == energies[2]
+    assert energies[1] == energies[2] == float(potential(apart, "energy").energy)
+
+
+def test_the_doctor_says_that_attention_jumps_at_a_cutoff_of_the_basis():
+    """As in mace-torch; a cut-off of path weights is in the contract battery."""
+    pair = {"pair": Atoms("OH", [[0, 0, 0], [1.2, 0, 0]])}
+    found = examine(built(interaction={"attention": 2}), pair, dtypes=[torch.float64], seconds=0)
+    assert {check.name for check in found.failures} == {"smooth at the cut-off"}
 
 
 def test_tables_have_the_envelope_on_path_weights():
@@ -58,6 +70,7 @@ def test_tables_have_the_envelope_on_path_weights():
     [
         ({"radial": radial(transform="soft")}, "radial.transform depend on elements"),
         ({"interaction": {"gated": {}}}, "interaction.gated depend on elements"),
+        ({"interaction": {"attention": 2}}, "interaction.attention depend on elements"),
     ],
 )
 def test_what_depends_on_elements_is_not_tabulated(settings: dict[str, Any], message: str):
@@ -91,6 +104,8 @@ def test_shared_product_weights_are_one_set():
         ({"radial": {"envelope_of": "path_weights", "weights": "pair"}}, "only weights=mlp"),
         ({"radial": {"basis": "gaussian", "n_basis": 1}}, "Gaussians are two at least"),
         ({"interaction": {"gated": {}, "paths": "summed"}}, "paths: of no use"),
+        ({"interaction": {"gated": {}, "attention": 2}}, "attention: of no use"),
+        ({"interaction": {"attention": 2}, "radial": {"weights": "pair"}}, "weights=mlp, not pair"),
         ({"interaction": {"gated": {}}, "parity": "full"}, "natural parity"),
         ({"interaction": {"gated": {}}, "product": None}, "products of shared slots"),
         ({"zbl": "mace"}, "model.zbl"),

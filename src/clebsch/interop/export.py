@@ -46,6 +46,7 @@ _EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "radial.envelope": ("polynomial",),
     "interaction.linear_up": (True,),
     "interaction.paths": ("apart",),
+    "interaction.attention": (None,),
     "interaction.gated": (None,),
     "product.slots": ("shared",),
     "update.self_connection": ("species",),

@@ -18,15 +18,16 @@ from clebsch.models.config import MessagePassingConfig
 MODELS = ("MACE", "ScaleShiftMACE")
 
 Update: TypeAlias = Literal["species_linear", "residual"]
-Kind: TypeAlias = Literal["neighbors", "density", "gated"]
+Kind: TypeAlias = Literal["neighbors", "density", "attention", "gated"]
 
 #: Interaction blocks: how they update features, and what they divide the sum over neighbours by
-#: ("gated": the nonlinear block, which does more than that).
+#: ("attention" divides by neighbours, and "gated" is the nonlinear block; they do more than that).
 BLOCKS: dict[str, tuple[Update, Kind]] = {
     "RealAgnosticInteractionBlock": ("species_linear", "neighbors"),
     "RealAgnosticResidualInteractionBlock": ("residual", "neighbors"),
     "RealAgnosticDensityInteractionBlock": ("species_linear", "density"),
     "RealAgnosticDensityResidualInteractionBlock": ("residual", "density"),
+    "RealAgnosticAttResidualInteractionBlock": ("residual", "attention"),
     "RealAgnosticResidualNonLinearInteractionBlock": ("residual", "gated"),
 }
 
@@ -66,14 +67,12 @@ def mace_config(model: Module) -> MessagePassingConfig:
         "message_irreps": None if regular else str(messages),
         "parity": "natural" if natural else "full",
         "radial": _radial(model, interactions),
-        "interaction": {"gated": gated_settings(interactions)}
-        if is_gated(interactions[0])
-        else {"normalization": BLOCKS[interactions[0].kind][1]},
+        "interaction": _interaction(interactions),
         "product": _product(model, products),
         "update": {
             "first_layer": first,
             "later_layers": later,
-            "self_connection": "linear" if is_gated(interactions[0]) else "species",
+            "self_connection": "linear" if is_shared(interactions[0]) else "species",
         },
         "readout": _readout(model, len(interactions)),
         "mean_energy": "none",
@@ -91,6 +90,21 @@ def mace_config(model: Module) -> MessagePassingConfig:
 def is_gated(interaction: Module) -> bool:
     """Whether it is the nonlinear block."""
     return BLOCKS[interaction.kind][1] == "gated"
+
+
+def has_attention(interaction: Module) -> bool:
+    """Whether path weights know the scalars of both atoms."""
+    return BLOCKS[interaction.kind][1] == "attention"
+
+
+def is_shared(interaction: Module) -> bool:
+    """Whether the self-connection is one map for all elements."""
+    return is_gated(interaction) or has_attention(interaction)
+
+
+def self_connection(interaction: Module) -> Module:
+    """The map of an atom's own features, or of the sum over its neighbours."""
+    return interaction.child("skip_linear" if has_attention(interaction) else "skip_tp")
 
 
 def basis_irreps(interaction: Module) -> Multiplets:
@@ -139,11 +153,11 @@ def _check_sizes(
     if embedding.numel() != n_species * channels:
         raise refuse(model, f"an embedding of {embedding.numel()} numbers for {channels} channels")
     for interaction, product in zip(interactions, products, strict=True):
-        gated = is_gated(interaction)
-        for name in ("linear_up", *(("linear_1", "linear_res") if gated else ("linear",))):
+        maps = ("linear_1", "linear_res") if is_gated(interaction) else ("linear",)
+        for name in ("linear_up", *maps):
             linear_blocks(interaction.child(name))  # compares weights with irreps
-        skip = interaction.child("skip_tp")
-        linear_blocks(skip) if gated else species_blocks(skip, n_species)
+        skip = self_connection(interaction)
+        linear_blocks(skip) if is_shared(interaction) else species_blocks(skip, n_species)
         dim = sum(irrep.dim for _, irrep in basis_irreps(interaction))
         for contraction in product.child("symmetric_contractions").child("contractions").children():
             order = contraction.get("correlation")
@@ -152,6 +166,24 @@ def _check_sizes(
             shape = contraction.tensor(f"U_matrix_{order}").shape
             if tuple(shape[-1 - order : -1]) != (dim,) * order:
                 raise refuse(contraction, f"couplings of shape {tuple(shape)} for {dim} components")
+
+
+def _interaction(interactions: list[Module]) -> dict[str, Any]:
+    """The section ``interaction``."""
+    first = interactions[0]
+    if is_gated(first):
+        return {"gated": gated_settings(interactions)}
+    if not has_attention(first):
+        return {"normalization": BLOCKS[first.kind][1]}
+    widths = {_attention(interaction) for interaction in interactions}
+    if len(widths) > 1:
+        raise refuse(first, "attention blocks that differ from layer to layer")
+    return {"attention": widths.pop()}
+
+
+def _attention(interaction: Module) -> int:
+    """How many numbers path weights know of each atom."""
+    return linear_blocks(interaction.child("linear_down"))[SCALAR].shape[1]
 
 
 def _updates(interactions: list[Module]) -> tuple[Update, Update]:
@@ -233,7 +265,10 @@ def _radial_widths(interaction: Module) -> tuple[int, ...]:
         return n_inputs(network) - sum(widths), *hidden_widths(network)
     shapes = [tuple(layer.tensor("weight").shape) for layer in network.children()]
     check_chain(network, [(n_in, n_out) for n_in, n_out in shapes])
-    return tuple(n_in for n_in, _ in shapes)
+    n_basis, *hidden = (n_in for n_in, _ in shapes)
+    if has_attention(interaction):
+        n_basis -= 2 * _attention(interaction)
+    return n_basis, *hidden
 
 
 def _has_own_frequencies(model: Module, basis: Module, n_basis: int) -> bool:

@@ -27,7 +27,7 @@ from clebsch.interop.blocks import (
 )
 from clebsch.interop.compression import compression
 from clebsch.interop.inert import Stub
-from clebsch.interop.mace_config import basis_irreps, heads_of
+from clebsch.interop.mace_config import basis_irreps, heads_of, self_connection
 from clebsch.interop.mace_embedding import initial_features
 from clebsch.interop.mace_gated import copy_gated
 from clebsch.interop.modules import Module, refuse
@@ -74,7 +74,7 @@ def copy_network(
         else:
             _copy_atomic_basis(interaction, basis, paths, chosen, network.avg_num_neighbors)
         if layer.species_linear is not None:
-            _copy_species(interaction.child("skip_tp"), layer.species_linear, elements, n_species)
+            _copy_species(self_connection(interaction), layer.species_linear, elements, n_species)
         _copy_product(interaction, product, layer, elements)
     n_heads = len(heads_of(model))
     for readout, theirs in zip(network.readouts, model.child("readouts").children(), strict=True):
@@ -174,6 +174,9 @@ def _copy_atomic_basis(
     """Linear maps, radial network and normalisation of the sum over neighbours."""
     assert isinstance(ours.linear_up, IrrepsLinear)
     _copy_linear(interaction.child("linear_up"), ours.linear_up)
+    if ours.attention is not None:
+        down = linear_blocks(interaction.child("linear_down"))[SCALAR]
+        _fill(ours.attention.weight, down, interaction)
     assert isinstance(ours.radial, RadialNetwork)
     *inner, last = radial_weights(interaction.child("conv_tp_weights"))
     for parameter, weight in zip(ours.radial.weights, inner, strict=True):

@@ -86,6 +86,12 @@ class InteractionConfig(Section):
         description="divide the sum by the training set's mean number of neighbours, or its root; "
         "or by one plus a learned density of neighbours",
     )
+    attention: int | None = Field(
+        None,
+        ge=1,
+        description="null: path weights know the distance alone; or so many numbers made of the "
+        "scalars of each of both atoms too, as in attention blocks of mace-torch",
+    )
     gated: GatedConfig | None = Field(
         None,
         description="null: linear in the neighbours; or path weights that know both elements, and "
@@ -212,6 +218,10 @@ class MessagePassingConfig(NetworkConfig):
                 raise ValueError(
                     "interaction.gated: only with products of shared slots and radial.weights=mlp"
                 )
+        if self.interaction.attention is not None and self.radial.weights != "mlp":
+            raise ValueError(
+                f"interaction.attention: only with radial.weights=mlp, not {self.radial.weights}"
+            )
         if self.l_max == 0 and self.message_l > 0:
             raise ValueError("message_l: scalar harmonics (l_max=0) couple to scalars alone")
         if self.mean_energy == "constant" and self.keeps_lone_atoms:

@@ -24,6 +24,7 @@ from clebsch.nn.gate import Gate, gates
 from clebsch.nn.gated_basis import GatedAtomicBasis
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
 from clebsch.nn.path_weights import (
+    EdgeScalars,
     ElementLinear,
     PairAmplitudes,
     PairWeights,
@@ -70,6 +71,9 @@ class AtomicBasis(nn.Module):
         self.linear_up: nn.Module = nn.Identity()
         if interaction.linear_up and not self.sends_ones:
             self.linear_up = IrrepsLinear(node_irreps, channels)
+        self.attention: EdgeScalars | None = None
+        if interaction.attention is not None:
+            self.attention = EdgeScalars(channels, interaction.attention)
         self.radial = _path_weights(config, self.plan, n_species, first)
         self.density: NeighborDensity | None = None
         if interaction.normalization == "density":
@@ -85,7 +89,8 @@ class AtomicBasis(nn.Module):
     def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> tuple[Tensor, ...]:
         """Args: nodes [N, H, K]. Returns: A of each slot, [N, Q, K]."""
         sent = torch.ones_like(nodes) if self.sends_ones else self.linear_up(nodes)
-        summed = self.radial.convolve(self.plan, edges, sent, graph)
+        known = edges if self.attention is None else self.attention(nodes, edges, graph)
+        summed = self.radial.convolve(self.plan, known, sent, graph)
         if self.density is not None:
             summed = summed / (1 + self.density(edges, graph))[:, None, None]
         return tuple(linear(summed) for linear in self.linears)
@@ -177,8 +182,8 @@ class MessagePassing(Network):
         ends = radial.envelope_of == "basis"
         self.radial_basis = radial_basis(radial, config.cutoff, with_envelope=ends)
         self.envelope: nn.Module | None = None if ends else envelope(radial, config.cutoff)
-        if config.interaction.gated is not None and ends:
-            # Path weights have biases: beyond the cut-off they are not zero by themselves.
+        if ends and (config.interaction.gated or config.interaction.attention):
+            # Path weights know more than the basis: beyond it they are not zero by themselves.
             self.envelope = HardEnvelope(config.cutoff)
         self.transform: DistanceTransform | None = None
         if radial.transform != "none":
@@ -237,11 +242,16 @@ class MessagePassing(Network):
                 f"path weights of radial.weights={self.config.radial.weights} depend on elements "
                 "and cannot be tabulated yet; those of radial.weights=mlp can"
             )
-        if self.transform is not None or self.config.interaction.gated is not None:
-            setting = "radial.transform" if self.transform is not None else "interaction.gated"
-            raise ConfigError(
-                f"path weights with {setting} depend on elements and cannot be tabulated yet"
-            )
+        interaction = self.config.interaction
+        for setting, is_used in (
+            ("radial.transform", self.transform is not None),
+            ("interaction.gated", interaction.gated is not None),
+            ("interaction.attention", interaction.attention is not None),
+        ):
+            if is_used:
+                raise ConfigError(
+                    f"path weights with {setting} depend on elements and cannot be tabulated yet"
+                )
         for layer in self.layers:
             assert isinstance(layer, Layer)
             radial = layer.atomic_basis.radial
@@ -289,7 +299,8 @@ def _path_weights(
         return ElementLinear(radial.n_basis, n_species, plan.n_paths, channels)
     if radial.weights == "pair":
         return PairWeights(radial.n_basis, radial.hidden, plan, n_species, channels, first)
-    return RadialNetwork(radial.n_basis, radial.hidden, plan.n_paths, channels)
+    n_inputs = radial.n_basis + 2 * (config.interaction.attention or 0)
+    return RadialNetwork(n_inputs, radial.hidden, plan.n_paths, channels)
 
 
 def _readout(config: ReadoutConfig, channels: int, last: bool) -> nn.Module:

@@ -78,6 +78,27 @@ class RadialNetwork(nn.Module):
         return self.last / math.sqrt(len(self.last))
 
 
+class EdgeScalars(nn.Module):
+    """What path weights know of an edge's atoms: a linear map of the scalars of both.
+
+    Equation as mace-torch's attention blocks compute it, no paper; s sends, r receives:
+
+        x_e = [R(r_e), W h_s, W h_r]
+
+    Path weights of x_e do not end at the cut-off by themselves as those of R do.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, width))
+
+    def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> EdgeGeometry:
+        """Args: nodes [N, H, K], scalars first. Returns: edges with x_e as their basis."""
+        made = nodes[:, 0] @ (self.weight / math.sqrt(len(self.weight)))
+        of_atoms = [made.index_select(0, end) for end in (graph.senders, graph.receivers)]
+        return edges._replace(basis=torch.cat([edges.basis, *of_atoms], dim=1))
+
+
 class ElementLinear(nn.Module):
     """Path weights linear in the radial basis, with a matrix for each element of the sender.
 
