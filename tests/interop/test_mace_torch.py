@@ -22,7 +22,7 @@ from clebsch.interop import mace_torch
 from clebsch.interop.inert import Global, Stub
 from clebsch.interop.mace_torch import mace_heads, read_mace_torch
 from clebsch.interop.torch_archive import read_torch_file
-from clebsch.modelfile import model_heads, read_tensors
+from clebsch.modelfile import model_heads, read_tensors, save_heads
 
 from .archives import ANSWERS, MODEL
 
@@ -358,6 +358,32 @@ def test_embedded_properties_are_fixed(altered: Any):
         assert potential.provenance["imported"]["properties"] == properties
         energies.add(float(potential(potential.graph(atoms), "energy").energy))
     assert len(energies) == 3
+
+
+def test_states_can_be_heads_of_one_file(altered: Any, tmp_path: Path):
+    path = altered(embedding)
+    charges = {"neutral": 0, "cation": 1}
+    states = {
+        name: read_mace_torch(
+            path, head="first", properties={"total_charge": charge, "total_spin": 1}
+        )
+        for name, charge in charges.items()
+    }
+    save_heads(states, tmp_path / "states.safetensors")
+    atoms, energies = STRUCTURES["molecule"], set()
+    for name, state in states.items():
+        loaded = clebsch.load(tmp_path / "states.safetensors", head=name)
+        assert loaded.provenance["imported"]["properties"]["total_charge"] == charges[name]
+        energy, expected = (float(p(p.graph(atoms), "energy").energy) for p in (loaded, state))
+        assert energy == pytest.approx(expected, abs=1e-10)
+        energies.add(energy)
+    assert len(energies) == 2
+    own = {
+        name.split(".", 2)[2]
+        for name in read_tensors(tmp_path / "states.safetensors")[0]
+        if name.startswith("heads.")
+    }
+    assert own == {"model.embedding"}
 
 
 def test_properties_of_a_model_that_embeds_none_are_refused():
