@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from clebsch.benchmarks.command import bench
 from clebsch.cli_convert import convert
+from clebsch.cli_data import data as data_command
 from clebsch.cli_doctor import doctor
 from clebsch.cli_options import (
     AsJSON,
@@ -392,6 +393,7 @@ def presets() -> None:
 app.command()(bench)
 app.command()(doctor)
 app.command()(convert)
+app.command("data")(data_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -45,6 +45,7 @@ LAYERS = (
     "doctor",
     "cli_doctor",
     "cli_convert",
+    "cli_data",
     "cli",
     "__main__",
 )
