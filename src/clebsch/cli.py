@@ -45,6 +45,7 @@ from clebsch.cli_options import (
     usable_device,
 )
 from clebsch.errors import ClebschError, ConfigError
+from clebsch.reproduce.command import reproduce
 
 app = typer.Typer(
     help="Machine-learned interatomic potentials: train them, judge them, run them.",
@@ -391,6 +392,7 @@ def presets() -> None:
 
 
 app.command()(bench)
+app.command()(reproduce)
 app.command()(doctor)
 app.command()(convert)
 app.command("data")(data_command)

@@ -42,6 +42,7 @@ LAYERS = (
     "demo",
     "cli_options",
     "benchmarks",
+    "reproduce",
     "doctor",
     "cli_doctor",
     "cli_convert",

@@ -92,7 +92,7 @@ def train(
     started = time.monotonic()
     run = config.run if run is None else Path(run).absolute()
     config = config.model_copy(update={"run": run})
-    if _holds_a_run(run):
+    if holds_a_run(run):
         raise ConfigError(
             f"{run} holds a run already: continue it with clebsch resume {run}, or choose "
             "another folder with run=FOLDER"
@@ -167,7 +167,7 @@ def resume(
         return _train(trainer, log, until)
 
 
-def _holds_a_run(run: Path) -> bool:
+def holds_a_run(run: Path) -> bool:
     """Whether anything would be lost by beginning anew; a configuration alone is no run."""
     results = ("metrics.jsonl", "model.safetensors")
     states = bool(state_files(run)) or fit_state_file(run).exists()
