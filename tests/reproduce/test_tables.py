@@ -21,6 +21,8 @@ from clebsch.reproduce.tables import (
     to_markdown,
 )
 
+ROOT = Path(__file__).parents[2]
+
 
 def row(**changes: object) -> Row:
     """A run on AcAc whose errors are 1 meV and 5.1 meV/Å at 300 K."""
@@ -228,7 +230,7 @@ def test_the_command_prints_the_table_and_writes_it(
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {"acac.md", "acac.html"}
 
 
-@pytest.mark.parametrize("path", sorted(Path("benchmarks/results").glob("*.json")))
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/results/*.json")))
 def test_the_results_of_the_repository_can_be_read(path: Path) -> None:
     if path.stem in SUITES:
         assert read_rows(path)

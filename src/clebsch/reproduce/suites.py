@@ -90,6 +90,9 @@ class Suite:
         tasks: trainings.
         models: what is trained unless the command says otherwise.
         variants: models of the suite's own, as settings of a configuration.
+        layout: of the table: a line for each model; molecules down and models across; errors
+            against the number of structures; or as "models", with figures of errors against the
+            number of layers.
         compared_with: the published model that ratios are taken to.
         missing: why a test of this name may not be measured; "" for what no test is for.
     """
@@ -101,6 +104,7 @@ class Suite:
     tasks: tuple[Task, ...]
     models: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layout: Literal["models", "molecules", "sizes", "layers"] = "models"
     compared_with: str | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -209,6 +213,7 @@ SUITES = {
                 *(_rmd17(molecule, 950, 100) for molecule in MOLECULES),
             ),
             models=("mace_rmd17",),
+            layout="molecules",
             compared_with="MACE",
         ),
         Suite(
@@ -299,6 +304,7 @@ SUITES = {
             ),
             models=("nu1_l0", "nu2_l0", "nu3_l0"),
             variants=_orders(),
+            layout="sizes",
             missing={"": "The figure's slopes are not in the paper's text, so none stand here."},
         ),
         Suite(
@@ -309,6 +315,7 @@ SUITES = {
             tasks=(_3bpa(100),),
             models=tuple(_layers()),
             variants=_layers(),
+            layout="layers",
             missing=_NOT_AT_HAND,
         ),
         Suite(

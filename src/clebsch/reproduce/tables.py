@@ -93,23 +93,21 @@ def make_document(suite: Suite, rows: Sequence[Row]) -> Document:
     own = our_models(suite, [row for row in rows if row.suite == suite.name])
     published = published_models(suite)
     tables = [*_main_tables(suite, own, published), _runs_table(own)]
-    return Document(
-        suite.title, [table for table in tables if table.rows], _notes(suite, own, published),
-        _figures(suite, own),
-    )  # fmt: skip
+    shown = [table for table in tables if table.rows]
+    return Document(suite.title, shown, _notes(suite, own, published), _figures(suite, own))
 
 
 def our_models(suite: Suite, rows: Iterable[Row]) -> list[Model]:
     """Means and standard deviations over the seeds of each kind of run."""
-    kinds: dict[str, dict[Column, list[tuple[float, bool]]]] = {}
+    values_of: dict[str, dict[Column, list[tuple[float, bool]]]] = {}
     models: dict[str, Model] = {}
     for row in rows:
         label = " ".join((row.model, *_described(row)))
         model = models.setdefault(label, Model(label))
         model.ours.append(row)
         for column, value in _values(suite, row):
-            kinds.setdefault(label, {}).setdefault(column, []).append((value, row.finished))
-    for label, columns in kinds.items():
+            values_of.setdefault(label, {}).setdefault(column, []).append((value, row.finished))
+    for label, columns in values_of.items():
         for column, found in columns.items():
             values = [value for value, _ in found]
             spread = statistics.stdev(values) if len(values) > 1 else None
@@ -169,9 +167,9 @@ def to_html(document: Document) -> str:
 
 def _main_tables(suite: Suite, own: Sequence[Model], published: Sequence[Model]) -> list[Table]:
     models = [*published, *own]
-    if suite.name == "rmd17":
+    if suite.layout == "molecules":
         return [_molecules(suite, count, models) for count in (50, 950)]
-    if suite.name == "learning-curve":
+    if suite.layout == "sizes":
         return [_curve_table(suite, own)]
     columns = _columns(models)
     several = len({column.task for column in columns}) > 1
@@ -298,9 +296,9 @@ def _notes(suite: Suite, own: Sequence[Model], published: Sequence[Model]) -> li
 
 
 def _figures(suite: Suite, own: Sequence[Model]) -> dict[str, Figure]:
-    if suite.name == "learning-curve":
+    if suite.layout == "sizes":
         return _curve_figures(own)
-    if suite.name == "layers":
+    if suite.layout == "layers":
         return _layer_figures(own)
     return {}
 
