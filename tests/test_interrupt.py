@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_the_second_ctrl_c_interrupts_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_outside_the_main_thread_there_is_never_a_request() -> None:
+def test_outside_the_main_thread_nothing_is_caught() -> None:
     seen: list[bool] = []
 
     def work() -> None:
@@ -38,3 +39,9 @@ def test_outside_the_main_thread_there_is_never_a_request() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+@pytest.mark.parametrize(("seconds", "over"), [(-1.0, True), (1000.0, False)])
+def test_the_end_of_the_time_is_a_request(seconds: float, over: bool) -> None:
+    with stop_on_signals(time.monotonic() + seconds) as request:
+        assert request.received == over

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from clebsch.benchmarks.command import bench
 from clebsch.cli_convert import convert
+from clebsch.cli_data import data as data_command
 from clebsch.cli_doctor import doctor
 from clebsch.cli_options import (
     AsJSON,
@@ -45,6 +46,7 @@ from clebsch.cli_options import (
     usable_device,
 )
 from clebsch.errors import ClebschError, ConfigError
+from clebsch.reproduce.command import reproduce
 
 app = typer.Typer(
     help="Machine-learned interatomic potentials: train them, judge them, run them.",
@@ -396,8 +398,10 @@ def presets() -> None:
 
 
 app.command()(bench)
+app.command()(reproduce)
 app.command()(doctor)
 app.command()(convert)
+app.command("data")(data_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,28 +1,39 @@
-"""Ctrl-C and SIGTERM as a request to stop where everything can be saved."""
+"""Ctrl-C, SIGTERM and the end of the time as a request to stop where everything can be saved."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Whether a run has to stop: somebody asked for it, or its time is over."""
 
-    def __init__(self) -> None:
-        self.received = False
+    def __init__(self, until: float | None = None) -> None:
+        """``until``: ``time.monotonic()`` at which the time is over; never if None."""
+        self.asked = False
+        self.until = until
+
+    @property
+    def received(self) -> bool:
+        """Whether to stop now."""
+        return self.asked or (self.until is not None and time.monotonic() >= self.until)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
     """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once.
 
-    Outside the main thread, where signals cannot be caught, there is never a request.
+    Outside the main thread, where signals cannot be caught, the time alone makes a request.
+
+    Args:
+        until: ``time.monotonic()`` at which to stop unasked; never if None.
     """
-    request = StopRequest()
+    request = StopRequest(until)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -33,7 +44,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
     def receive(number: int, frame: FrameType | None) -> None:
-        request.received = True
+        request.asked = True
         restore()
 
     for number in former:

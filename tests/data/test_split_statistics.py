@@ -7,7 +7,7 @@ import pytest
 from ase.neighborlist import neighbor_list
 from data_builders import copper, frame
 
-from clebsch.data.split import split_frames
+from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics, neighbor_pairs
 from clebsch.errors import ConfigError, DataError
 
@@ -49,6 +49,19 @@ def test_a_split_that_makes_no_sense_is_refused() -> None:
     for arguments in ({}, {"fraction": 0.1, "count": 1}, {"fraction": 1.0}, {"count": -1}):
         with pytest.raises(ConfigError):
             split_frames(FRAMES, seed=0, **arguments)
+
+
+def test_a_larger_draw_holds_the_frames_of_a_smaller_one_in_their_order() -> None:
+    few, many = ([f.source for f in draw_frames(FRAMES, n, seed=1)] for n in (4, 9))
+    assert (len(few), len(many)) == (4, 9)
+    assert set(few) < set(many)
+    assert many == [f.source for f in FRAMES if f.source in set(many)]
+    assert few != [f.source for f in draw_frames(FRAMES, 4, seed=2)]
+    assert draw_frames(FRAMES, len(FRAMES), seed=3) == FRAMES
+    with pytest.raises(
+        DataError, match="21 structures to train on were asked for, but there are 20"
+    ):
+        draw_frames(FRAMES, 21, seed=0)
 
 
 def test_neighbors_are_those_of_ase() -> None:

@@ -42,9 +42,11 @@ LAYERS = (
     "demo",
     "cli_options",
     "benchmarks",
+    "reproduce",
     "doctor",
     "cli_doctor",
     "cli_convert",
+    "cli_data",
     "cli",
     "__main__",
 )

@@ -153,6 +153,31 @@ def test_a_frame_of_weight_zero_is_left_out_and_others_count(
     assert losses(1.0, 1.0) != losses(1.0, 5.0)
 
 
+def test_structures_to_train_on_are_drawn_and_counted(tmp_path: Path) -> None:
+    data = data_file(tmp_path)
+    counted = train(config(data, "data.train_count=5"), tmp_path / "counted")
+    assert "Training: 5 structures" in (counted.run / "log.txt").read_text()
+    assert [record["frames"] for record in history(counted.run)] == [5, 10]
+    valid = data_file(tmp_path, [cluster(100)], "valid.xyz")
+    apart = ("data.valid_count=null", f"data.valid={valid}", "data.train_count=12")
+    assert history(train(config(data, *apart), tmp_path / "apart").run)[0]["frames"] == 12
+    with pytest.raises(
+        DataError, match="11 structures to train on were asked for, but there are 1"
+    ):
+        train(config(data, "data.train_count=11"), tmp_path / "too many")
+
+
+def test_structures_differentiated_are_counted_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the time is up in the middle of the second epoch: ten structures, and one batch of two
+    monkeypatch.setattr(Trainer, "seconds", property(lambda self: float(10 * self.state.step)))
+    settings = config(data_file(tmp_path), "training.max_epochs=null", "training.max_minutes=1")
+    result = train(settings, tmp_path / "run")
+    assert (result.reason, result.step) == ("minutes", 6)
+    assert history(result.run)[-1]["frames"] == 12
+
+
 def test_early_stopping_stops_and_the_best_model_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

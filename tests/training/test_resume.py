@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,15 @@ def test_sigterm_saves_and_says_how_to_go_on(
     assert signal.getsignal(signal.SIGTERM) is before
     assert result.model is not None
     clebsch.load(result.model)
+
+
+def test_a_run_whose_time_is_over_is_saved_and_goes_on(whole: Path, tmp_path: Path) -> None:
+    result = train(settings(whole.parent / "data.xyz"), tmp_path / "run", until=time.monotonic())
+    assert (result.reason, result.step) == ("interrupted", 0)
+    again = resume(result.run, until=time.monotonic())
+    assert (again.reason, again.step) == ("interrupted", 0)
+    resume(result.run, until=time.monotonic() + 1000)
+    assert_same_run(whole, result.run)
 
 
 CHILD = """

@@ -1,4 +1,4 @@
-"""Training and validation frames."""
+"""Training and validation frames, drawn at random."""
 
 from __future__ import annotations
 
@@ -46,7 +46,32 @@ def split_frames(
             f"{len(frames)} frames cannot be split: with {count} for validation none is left to "
             "train on"
         )
-    drawn = np.random.default_rng(seed).permutation(len(frames))[:count]
-    chosen = set(drawn.tolist())
+    chosen = _drawn(len(frames), count, seed)
     train = [frame for index, frame in enumerate(frames) if index not in chosen]
     return train, [frame for index, frame in enumerate(frames) if index in chosen]
+
+
+def draw_frames(frames: Sequence[Frame], count: int, seed: int) -> list[Frame]:
+    """Draws frames at random; the same seed draws the same ones, and more of them hold fewer.
+
+    Args:
+        frames: all frames.
+        count: how many to draw.
+        seed: of the draw.
+
+    Returns:
+        The drawn ones, in the order of ``frames``.
+
+    Raises:
+        DataError: there are not so many.
+    """
+    if count > len(frames):
+        raise DataError(
+            f"{count} structures to train on were asked for, but there are {len(frames)}"
+        )
+    chosen = _drawn(len(frames), count, seed)
+    return [frame for index, frame in enumerate(frames) if index in chosen]
+
+
+def _drawn(n_frames: int, count: int, seed: int) -> set[int]:
+    return set(np.random.default_rng(seed).permutation(n_frames)[:count].tolist())

@@ -59,6 +59,12 @@ class DataConfig(Section):
     valid: Paths | None = Field(None, description="file or files to validate on")
     valid_fraction: float | None = Field(None, gt=0, lt=1, description="of the training file")
     valid_count: int | None = Field(None, ge=1, description="structures of the training file")
+    train_count: int | None = Field(
+        None,
+        ge=1,
+        description="train on so many structures, drawn from those that do not validate; all if "
+        "null. With one seed, a larger number holds the structures of a smaller one",
+    )
     keys: LabelKeys = LabelKeys()
     isolated_atoms: AbsolutePath | None = Field(None, description="file with single atoms")
     references: Literal["auto", "isolated", "fit", "none"] | dict[str, float] = Field(

@@ -52,6 +52,7 @@ def run_fit(
     log: RunLog,
     started: float,
     saved: tuple[FitState, dict[str, Tensor]] | None = None,
+    until: float | None = None,
 ) -> FitResult:
     """Fit, judge on the validation structures, and write model, configuration and metrics.
 
@@ -65,6 +66,7 @@ def run_fit(
         log: where to report.
         started: ``time.monotonic()`` when the command began.
         saved: the state to go on from, if any.
+        until: ``time.monotonic()`` at which to save and end, as Ctrl-C does.
 
     Raises:
         ModelFileError: the state is of another potential or of other data.
@@ -73,7 +75,7 @@ def run_fit(
     fit = _Fit(config, prepared, run, log, started)
     if saved is not None:
         fit.restore(*saved)
-    with stop_on_signals() as request:
+    with stop_on_signals(until) as request:
         fit.request = request
         try:
             with log.progress():
@@ -162,6 +164,7 @@ class _Fit:
         return {
             "epoch": 1,
             "step": 1,
+            "frames": len(self.prepared.train),
             "seconds": round(self.seconds, 3),
             "lr": 0.0,
             **metrics,

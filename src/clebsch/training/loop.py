@@ -66,7 +66,11 @@ class TrainingResult:
 
 
 def train(
-    config: Config, run: Path | str | None = None, console: Console | None = None
+    config: Config,
+    run: Path | str | None = None,
+    console: Console | None = None,
+    *,
+    until: float | None = None,
 ) -> TrainingResult:
     """Train a potential, or fit it in closed form; all results are in the folder ``run``.
 
@@ -78,6 +82,7 @@ def train(
         config: see ``clebsch.training.config``.
         run: the folder; ``config.run`` if None.
         console: where to report; nowhere if None.
+        until: ``time.monotonic()`` at which to save the state and end, as Ctrl-C does.
 
     Raises:
         ConfigError: the folder holds a run already, or the configuration does not fit the data.
@@ -87,7 +92,7 @@ def train(
     started = time.monotonic()
     run = config.run if run is None else Path(run).absolute()
     config = config.model_copy(update={"run": run})
-    if _holds_a_run(run):
+    if holds_a_run(run):
         raise ConfigError(
             f"{run} holds a run already: continue it with clebsch resume {run}, or choose "
             "another folder with run=FOLDER"
@@ -97,13 +102,13 @@ def train(
         log = RunLog(run, console)
         prepared = prepare(config, log.say)
         if config.is_linear:
-            return _fit_result(run, run_fit(config, prepared, run, log, started))
+            return _fit_result(run, run_fit(config, prepared, run, log, started, until=until))
         config = with_shares(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         # in this order: where there is a state, there is what to resume it with
         write_config(config, run / "config.yaml")
         trainer.checkpoint()
-        return _train(trainer, log)
+        return _train(trainer, log, until)
 
 
 def resume(
@@ -112,6 +117,7 @@ def resume(
     *,
     max_epochs: int | None = None,
     max_minutes: float | None = None,
+    until: float | None = None,
 ) -> TrainingResult:
     """Go on with a run that was cut off, as if it had not been.
 
@@ -124,6 +130,7 @@ def resume(
         max_epochs: new limits in place of the old ones, counted from the run's first beginning. A
             schedule over the whole budget is then stretched.
         max_minutes: likewise.
+        until: ``time.monotonic()`` at which to save the state and end, as Ctrl-C does.
 
     Raises:
         ConfigError: config.yaml is missing, or was changed in a way that would change the run.
@@ -136,7 +143,7 @@ def resume(
     if config.is_linear:
         if new_limits:
             raise ConfigError(f"{run}: a fit in closed form has no limits; resume it without")
-        return _resume_fit(config, RunLog(run, console), started)
+        return _resume_fit(config, RunLog(run, console), started, until)
     if new_limits:
         limits = {"max_epochs": max_epochs, "max_minutes": max_minutes}
         config = config.model_copy(update={"training": _with_limits(config.training, limits)})
@@ -157,17 +164,17 @@ def resume(
             state.finished, state.waited = None, 0
         write_config(config, run / "config.yaml")
         log.say(f"Resuming at step {state.step}, epoch {state.epoch + 1}.")
-        return _train(trainer, log)
+        return _train(trainer, log, until)
 
 
-def _holds_a_run(run: Path) -> bool:
+def holds_a_run(run: Path) -> bool:
     """Whether anything would be lost by beginning anew; a configuration alone is no run."""
     results = ("metrics.jsonl", "model.safetensors")
     states = bool(state_files(run)) or fit_state_file(run).exists()
     return states or any((run / name).exists() for name in results)
 
 
-def _resume_fit(config: Config, log: RunLog, started: float) -> TrainingResult:
+def _resume_fit(config: Config, log: RunLog, started: float, until: float | None) -> TrainingResult:
     """Go on with a fit in closed form; one that is finished stays as it is."""
     run = config.run
     with _disk_errors(run):
@@ -180,7 +187,8 @@ def _resume_fit(config: Config, log: RunLog, started: float) -> TrainingResult:
         state, tensors = read_fit_state(run)
         _check_unchanged(config, state.config)
         prepared = prepare(config, log.say)
-        return _fit_result(run, run_fit(config, prepared, run, log, started, (state, tensors)))
+        saved = (state, tensors)
+        return _fit_result(run, run_fit(config, prepared, run, log, started, saved, until))
 
 
 def _fit_result(run: Path, result: FitResult) -> TrainingResult:
@@ -189,7 +197,7 @@ def _fit_result(run: Path, result: FitResult) -> TrainingResult:
     return TrainingResult(run, reason, done, done, result.seconds, result.record, result.model)
 
 
-def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
+def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult:
     """Run the loop and leave everything on disk, whatever ends it."""
     try:
         if trainer.config.tensorboard:
@@ -198,7 +206,7 @@ def _train(trainer: Trainer, log: RunLog) -> TrainingResult:
         # Whatever lives now lives until the end: no need to look through it for garbage.
         gc.freeze()
         with threads(trainer.config.threads), trainer.helpers:
-            with log.progress(), stop_on_signals() as request:
+            with log.progress(), stop_on_signals(until) as request:
                 reason: Finished | Literal["interrupted"] = _loop(trainer, request)
             state = trainer.state
             if reason != "interrupted":

@@ -18,7 +18,7 @@ from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import LabelledGraphs
 from clebsch.data.read import read_frames
 from clebsch.data.references import fit_references, isolated_atoms
-from clebsch.data.split import split_frames
+from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics
 from clebsch.errors import ConfigError, DataError, UnknownElementError
 from clebsch.modelfile import load
@@ -158,11 +158,13 @@ def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], 
         valid = isolated_atoms(read_frames(config.valid, config.keys, pbc=config.pbc))[1]
         if not valid:
             raise DataError(f"{_names(config.valid)}: no structures to validate on")
-        return frames, valid, known
-    train, valid = split_frames(
-        frames, fraction=config.valid_fraction, count=config.valid_count, seed=seed
-    )
-    return train, valid, known
+    else:
+        frames, valid = split_frames(
+            frames, fraction=config.valid_fraction, count=config.valid_count, seed=seed
+        )
+    if config.train_count is not None:
+        frames = draw_frames(frames, config.train_count, seed)
+    return frames, valid, known
 
 
 def choose_references(

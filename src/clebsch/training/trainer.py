@@ -111,6 +111,13 @@ class Trainer:
             fractions.append(self.seconds / (60 * self.settings.max_minutes))
         return min(max(fractions), 1.0)
 
+    @property
+    def frames(self) -> int:
+        """Structures whose loss has been differentiated, each as often as it was."""
+        state = self.state
+        begun = self.sampler.epoch(state.epoch)[: state.position]
+        return state.epoch * len(self.prepared.train) + sum(len(batch) for batch in begun)
+
     # --- training ---------------------------------------------------------------------------------
 
     def step(self, indices: Sequence[int], progress: float) -> None:
@@ -179,6 +186,7 @@ class Trainer:
         record = {
             "epoch": state.epoch,
             "step": state.step,
+            "frames": self.frames,
             "seconds": round(self.seconds, 3),
             "lr": self.optimizer.param_groups[0]["lr"],
             "train": loss_metrics(self._train_sums, self.settings.loss),

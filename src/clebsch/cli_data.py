@@ -1,0 +1,96 @@
+"""``clebsch data``: published data sets, found and verified, or fetched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clebsch.cli_options import AsJSON
+from clebsch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clebsch.data.datasets import DataSet, FoundFile
+
+MISSING = 1
+
+
+def data(
+    name: Annotated[
+        str | None, typer.Argument(help="3bpa, acac, ethanol or rmd17; all are listed without it.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Folder in which to look for copies.")
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what has to be downloaded from where it is published."),
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Find a published data set and verify it, or download it. Exit status 1: files are missing."""
+    from clebsch.data.datasets import data_set, data_sets, find_files
+    from clebsch.data.download import download
+    from clebsch.evaluation.run import progress_bar
+
+    if name is None:
+        _list(data_sets(), as_json)
+        return
+    chosen = data_set(name)
+    if (source is None) == (to is None):
+        raise ConfigError("say where the files are (--from FOLDER), or where to put them (--to)")
+    if to is not None:
+        with progress_bar(name) as advance:
+            download(chosen, to, lambda done, total, what: advance(done, total, f"{name}: {what}"))
+    folder = to if source is None else source
+    assert folder is not None
+    found = find_files(chosen, folder)
+    lacking = [n for n, one in found.items() if one.path is None and not chosen.files[n].optional]
+    if as_json:
+        print(json.dumps(_as_json(name, chosen, found, not lacking), indent=2))
+    else:
+        _print(chosen, found)
+    if lacking:
+        raise typer.Exit(MISSING)
+
+
+def _list(known: dict[str, DataSet], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({name: one.model_dump(mode="json") for name, one in known.items()}))
+        return
+    table = Table("name", "what", "files", "licence", "source")
+    for name, one in known.items():
+        table.add_row(name, one.title, str(len(one.files)), one.licence, one.source)
+    Console().print(table)
+
+
+def _print(chosen: DataSet, found: dict[str, FoundFile]) -> None:
+    table = Table("file", "structures", "what", "here", title=chosen.title)
+    verdicts = {
+        "exact": "verified by its checksum",
+        "same": "verified by its structures and labels",
+        "missing": "[bold red]missing[/]",
+    }
+    for name, one in found.items():
+        facts = chosen.files[name]
+        optional = one.path is None and facts.optional
+        verdict = "missing, optional" if optional else verdicts[one.verdict]
+        frames = "" if facts.frames is None else str(facts.frames)
+        table.add_row(name, frames, facts.about, verdict)
+    console = Console()
+    console.print(table)
+    console.print(f"Source: {chosen.source} ({chosen.licence})", markup=False, soft_wrap=True)
+
+
+def _as_json(
+    name: str, chosen: DataSet, found: dict[str, FoundFile], complete: bool
+) -> dict[str, object]:
+    files = {
+        key: {"path": one.path and str(one.path), "verdict": one.verdict}
+        for key, one in found.items()
+    }
+    return {"name": name, "source": chosen.source, "complete": complete, "files": files}

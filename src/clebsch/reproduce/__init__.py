@@ -1,0 +1,1 @@
+"""The papers' tables: trainings within a time budget, results, and both side by side."""

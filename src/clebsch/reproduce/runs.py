@@ -1,0 +1,296 @@
+"""Training and judging what a suite asks for, one run after another, within a time budget."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+import clebsch
+from clebsch.benchmarks.record import machine
+from clebsch.data.datasets import data_set, find_files, required_files
+from clebsch.errors import ConfigError
+from clebsch.reproduce.judge import judge
+from clebsch.reproduce.results import Row, add_row, read_rows, results_file, slug
+from clebsch.reproduce.suites import Suite, Task
+from clebsch.training.config import Config
+from clebsch.training.configfile import config_dict, load_config
+from clebsch.training.log import duration
+from clebsch.training.loop import TrainingResult, holds_a_run, resume, train
+
+#: Parts of a configuration that say where a run is made, not what it is.
+_WHERE = ("run", "device", "threads", "processes", "tensorboard")
+_FILES = ("train", "valid", "isolated_atoms")
+#: Keys that the suite or an option decides.
+_DECIDED = {
+    "run": "--runs",
+    "seed": "--seeds",
+    "recipe": "--recipe",
+    "data": "--data and the suite",
+}
+
+End = Literal["done", "time", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that a suite asks for.
+
+    Attributes:
+        suite, task, model, seed: which.
+        recipe: of training; "fit" for a model fitted in closed form.
+        settings: what was asked for beside that changes the result, ``key=value``.
+        config: the whole configuration.
+        files: paths of the data, by their names in the data set.
+    """
+
+    suite: Suite
+    task: Task
+    model: str
+    seed: int
+    recipe: str
+    settings: tuple[str, ...]
+    config: Config
+    files: dict[str, Path]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.suite.name} {self.task.name}, {self.model}, seed {self.seed}"
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """As that of its rows."""
+        names = (self.suite.name, self.task.name, self.model)
+        return (*names, self.recipe, self.settings, self.seed)
+
+
+def make_plans(
+    suite: Suite,
+    *,
+    data: Path,
+    runs: Path,
+    models: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (1,),
+    recipe: str = "fast",
+    settings: Sequence[str] = (),
+) -> list[Plan]:
+    """All trainings that are asked for, seeds outermost: a short budget gives every cell one first.
+
+    Args:
+        suite: with a data set.
+        data: folder of the data set, or the one that it lies in.
+        runs: where the folders of all runs are, or will be.
+        models: presets or variants of the suite; the suite's choice if empty.
+        tasks: the suite's if empty.
+        seeds: of weights, splits and shuffles.
+        recipe: "fast" or "paper".
+        settings: further settings of all configurations, ``key=value``.
+
+    Raises:
+        ConfigError: an unknown model, task or setting.
+        DataError: a file that is needed is missing or is not the published one.
+    """
+    assert suite.data is not None
+    for one in settings:
+        section = one.partition("=")[0].partition(".")[0]
+        if section in _DECIDED:
+            raise ConfigError(f"{one}: {_DECIDED[section]} decides that")
+    chosen = [suite.task(name) for name in tasks] or list(suite.tasks)
+    found = {task.name: _files(suite.data, task, data) for task in chosen}
+    return [
+        _plan(suite, task, model, seed, recipe, tuple(settings), found[task.name], runs)
+        for seed in seeds
+        for task in chosen
+        for model in (models or suite.models)
+    ]
+
+
+def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, console: Console) -> End:
+    """Train and judge, and add rows to the suite's results; runs that were begun are gone on with.
+
+    Args:
+        plans: what to do, in this order. One whose finished row is among the results is left out.
+        results: folder of the results.
+        until: ``time.monotonic()`` at which to save and stop; what the run at hand has reached is
+            judged then.
+        console: where to report.
+
+    Returns:
+        Why it ended: all is "done", the "time" is up, or it was "interrupted".
+
+    Raises:
+        ConfigError: a run's folder holds another training than the plan's.
+    """
+    todo = [plan for plan in plans if not _is_done(plan, results)]
+    done = len(plans) - len(todo)
+    if done:
+        _say(console, f"{done} of {len(plans)} runs are finished already.")
+    for number, plan in enumerate(todo, start=done + 1):
+        if until is not None and time.monotonic() >= until:
+            return "time"
+        _say(console, f"Run {number} of {len(plans)}: {plan.name}; {plan.config.run}")
+        result = _train(plan, until, console)
+        out_of_time = until is not None and time.monotonic() >= until
+        if result.reason == "interrupted" and not out_of_time:
+            return "interrupted"
+        if result.model is not None:
+            row = _row(plan, result)
+            add_row(results_file(results, plan.suite.name), row)
+            _say(console, describe(row))
+        if result.reason == "interrupted":
+            return "time"
+    return "done"
+
+
+def describe(row: Row) -> str:
+    """A row in a few words, errors in meV and meV/Å."""
+    shown = []
+    for name, metrics in row.tests.items():
+        errors = [
+            f"{what} {1000 * metrics[key]:.3g}"
+            for what, key in (
+                ("E MAE", "energy_mae"),
+                ("E RMSE", "energy_rmse"),
+                ("F MAE", "forces_mae"),
+                ("F RMSE", "forces_rmse"),
+                ("relative E RMSE", "relative_energy_rmse"),
+            )
+            if key in metrics
+        ]
+        shown.append(f"{name}: {', '.join(errors)}")
+    state = "finished" if row.finished else "not finished"
+    if row.projected_seconds is not None:
+        state += f", {duration(row.projected_seconds)} to go"
+    return f"{state} after {duration(row.seconds)}; {'; '.join(shown)} (meV, meV/Å)"
+
+
+def _files(name: str, task: Task, folder: Path) -> dict[str, Path]:
+    needed = task.files
+    paths = required_files(
+        data_set(name), folder, [file for file, optional in needed.items() if not optional]
+    )
+    others = [file for file, optional in needed.items() if optional]
+    for file, found in find_files(data_set(name), folder, others).items():
+        if found.path is not None:
+            paths[file] = found.path
+    return paths
+
+
+def _plan(
+    suite: Suite,
+    task: Task,
+    model: str,
+    seed: int,
+    recipe: str,
+    settings: tuple[str, ...],
+    files: dict[str, Path],
+    runs: Path,
+) -> Plan:
+    wanted = [
+        *suite.model_settings(model),
+        f"data.train={json.dumps(str(files[task.train]))}",
+        f"data.valid_count={task.valid_count}",
+        "data.pbc=none",
+        f"seed={seed}",
+    ]
+    if task.train_count is not None:
+        wanted.append(f"data.train_count={task.train_count}")
+    if task.isolated_atoms is not None:
+        wanted.append(f"data.isolated_atoms={json.dumps(str(files[task.isolated_atoms]))}")
+    linear = load_config(None, wanted).is_linear
+    if linear:
+        recipe = "fit"
+    else:
+        wanted.append(f"recipe={recipe}")
+        given = {one.partition("=")[0] for one in settings}
+        if recipe == "fast" and not given & {"training.max_epochs", "training.max_minutes"}:
+            wanted.append(f"training.max_epochs={task.epochs}")
+    what = tuple(one for one in settings if one.partition("=")[0] not in _WHERE)
+    kind = slug(" ".join((recipe, *what)))
+    run = runs / suite.name / task.name / model / kind / f"seed-{seed}"
+    config = load_config(None, [*wanted, *settings, f"run={json.dumps(str(run))}"])
+    return Plan(suite, task, model, seed, recipe, what, config, files)
+
+
+def _is_done(plan: Plan, results: Path) -> bool:
+    rows = read_rows(results_file(results, plan.suite.name))
+    return any(row.finished and row.key == plan.key for row in rows)
+
+
+def _train(plan: Plan, until: float | None, console: Console) -> TrainingResult:
+    run = plan.config.run
+    if not holds_a_run(run):
+        return train(plan.config, console=console, until=until)
+    began = load_config(run / "config.yaml")
+    for key, now, then in _differences(identity(plan.config), identity(began)):
+        raise ConfigError(
+            f"{run}: began with {key} {then!r}, and {now!r} is asked for now; choose another "
+            "folder with --runs, or remove this one"
+        )
+    return resume(run, console, until=until)
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """A configuration without paths and without what only says where the run is made."""
+    tree = {key: value for key, value in config_dict(config).items() if key not in _WHERE}
+    tree["data"] = {key: value for key, value in tree["data"].items() if key not in _FILES}
+    return tree
+
+
+def _differences(
+    now: dict[str, Any], then: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in {**now, **then}:
+        one, other = now.get(key), then.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            yield f"{prefix}{key}", one, other
+
+
+def _row(plan: Plan, result: TrainingResult) -> Row:
+    assert result.model is not None
+    potential = clebsch.load(result.model, device=plan.config.device)
+    last = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[-1])
+    data = potential.provenance["data"]
+    finished = result.reason != "interrupted"
+    limit = None if plan.config.is_linear else plan.config.training.max_epochs
+    left = None
+    if not finished and limit is not None and result.epoch:
+        left = result.seconds * (limit - result.epoch) / result.epoch
+    return Row(
+        suite=plan.suite.name,
+        task=plan.task.name,
+        model=plan.model,
+        seed=plan.seed,
+        recipe=plan.recipe,
+        settings=plan.settings,
+        config=identity(plan.config),
+        n_parameters=sum(p.numel() for p in potential.model.parameters()),
+        n_train=data["train"]["frames"],
+        n_valid=data["valid"]["frames"],
+        epochs=None if plan.config.is_linear else result.epoch,
+        max_epochs=limit,
+        steps=None if plan.config.is_linear else result.step,
+        frames=last["frames"],
+        seconds=round(result.seconds, 1),
+        finished=finished,
+        projected_seconds=None if left is None else round(left),
+        tests=judge(potential, plan.task.tests, plan.files),
+        machine=machine() | {"device": plan.config.device},
+        versions={"clebsch": clebsch.__version__, "torch": torch.__version__},
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

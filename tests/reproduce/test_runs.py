@@ -1,0 +1,258 @@
+"""Runs share a budget, go on where they were, and leave rows that say what they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from clebsch.cli import main
+from clebsch.data import datasets
+from clebsch.data.datasets import DataSet
+from clebsch.errors import ConfigError, DataError
+from clebsch.reproduce import runs as runs_module
+from clebsch.reproduce import suites
+from clebsch.reproduce.results import Row, read_rows, results_file
+from clebsch.reproduce.runs import Plan, make_plans, run_all
+from clebsch.reproduce.suites import SUITES, HeldOut, Suite, Task
+from clebsch.training.trainer import Trainer
+from training.toy import MODEL, cluster, data_file
+
+TESTS = (
+    HeldOut("test", "test"),
+    HeldOut("path", "path", "scan"),
+    HeldOut("absent", "absent", optional=True),
+)
+TOY = Suite(
+    name="toy",
+    title="Toy",
+    data="toy",
+    statistic="mae",
+    tasks=(
+        Task("few", "train", TESTS, epochs=2, train_count=4, valid_count=2),
+        Task("many", "train", TESTS, epochs=3, train_count=6, valid_count=2),
+    ),
+    models=("small",),
+    variants={
+        "small": (MODEL,),
+        "linear": ("model={name: ace, cutoff: 4.0, max_degree: 3, correlation: 2}",),
+    },
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the toy's data; the toy is known by its name."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, seeds in (("train", range(10)), ("test", range(20, 24))):
+        data_file(folder, [cluster(seed) for seed in seeds], f"{name}.xyz")
+    # the same composition all along the path
+    data_file(folder, [cluster(seed) for seed in range(30, 38, 2)], "path.xyz")
+    files = {name: {"about": name} for name in ("train", "test", "path")}
+    files["absent"] = {"about": "absent", "optional": True}
+    toy = DataSet.model_validate(
+        {"title": "T", "source": "S", "licence": "L", "folders": ["toy"], "files": files}
+    )
+    monkeypatch.setattr(datasets, "data_sets", lambda: {"toy": toy})
+    monkeypatch.setitem(suites.SUITES, "toy", TOY)
+    return folder
+
+
+def plans(data: Path, **changes: object) -> list[Plan]:
+    arguments: dict[str, object] = {"data": data, "runs": data.parent / "runs"}
+    arguments |= {"settings": ("training.batch_size=2", "processes=1")}
+    return make_plans(TOY, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def run(todo: list[Plan], data: Path, until: float | None = None) -> tuple[str, list[Row], str]:
+    """How it ended, all rows, and what was said."""
+    results = data.parent / "results"
+    console = Console(file=io.StringIO(), width=200)
+    end = run_all(todo, results, until=until, console=console)
+    assert isinstance(console.file, io.StringIO)
+    return end, read_rows(results_file(results, "toy")), console.file.getvalue()
+
+
+def test_every_task_becomes_a_row_that_says_what_it_is(data: Path) -> None:
+    end, rows, said = run(plans(data), data)
+    assert end == "done"
+    assert [(row.task, row.n_train, row.n_valid, row.epochs, row.frames) for row in rows] == [
+        ("few", 4, 2, 2, 8),
+        ("many", 6, 2, 3, 18),
+    ]
+    for row in rows:
+        assert (row.suite, row.model, row.recipe, row.seed) == ("toy", "small", "fast", 1)
+        assert row.settings == ("training.batch_size=2",), "where it is made is no setting"
+        assert row.finished
+        assert row.projected_seconds is None
+        assert set(row.tests) == {"test", "path"}
+        assert {"n", "energy_mae", "forces_mae"} <= set(row.tests["test"])
+        assert row.tests["path"]["n"] == 4
+        assert row.tests["path"]["barrier"] >= 0
+        assert "run" not in row.config
+        assert "train" not in row.config["data"]
+        assert row.config["data"]["train_count"] == row.n_train
+        assert row.config["training"]["max_epochs"] == row.max_epochs
+        assert row.machine["device"] == "cpu"
+    assert "Run 2 of 2: toy many, small, seed 1" in said
+    assert "finished after" in said
+
+
+def test_what_is_finished_is_not_done_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rows, _ = run(plans(data, tasks=["few"]), data)
+    monkeypatch.setattr(runs_module, "_train", lambda *_: pytest.fail("trained again"))
+    end, again, said = run(plans(data, tasks=["few"]), data)
+    assert (end, again) == ("done", rows)
+    assert "1 of 1 runs are finished already" in said
+
+
+def test_a_spent_budget_leaves_a_row_and_the_same_command_goes_on(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, clock = Trainer.step, [0.0]
+
+    def step(self: Trainer, indices: list[int], progress: float) -> None:
+        clock[0] += 1.0
+        honest(self, indices, progress)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    # the first task takes four steps; the budget ends in the second epoch of the second
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    end, rows, said = run(plans(data), data, until=9.0)
+    assert end == "time"
+    first, second = rows
+    assert first.finished
+    assert (second.finished, second.epochs, second.steps, second.frames) == (False, 1, 5, 6)
+    assert second.projected_seconds == pytest.approx(2 * second.seconds)
+    assert "not finished" in said
+    end, rows, _ = run(plans(data), data)
+    assert end == "done"
+    assert [(row.task, row.finished, row.steps) for row in rows] == [
+        ("few", True, 4),
+        ("many", True, 9),
+    ]
+
+
+def test_a_budget_that_is_spent_before_anything_begins_says_so(data: Path) -> None:
+    assert run(plans(data), data, until=time.monotonic() - 1)[:2] == ("time", [])
+
+
+def test_ctrl_c_stops_at_once_and_keeps_the_run(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Trainer.step
+
+    def step(self: Trainer, indices: list[int], progress: float) -> None:
+        if self.state.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        honest(self, indices, progress)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert run(plans(data), data)[:2] == ("interrupted", [])
+    monkeypatch.setattr(Trainer, "step", honest)
+    end, rows, said = run(plans(data, tasks=["few"]), data)
+    assert (end, rows[0].steps) == ("done", 4)
+    assert "Resuming at step 3" in said
+
+
+def test_a_folder_of_another_training_is_refused(data: Path) -> None:
+    (plan,) = plans(data, tasks=["few"])
+    run([plan], data)
+    (other,) = plans(data, tasks=["few"])
+    changed = other.config.model_copy(update={"seed": 5})
+    object.__setattr__(other, "config", changed)
+    results_file(data.parent / "results", "toy").unlink()
+    with pytest.raises(ConfigError, match="began with seed 1, and 5 is asked for now"):
+        run([other], data)
+
+
+def test_seeds_recipes_and_settings_have_folders_of_their_own(data: Path) -> None:
+    one = plans(data, seeds=(1, 2))
+    one += plans(data, recipe="paper")
+    one += plans(data, settings=("training.lr=0.1",))
+    assert len({plan.config.run for plan in one}) == len(one) == 8
+    assert [plan.seed for plan in one[:4]] == [1, 1, 2, 2], "seeds are outermost"
+    paper = one[4].config.training
+    assert (paper.max_epochs, paper.schedule) == (2000, "plateau")
+    assert plans(data, settings=("training.max_minutes=5",))[0].config.training.max_epochs is None
+    moved = plans(data, settings=("training.batch_size=2", "processes=2"))
+    assert moved[0].config.run == plans(data)[0].config.run
+
+
+def test_models_fitted_in_closed_form_need_no_recipe(data: Path) -> None:
+    todo = plans(data, models=["linear"], tasks=["few"], settings=("dtype=float64",))
+    end, rows, _ = run(todo, data)
+    assert end == "done"
+    assert (rows[0].recipe, rows[0].epochs, rows[0].frames) == ("fit", None, 4)
+
+
+def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'few'"):
+        plans(data, tasks=["fw"])
+    with pytest.raises(ConfigError, match="unknown model 'big'"):
+        plans(data, models=["big"])
+    for setting in ("seed=3", "data.valid_count=1", "run=here", "recipe=paper"):
+        with pytest.raises(ConfigError, match="decides that"):
+            plans(data, settings=(setting,))
+    with pytest.raises(ConfigError, match=r"unknown key 'training.lrr'"):
+        plans(data, settings=("training.lrr=1",))
+    (data / "test.xyz").unlink()
+    with pytest.raises(DataError, match=r"test.xyz is in none of"):
+        plans(data)
+
+
+def test_the_command_trains_and_says_where_the_results_are(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = data.parent
+    arguments = ["reproduce", "toy", "--data", str(data), "--runs", str(folder / "runs")]
+    arguments += ["--results", str(folder / "results"), "--tasks", "few", "training.batch_size=2"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "processes=1"])
+    assert not ended.value.code
+    assert f"Results: {folder / 'results' / 'toy.json'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["toys"], "Did you mean 'toy'"),
+        (["toy", "--budget", "soon"], "--budget 'soon': a time is written as 2h"),
+        (["toy", "--budget", "0m"], "--budget '0m'"),
+        (["toy", "--seeds", "1,x"], "--seeds 'x'"),
+        (["toy", "--out", "here"], "--out is for --table"),
+        (["cost", "training.lr=1"], "suite cost has one setting"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    data: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", *arguments, "--data", str(data)])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_cost_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    arguments = ["reproduce", "cost", "--models", "mace_tiny", "--results", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert not ended.value.code
+    (row,) = json.loads((tmp_path / "cost.json").read_text())
+    assert 0 < row["tests"]["energies and forces"]["seconds"] < 10
+
+
+def test_every_suite_can_be_planned_on_the_shared_data(shared_data: Path, tmp_path: Path) -> None:
+    for chosen in SUITES.values():
+        if chosen.data is None or chosen.name == "toy":
+            continue
+        everything = make_plans(
+            chosen, data=shared_data, runs=tmp_path, models=[*chosen.models, *chosen.variants]
+        )
+        assert len({plan.config.run for plan in everything}) >= len(chosen.tasks)
