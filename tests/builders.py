@@ -17,6 +17,8 @@ from clebsch.models.config import ACEConfig, AllegroConfig, MessagePassingConfig
 from clebsch.models.presets import model_config
 
 SPECIES = ["H", "C", "O", "Cu", "Au"]
+#: Where ``potential`` puts them: pytest's --device.
+DEVICE = "cpu"
 REFERENCES = {"H": -13.6, "C": -1027.0, "O": -2042.0, "Cu": -3.5, "Au": -3.2}
 
 
@@ -171,7 +173,7 @@ def potential(
         dtype=dtype,
         seed=seed,
     )
-    return built.use_backend(backend)
+    return built.to(DEVICE).use_backend(backend)
 
 
 def rattled(atoms: Atoms, seed: int = 0, by: float = 0.1) -> Atoms:

@@ -11,6 +11,16 @@ import pytest
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="of the contract battery: cpu or cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import builders
+
+    builders.DEVICE = config.getoption("--device")
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real DFT data; the test is skipped where it is absent."""
