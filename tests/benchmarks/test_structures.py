@@ -65,6 +65,12 @@ def test_135_atoms_are_3bpa_where_the_model_knows_its_elements():
     assert structures.system_of_size(135, ["H", "C", "O"]).name == "O 128"
 
 
+def test_27_atoms_are_one_molecule_of_3bpa():
+    assert structures.system_of_size(27).name == "3BPA"
+    assert len(structures.system_of_size(27).frames) == 1
+    assert structures.system_of_size(27, ["H", "C", "O"]).name == "O 32"
+
+
 def test_a_model_without_silicon_gets_its_heaviest_element_on_the_lattice():
     assert structures.system_of_size(64, ["H", "Cu", "O"]).species == ("Cu",)
 
