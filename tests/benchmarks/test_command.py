@@ -87,6 +87,9 @@ def test_what_failed_is_said_and_the_rest_is_kept(
         (("--against", "mace"), "'mace-torch'"),
         (("--against", "mace-torch,nequipp"), "'nequip'"),
         (("--against", "mace-torch"), "run make peers"),
+        (("--against", "cuequivariance"), "on cuda alone, not on cpu"),
+        (("--device", "meta"), "--device is cpu or cuda, not 'meta'"),
+        (("--device", "cudda"), "the device 'cudda' cannot be used"),
         (("nequip_3bpa", "--against", "nequip"), "run make peers"),
         (("--against", "nequip"), "mace_small: nequip has no interaction.normalization=neighbors"),
         (("--suite", "paper", "--against", "nequip"), "nequip has no interaction.normalization"),
@@ -115,7 +118,8 @@ def test_each_model_is_measured_against_the_peers_that_have_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     code = (
-        "import json; times = {'seconds': [1.0], 'baseline_mib': None, 'peak_mib': None}; "
+        "import json; times = {'seconds': [1.0], 'baseline_mib': None, 'peak_mib': None, "
+        "'device_baseline_mib': None, 'device_peak_mib': None}; "
         "print(json.dumps({'timing': times, 'n_edges': 1, 'versions': {}}))"
     )
     stand_in = (sys.executable, "-c", code)
@@ -123,7 +127,7 @@ def test_each_model_is_measured_against_the_peers_that_have_it(
     monkeypatch.setattr(
         opponents.Peer,
         "contenders",
-        lambda self: (jobs.Contender(self.name, stand_in, lacks=self.lacks),),
+        lambda self, device: (jobs.Contender(self.name, stand_in, lacks=self.lacks),),
     )
     out = tmp_path / "bench.json"
     arguments = ("mace_3bpa,nequip_3bpa", "--sizes", "135", "--against", "mace-torch,nequip")
@@ -159,3 +163,6 @@ def test_kernels_of_every_layer_have_a_rate() -> None:
     assert len({one.shape for one in rates}) == 2
     assert {one.kernel.split(",")[0] for one in rates} == {"convolution", "product"}
     assert all(one.rate > 0 for one in rates)
+    # 8 atoms, 2 channels: 4 components in and out, weights of 2 couplings and more
+    forward = [one for one in rates if one.kernel == "product, forward"]
+    assert all(4 * 8 * 2 * (4 + 1) < one.n_bytes < 10_000 for one in forward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from clebsch.cli_options import precision
+from clebsch.cli_options import precision, usable_device
 from clebsch.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "mace_small"
 DEFAULT_SIZES = "9,216,1000"
-_SUITES = ("paper",)
+_SUITES = ("paper", "gpu")
 
 
 def bench(
@@ -40,17 +41,22 @@ def bench(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     step: Annotated[bool, typer.Option(help="Time a training step too.")] = True,
     against: Annotated[
         str | None,
         typer.Option(
-            help="Measure peers of equal architecture in turns: mace-torch, nequip, or both with a "
-            "comma between them (make peers)."
+            help="Measure peers of equal architecture in turns: mace-torch, nequip, "
+            "cuequivariance (mace-torch with it, on CUDA), or several with commas between them "
+            "(make peers)."
         ),
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option(help="paper: MACE as published, on 3BPA and silicon, instead of a model."),
+        typer.Option(
+            help="Instead of a model, MACE as published: paper, on 3BPA and silicon; gpu, on "
+            "larger systems too."
+        ),
     ] = None,
     tabulate: Annotated[
         bool,
@@ -75,13 +81,14 @@ def bench(
     from clebsch.benchmarks.record import results_table, write_record
     from clebsch.evaluation.run import progress_bar
 
+    _measurable(device)
     modes: list[Mode] = ["energy_forces", "step"] if step else ["energy_forces"]
     cases = _cases(model, sizes, suite)
-    contenders = _contenders(against, tabulate, cases)
+    contenders = _contenders(against, tabulate, cases, device)
     path = out or Path(f"clebsch-bench-{datetime.now():%Y%m%d-%H%M%S}.json")
-    settings = _settings(dtype, threads, rounds)
+    settings = _settings(dtype, threads, rounds, device)
     if kernels:
-        settings["kernels"] = _kernels(cases[-1], dtype, threads, settings)
+        settings["kernels"] = _kernels(cases[-1], settings)
     write_record(path, [], settings)  # a folder that cannot be written is found out now
     with progress_bar("Measuring") as progress:
         rows = measure_all(
@@ -94,11 +101,12 @@ def bench(
             timing={"min_seconds": seconds, "max_seconds": max(20.0, seconds)},
             progress=lambda what, done, total: progress(done, total, what),
             save=lambda rows: write_record(path, rows, settings),
+            device=device,
         )
     console = Console()
     console.print(results_table(rows))
     console.print(
-        f"{settings['dtype']}, threads: {threads}, rounds: {rounds}; large matrix product: "
+        f"{device}, {dtype}, threads: {threads}, rounds: {rounds}; large matrix product: "
         f"{settings['gemm_multiply_adds_per_second'] / 1e9:.1f} G multiply-adds/s",
         highlight=False,
     )
@@ -110,8 +118,15 @@ def bench(
         raise typer.Exit(1)
 
 
-def _settings(dtype: str, threads: int, rounds: int) -> dict[str, Any]:
-    from clebsch.benchmarks.rates import gemm_rate
+def _measurable(device: str) -> None:
+    """Refuse devices that are absent, and those that are not waited for when calls are timed."""
+    kind = usable_device(device).split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is cpu or cuda, not {device!r}")
+
+
+def _settings(dtype: str, threads: int, rounds: int, device: str) -> dict[str, Any]:
+    from clebsch.benchmarks.rates import copy_rate, gemm_rate
 
     number = precision(dtype)
     assert number is not None
@@ -120,12 +135,14 @@ def _settings(dtype: str, threads: int, rounds: int) -> dict[str, Any]:
         "dtype": dtype,
         "threads": threads,
         "rounds": rounds,
-        "gemm_multiply_adds_per_second": gemm_rate(number, threads),
+        "device": device,
+        "gemm_multiply_adds_per_second": gemm_rate(number, threads, device),
+        "copy_bytes_per_second": copy_rate(threads, device),
     }
 
 
 def _cases(model: str | None, sizes: str | None, suite: str | None) -> list[Case]:
-    from clebsch.benchmarks.compare import paper_cases
+    from clebsch.benchmarks.compare import gpu_cases, paper_cases
     from clebsch.benchmarks.jobs import Case
     from clebsch.benchmarks.structures import system_of_size
 
@@ -134,7 +151,7 @@ def _cases(model: str | None, sizes: str | None, suite: str | None) -> list[Case
             raise ConfigError(f"unknown --suite {suite!r}. {did_you_mean(suite, _SUITES)}")
         if model is not None or sizes is not None:
             raise ConfigError("--suite has its own models and sizes; give one or the other")
-        return paper_cases()
+        return paper_cases() if suite == "paper" else gpu_cases()
     model = model or DEFAULT_MODEL
     cases = []
     for one in [model] if Path(model).exists() else model.split(","):
@@ -164,28 +181,23 @@ def _numbers(sizes: str) -> list[int]:
         raise ConfigError(f"--sizes are whole numbers such as 9,216,1000, not {sizes!r}") from None
 
 
-def _kernels(
-    case: Case, dtype: str, threads: int, settings: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _kernels(case: Case, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Rates of the last case's kernels on silicon of its size, printed at once."""
     from clebsch.benchmarks.rates import kernel_rates, rates_table
 
-    number = precision(dtype)
+    number = precision(settings["dtype"])
     assert number is not None
-    rates = kernel_rates(case.config, case.system.n_atoms, number, threads)
-    Console().print(rates_table(rates, settings["gemm_multiply_adds_per_second"]))
-    return [
-        {
-            "kernel": one.kernel,
-            "shape": one.shape,
-            "multiply_adds": one.multiply_adds,
-            "seconds": one.seconds,
-        }
-        for one in rates
-    ]
+    rates = kernel_rates(
+        case.config, case.system.n_atoms, number, settings["threads"], settings["device"]
+    )
+    gemm, copy = settings["gemm_multiply_adds_per_second"], settings["copy_bytes_per_second"]
+    Console().print(rates_table(rates, gemm, copy))
+    return [asdict(one) for one in rates]
 
 
-def _contenders(against: str | None, tabulate: bool, cases: Sequence[Case]) -> list[Contender]:
+def _contenders(
+    against: str | None, tabulate: bool, cases: Sequence[Case], device: str
+) -> list[Contender]:
     """Who is measured; each peer on the models that it has."""
     from clebsch.benchmarks.jobs import OURS, TABULATED
 
@@ -204,7 +216,7 @@ def _contenders(against: str | None, tabulate: bool, cases: Sequence[Case]) -> l
     for peer in peers:
         if all(of_peer[peer.name] for of_peer in lacking.values()):
             raise ConfigError("; ".join(notes[model, peer.name] for model in lacking))
-    found = [*ours, *(one for peer in peers for one in peer.contenders())]
+    found = [*ours, *(one for peer in peers for one in peer.contenders(device=device))]
     for note in notes.values():
         text = f"Not compared: {note}"
         Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)

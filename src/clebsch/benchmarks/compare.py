@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clebsch.benchmarks.jobs import Case, Contender, MeasurementError, Mode, run_job
-from clebsch.benchmarks.structures import paper_systems
+from clebsch.benchmarks.structures import System, copper, paper_systems, system_of_size
 from clebsch.models.config import MessagePassingConfig, UpdateConfig
 
 #: The four rows of the published comparison and a larger crystal: system, channels, L.
@@ -60,14 +60,13 @@ class Row:
     def summary(self) -> dict[str, Any] | None:
         """Times of all rounds' calls together in s, peak memory in MiB; None without any.
 
-        Memory "above" is the highest peak over what the process held before its first call.
+        Memory "above" is the highest peak over what the process, or of the device torch, held
+        before the first call.
         """
         if not self.done:
             return None
         seconds = [s for result in self.done for s in result["timing"]["seconds"]]
         low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
-        timings = [result["timing"] for result in self.done]
-        known = [timing for timing in timings if timing["peak_mib"] is not None]
         return {
             "calls": len(seconds),
             "median": median,
@@ -76,27 +75,54 @@ class Row:
             "upper_quartile": high,
             "max": max(seconds),
             "us_per_atom": 1e6 * median / self.case.system.n_atoms,
-            "peak_mib": max((t["peak_mib"] for t in known), default=None),
-            "peak_above_mib": max((t["peak_mib"] - t["baseline_mib"] for t in known), default=None),
+            **self._memory(""),
+            **self._memory("device_"),
+        }
+
+    def _memory(self, where: str) -> dict[str, float | None]:
+        """Peaks over all rounds, of the process or the device."""
+        timings = [result["timing"] for result in self.done]
+        known = [
+            (timing[f"{where}peak_mib"], timing[f"{where}baseline_mib"])
+            for timing in timings
+            if timing[f"{where}peak_mib"] is not None
+        ]
+        return {
+            f"{where}peak_mib": max((peak for peak, _ in known), default=None),
+            f"{where}peak_above_mib": max((peak - base for peak, base in known), default=None),
         }
 
 
 def paper_cases() -> list[Case]:
     """The published architecture with residual first layer, on molecules and silicon."""
     systems = paper_systems()
+    return [_published(systems[name], channels, degree) for name, channels, degree in _PAPER_ROWS]
+
+
+def gpu_cases() -> list[Case]:
+    """What is compared on GPUs, most important first.
+
+    The paper's model on one molecule and on a batch of five; silicon from 1000 to 50 000 atoms;
+    3000 atoms of copper with about 160 000 edges.
+    """
     return [
-        Case(
-            system=systems[name],
-            config=MessagePassingConfig(
-                channels=channels,
-                message_l=message_l,
-                update=UpdateConfig(first_layer="residual"),
-            ),
-            name=hidden_irreps(channels, message_l),
-            species=systems[name].species,
-        )
-        for name, channels, message_l in _PAPER_ROWS
+        _published(system_of_size(27), 256, 2),
+        _published(system_of_size(135), 256, 2),
+        _published(system_of_size(1000), 128, 1),
+        _published(System("Cu 3000", (copper(),)), 128, 2, cutoff=5.4),
+        _published(system_of_size(10_000), 128, 1),
+        _published(system_of_size(50_000), 128, 1),
     ]
+
+
+def _published(system: System, channels: int, message_l: int, cutoff: float = 5.0) -> Case:
+    config = MessagePassingConfig(
+        channels=channels,
+        message_l=message_l,
+        cutoff=cutoff,
+        update=UpdateConfig(first_layer="residual"),
+    )
+    return Case(system, config, hidden_irreps(channels, message_l), system.species)
 
 
 def hidden_irreps(channels: int, message_l: int) -> str:
@@ -117,6 +143,8 @@ def measure_all(
     timing: Mapping[str, Any],
     progress: Progress,
     save: Callable[[Sequence[Row]], None],
+    device: str = "cpu",
+    seconds_left: Callable[[], float | None] = lambda: None,
 ) -> list[Row]:
     """Measure every contender on every case, one process at a time, in turns.
 
@@ -134,6 +162,8 @@ def measure_all(
         timing: arguments of ``clebsch.benchmarks.timing.measure``.
         progress: called before every measurement.
         save: called after every measurement with all rows so far.
+        device: where models and structures lie.
+        seconds_left: asked before every measurement how long it may take; None for no limit.
     """
     rows = {
         (i, mode, one.name): Row(case, mode, one.name)
@@ -148,23 +178,29 @@ def measure_all(
         order = [*contenders[first:], *contenders[:first]]
         for i, case in enumerate(cases):
             for mode in modes:
-                job = case.job(mode, dtype, threads, timing)
+                job = case.job(mode, dtype, threads, timing, device)
                 for contender in order:
                     if (i, mode, contender.name) not in rows:
                         continue
                     progress(f"{case.system.name}, {case.name}: {contender.name}", done, total)
-                    _measure(rows[i, mode, contender.name], contender, job)
+                    _measure(rows[i, mode, contender.name], contender, job, seconds_left())
                     save(list(rows.values()))
                     done += 1
     return list(rows.values())
 
 
-def _measure(row: Row, contender: Contender, job: Mapping[str, Any]) -> None:
+def _measure(row: Row, contender: Contender, job: Mapping[str, Any], limit: float | None) -> None:
     try:
-        row.results.append(run_job(contender, job))
+        row.results.append(run_job(contender, job, limit))
     except MeasurementError as error:
         row.results.append(None)
         row.error = str(error)
+
+
+def memory(summary: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Peak and peak above what was held before, MiB: the device's where there is one."""
+    where = "" if summary["device_peak_mib"] is None else "device_"
+    return summary[f"{where}peak_mib"], summary[f"{where}peak_above_mib"]
 
 
 def ratios(ours: Row, theirs: Row) -> dict[str, Any] | None:
@@ -180,7 +216,7 @@ def ratios(ours: Row, theirs: Row) -> dict[str, Any] | None:
     if not pairs:
         return None
     times = [other / mine for mine, other in pairs]
-    mine, other = ((row.summary() or {})["peak_above_mib"] for row in (ours, theirs))
+    mine, other = (memory(row.summary() or {})[1] for row in (ours, theirs))
     return {
         "time": statistics.median(times),
         "time_min": min(times),

@@ -72,7 +72,7 @@ class Case:
     model: Path | None = None
 
     def job(
-        self, mode: Mode, dtype: str, threads: int, timing: Mapping[str, Any]
+        self, mode: Mode, dtype: str, threads: int, timing: Mapping[str, Any], device: str = "cpu"
     ) -> dict[str, Any]:
         """As JSON: all that either side needs to know; lengths in Angstrom.
 
@@ -81,6 +81,7 @@ class Case:
             dtype: "float32" or "float64".
             threads: of the CPU.
             timing: arguments of ``clebsch.benchmarks.timing.measure``.
+            device: where model and structures lie.
         """
         n_edges = self.system.n_edges(self.config.cutoff)
         return {
@@ -100,6 +101,7 @@ class Case:
             "mode": mode,
             "dtype": dtype,
             "threads": threads,
+            "device": device,
             "timing": dict(timing),
         }
 
@@ -108,24 +110,35 @@ class MeasurementError(ClebschError):
     """A process that measures ended without a result."""
 
 
-def run_job(contender: Contender, job: Mapping[str, Any]) -> dict[str, Any]:
+def run_job(
+    contender: Contender, job: Mapping[str, Any], limit: float | None = None
+) -> dict[str, Any]:
     """Measure in a process of its own, so that peak memory is that of this case alone.
 
     The allocator is glibc's as it comes, whatever this process was told, unless the contender says
     otherwise.
 
+    Args:
+        contender: who.
+        job: what (``Case.job``).
+        limit: seconds after which the process is ended; None for none.
+
     Raises:
-        MeasurementError: the process failed; the message has its last line.
+        MeasurementError: the process failed, and the message has its last line, or took too long.
     """
     environment = {k: v for k, v in os.environ.items() if not _ALLOCATOR.fullmatch(k)}
     environment |= {"OMP_NUM_THREADS": str(job["threads"]), **contender.environment}
-    ended = subprocess.run(
-        contender.command,
-        input=json.dumps({**job, **contender.options}),
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    try:
+        ended = subprocess.run(
+            contender.command,
+            input=json.dumps({**job, **contender.options}),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        raise MeasurementError(f"{contender.name}: not done after {limit:.0f} s") from None
     if ended.returncode != 0:
         last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
         raise MeasurementError(f"{contender.name}: {last}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from clebsch.benchmarks.jobs import Contender
 from clebsch.errors import ConfigError
@@ -37,16 +39,22 @@ class Peer:
     """A package to be measured against.
 
     Attributes:
-        name: of the package, and of the folder of its environment.
+        name: for tables, and of the folder of its environment.
         script: in ``benchmarks/peers``.
         like: a model that it has; of settings that are not in ``follows`` it knows no others.
         follows: settings that it has too, or does alike whatever they are, and which values.
+        options: what its jobs have beside those of others.
+        devices: kinds of devices that it is measured on.
+        install: how to get its environment.
     """
 
     name: str
     script: str
     like: MessagePassingConfig
     follows: Mapping[str, Callable[[Any], bool]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    install: str = "run make peers in a clone"
 
     def lacks(self, config: ModelConfig) -> list[str]:
         """Settings of a model that it cannot follow, as ``key=value``."""
@@ -69,27 +77,33 @@ class Peer:
         """
         environment = (PEERS_FOLDER if folder is None else folder) / self.name
         if not (environment / ".installed").exists():
-            raise ConfigError(
-                f"{self.name} is not installed in {environment}: run make peers in a clone"
-            )
+            raise ConfigError(f"{self.name} is not installed in {environment}: {self.install}")
         return str(environment / "bin" / "python")
 
-    def contenders(self, folder: Path | None = None) -> tuple[Contender, Contender]:
-        """The package as it comes, and with the tuned allocator.
+    def contenders(self, folder: Path | None = None, device: str = "cpu") -> tuple[Contender, ...]:
+        """The package as it comes, and on the CPU with the tuned allocator too.
 
         Args:
             folder: where environments are; ``PEERS_FOLDER`` if None.
+            device: "cpu", "cuda" or "cuda:1".
 
         Raises:
-            ConfigError: its environment is missing.
+            ConfigError: its environment is missing, or it is not measured on such a device.
         """
+        kind = torch.device(device).type
+        if kind not in self.devices:
+            raise ConfigError(
+                f"{self.name} is measured on {' and '.join(self.devices)} alone, not on {device}: "
+                f"add --device {self.devices[0]}"
+            )
         script = Path(__file__).parent / "peers" / self.script
         # -P: a script may have the package's name
         command = (self.python(folder), "-P", str(script))
-        return (
-            Contender(self.name, command, lacks=self.lacks),
-            Contender(f"{self.name}, tuned malloc", command, TUNED_ALLOCATOR, lacks=self.lacks),
-        )
+        plain = Contender(self.name, command, options=self.options, lacks=self.lacks)
+        if kind != "cpu":  # the allocator is the device's
+            return (plain,)
+        tuned = replace(plain, name=f"{self.name}, tuned malloc", environment=TUNED_ALLOCATOR)
+        return plain, tuned
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -118,6 +132,16 @@ _MACE_TORCH = Peer(
     ),
 )
 
+#: mace-torch with the closed kernels for GPUs that it can be converted to.
+_CUEQUIVARIANCE = replace(
+    _MACE_TORCH,
+    name="cuequivariance",
+    options={"cuequivariance": True},
+    devices=("cuda",),
+    install="make an environment with torch for CUDA, mace-torch and cuEquivariance there "
+    "(docs/performance.md says how)",
+)
+
 _NEQUIP = Peer(
     name="nequip",
     script="nequip.py",
@@ -140,4 +164,4 @@ _NEQUIP = Peer(
     },
 )
 
-PEERS = {peer.name: peer for peer in (_MACE_TORCH, _NEQUIP)}
+PEERS = {peer.name: peer for peer in (_MACE_TORCH, _CUEQUIVARIANCE, _NEQUIP)}

@@ -6,14 +6,18 @@ import json
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
-from clebsch.benchmarks.compare import Row, pairs, ratios
+from clebsch.benchmarks.compare import Row, memory, pairs, ratios
 from clebsch.benchmarks.jobs import OURS
 from clebsch.files import atomic_write
 
@@ -27,8 +31,10 @@ NOTES = (
     "Ours is replayed from a recording, as in runs of more than twenty calls. "
     "force_error: largest difference of a force component to the exact potential, eV/Angstrom. "
     "Times in seconds, memory in MiB. peak_mib: highest resident memory of the process from its "
-    "first call on; peak_above_mib: minus what it held before. cpu_per_wall: processor time of all "
-    "threads over wall time. Ratios: peer over ours, paired round by round. "
+    "first call on; peak_above_mib: minus what it held before; device_...: the same of a GPU's "
+    "memory, as far as torch allots it. On a GPU a call ends when the device is done. "
+    "cpu_per_wall: processor time of all threads over wall time. "
+    "Ratios: peer over ours, paired round by round. "
     "mace-torch without cuequivariance has the full table of product couplings, "
     "which spans the functions of the reduced one with more weights (n_parameters)."
 )
@@ -47,7 +53,7 @@ def record(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "notes": NOTES,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": machine() | gpu(settings.get("device", "cpu")),
         "versions": _versions(rows),
         **settings,
         "results": [_result(row) for row in rows if row.results],
@@ -79,6 +85,39 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+@cache
+def gpu(device: str) -> dict[str, Any]:
+    """A CUDA device and its driver, CUDA and Triton, memory in GiB; nothing of other devices."""
+    if torch.device(device).type != "cuda":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+    }
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, or None if it does not tell."""
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.splitlines()[0].strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:
@@ -151,7 +190,7 @@ def _cells(row: Row, ratio: Mapping[str, Any] | None) -> list[str]:
     if summary is None:
         return [*cells, "failed"]
     times = {key: _ms(value) for key, value in summary.items() if key not in ("calls",)}
-    peak, above = summary["peak_mib"], summary["peak_above_mib"]
+    peak, above = memory(summary)
     return [
         *cells,
         times["median"],

@@ -18,7 +18,7 @@ from ase.data import chemical_symbols
 
 import clebsch
 import clebsch.potential
-from clebsch.benchmarks.timing import limit_memory, measure
+from clebsch.benchmarks.timing import accelerator, limit_memory, measure
 from clebsch.data.frame import Frame
 from clebsch.data.loader import LabelledGraphs
 from clebsch.factory import assemble
@@ -37,7 +37,8 @@ def main() -> None:
     """Standard input to standard output."""
     job = json.load(sys.stdin)
     clebsch.potential.RECORD_AFTER = 0  # what long runs come to; warm-up calls pay for it
-    limit_memory()
+    if torch.device(job["device"]).type == "cpu":
+        limit_memory()  # a device's driver takes more address space than there is memory
     torch.set_num_threads(job["threads"])
     print(json.dumps(measure_job(job)))
 
@@ -67,7 +68,7 @@ def measure_job(job: Mapping[str, Any]) -> dict[str, Any]:
         "backend": potential.backend,
         "force_error": force_error,
         "versions": {"clebsch": clebsch.__version__, "torch": torch.__version__},
-        "timing": measure(call, **job["timing"]),
+        "timing": measure(call, **job["timing"], device=accelerator(torch, job["device"])),
     }
 
 
@@ -83,14 +84,14 @@ def largest_force_error(exact: Potential, tabulated: Potential, frames: Sequence
 def _potential(job: Mapping[str, Any]) -> Potential:
     dtype = getattr(torch, job["dtype"])
     if job["model"] is not None:
-        return load(job["model"], dtype=dtype)
+        return load(job["model"], dtype=dtype, device=job["device"])
     potential = assemble(
         model_config(job["architecture"]),
         [chemical_symbols[number] for number in job["species"]],
         avg_num_neighbors=job["avg_num_neighbors"],
         dtype=dtype,
     )
-    return potential.use_backend()
+    return potential.to(job["device"]).use_backend()
 
 
 def _frame(structure: Mapping[str, Any]) -> Frame:
@@ -115,7 +116,7 @@ def energy_forces(potential: Potential, frames: Sequence[Frame]) -> Callable[[],
 def training_step(potential: Potential, frames: Sequence[Frame]) -> Callable[[], object]:
     """A step as training does it: loss on energies and forces, its gradient, AMSGrad."""
     graphs = LabelledGraphs(potential, frames)
-    batch = graphs.batch(range(len(frames)))
+    batch = graphs.batch(range(len(frames))).to(potential.device)
     potential.requires_grad_(True)  # one that was loaded is frozen
     optimizer = make_optimizer(potential, _TRAINING)
     outputs = trained_outputs(batch.labels, _TRAINING.loss)

@@ -12,6 +12,7 @@ import re
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,78 @@ from typing import Any
 WARMUPS = 3
 
 
+@dataclass(frozen=True)
+class Accelerator:
+    """What measuring needs of a device that works behind the processor's back.
+
+    Attributes:
+        synchronize: waits until the device has done all that it was told.
+        reset_peak: lets ``peak_bytes`` begin anew.
+        held_bytes: its memory that tensors take now.
+        peak_bytes: the most that they took since ``reset_peak``.
+    """
+
+    synchronize: Callable[[], object]
+    reset_peak: Callable[[], object]
+    held_bytes: Callable[[], int]
+    peak_bytes: Callable[[], int]
+
+
+def accelerator(torch: Any, device: str) -> Accelerator | None:
+    """What ``measure`` needs of a device; None for the processor.
+
+    Args:
+        torch: the module, which this file does not import.
+        device: "cpu", "cuda" or "cuda:1".
+    """
+    if torch.device(device).type != "cuda":
+        return None
+    cuda = torch.cuda
+    return Accelerator(
+        synchronize=lambda: cuda.synchronize(device),
+        reset_peak=lambda: cuda.reset_peak_memory_stats(device),
+        held_bytes=lambda: cuda.memory_allocated(device),
+        peak_bytes=lambda: cuda.max_memory_allocated(device),
+    )
+
+
 def measure(
     call: Callable[[], object],
     min_calls: int = 5,
     min_seconds: float = 2.0,
     max_seconds: float = 20.0,
+    device: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Time a call again and again, after calls that are not counted.
 
     Timed calls end when there are ``min_calls`` and ``min_seconds``, or ``max_seconds``, and calls
     before them end after ``max_seconds`` too: a call that takes longer than that is made twice.
+    A call on a device ends when the device is done.
 
     Returns:
         seconds: of each timed call. cpu_per_wall: processor time of all threads over their sum,
         which shows threads that nobody asked for. baseline_mib: memory of the process before the
         first call. peak_mib: its highest since then, warm-ups included. Both None where /proc
-        does not tell.
+        does not tell. device_baseline_mib, device_peak_mib: the same of the device's memory, as
+        far as torch allots it; None without a device.
     """
+
+    def finished() -> None:
+        call()
+        if device is not None:
+            device.synchronize()
+
     release_memory()
     reset_peak()
     baseline = memory_mib("VmRSS")
+    device_baseline = None
+    if device is not None:
+        device.synchronize()
+        device.reset_peak()
+        device_baseline = device.held_bytes() / 2**20
     begun = time.perf_counter()
     for _ in range(WARMUPS):
-        call()
+        finished()
         if time.perf_counter() - begun >= max_seconds:
             break
     seconds: list[float] = []
@@ -49,7 +99,7 @@ def measure(
     cpu = time.process_time()
     while spent < max_seconds and (len(seconds) < min_calls or spent < min_seconds):
         begun = time.perf_counter()
-        call()
+        finished()
         seconds.append(time.perf_counter() - begun)
         spent += seconds[-1]
     return {
@@ -57,6 +107,8 @@ def measure(
         "cpu_per_wall": (time.process_time() - cpu) / spent if spent else None,
         "baseline_mib": baseline,
         "peak_mib": memory_mib("VmHWM"),
+        "device_baseline_mib": device_baseline,
+        "device_peak_mib": None if device is None else device.peak_bytes() / 2**20,
     }
 
 

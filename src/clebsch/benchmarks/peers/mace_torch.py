@@ -1,5 +1,7 @@
 """Measure mace-torch on one job. A script for an environment of its own (``make peers``).
 
+With ``"cuequivariance": true`` in the job the model is converted by mace-torch's own converter.
+
 Reads a job (``clebsch.benchmarks.jobs``) as JSON from standard input and prints the result as the
 last line of standard output. It imports nothing of Clebsch but loads the timing code by its path.
 """
@@ -11,6 +13,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +35,25 @@ def main() -> None:
     """Standard input to standard output."""
     job = json.load(sys.stdin)
     timing = runpy.run_path(str(Path(__file__).parents[1] / "timing.py"))
-    timing["limit_memory"]()
+    if torch.device(job["device"]).type == "cpu":
+        timing["limit_memory"]()  # a device's driver takes more address space than there is memory
     torch.set_num_threads(job["threads"])
     torch.set_default_dtype(getattr(torch, job["dtype"]))
     torch.manual_seed(0)
-    batch = make_batch(job)
-    model = build(job)
+    device = timing["accelerator"](torch, job["device"])
+    batch = make_batch(job).to(job["device"])
+    model = build(job).to(job["device"])
+    versions = {"mace-torch": mace.__version__, "torch": torch.__version__}
+    if job.get("cuequivariance"):
+        model = accelerated(model, job["device"])
+        versions["cuequivariance"] = version("cuequivariance")
     call = {"energy_forces": energy_forces, "step": training_step}[job["mode"]](model, batch)
     result = {
         "n_atoms": batch.num_nodes,
         "n_edges": batch.edge_index.shape[1],
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "versions": {"mace-torch": mace.__version__, "torch": torch.__version__},
-        "timing": timing["measure"](call, **job["timing"]),
+        "versions": versions,
+        "timing": timing["measure"](call, **job["timing"], device=device),
     }
     print(json.dumps(result))
 
@@ -101,6 +110,19 @@ def build(job: dict[str, Any]) -> torch.nn.Module:
         atomic_inter_shift=0.0,
     )
     return model
+
+
+def accelerated(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    """The same model with cuEquivariance's operations.
+
+    Raises:
+        ImportError: cuEquivariance, or its kernels, are not installed: it would run without them.
+    """
+    import cuequivariance_ops_torch  # noqa: F401
+    from mace.cli.convert_e3nn_cueq import run
+
+    converted: torch.nn.Module = run(model, device=device, return_model=True)
+    return converted.to(device)
 
 
 def energy_forces(model: torch.nn.Module, batch: Any) -> Callable[[], object]:

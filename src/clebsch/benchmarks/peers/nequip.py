@@ -29,18 +29,20 @@ def main() -> None:
     """Standard input to standard output."""
     job = json.load(sys.stdin)
     timing = runpy.run_path(str(Path(__file__).parents[1] / "timing.py"))
-    timing["limit_memory"]()
+    if torch.device(job["device"]).type == "cpu":
+        timing["limit_memory"]()  # a device's driver takes more address space than there is memory
     torch.set_num_threads(job["threads"])
     set_global_state()
-    data = make_batch(job)
-    model = build(job)
+    device = timing["accelerator"](torch, job["device"])
+    data = {key: value.to(job["device"]) for key, value in make_batch(job).items()}
+    model = build(job).to(job["device"])
     call = {"energy_forces": energy_forces, "step": training_step}[job["mode"]](model, data)
     result = {
         "n_atoms": int(AtomicDataDict.num_nodes(data)),
         "n_edges": int(AtomicDataDict.num_edges(data)),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "versions": {"nequip": version("nequip"), "torch": torch.__version__},
-        "timing": timing["measure"](call, **job["timing"]),
+        "timing": timing["measure"](call, **job["timing"], device=device),
     }
     print(json.dumps(result))
 
@@ -115,7 +117,7 @@ def training_step(model: torch.nn.Module, data: dict[str, torch.Tensor]) -> Call
     n_frames = int(AtomicDataDict.num_frames(data))
     labels = {
         **data,
-        "total_energy": torch.zeros(n_frames, 1, dtype=torch.float64),
+        "total_energy": torch.zeros(n_frames, 1, dtype=torch.float64, device=data["pos"].device),
         "forces": torch.zeros_like(data["pos"]),
     }
     model.train()
