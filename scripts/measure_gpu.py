@@ -1,0 +1,341 @@
+"""Measure on a GPU machine all that has a target there, in one call of under ten minutes.
+
+Nothing in here has run on a GPU so far: it was tried with ``--device cpu --tiny`` alone. Nor has
+the whole archive been made: as wheels cuEquivariance's kernels are 70 MiB, more than travels, and
+what packing them together saves is not known.
+
+Beforehand, where pip works, fetch what the machine lacks (Python 3.12, torch and Triton it has) as
+one archive, and see whether it is small enough to travel:
+
+    echo /.gpu/ >> .git/info/exclude
+    python3 scripts/measure_gpu.py --fetch .gpu/packages.tar.xz
+
+Then, as the command of the tool ``device``, with carry [".gpu"] and timeout_s 600:
+
+    PYTHONUNBUFFERED=1 python3 scripts/measure_gpu.py --packages .gpu/packages.tar.xz --out $OUT
+
+``$OUT/measurements.json`` is written anew after every stage, ``$OUT/bench.json`` (the form of
+``clebsch bench --out``) after every process; ``$OUT/tests.log`` is pytest's. Stages, most important
+first: the machine, its matrix product and copies; kernels compiled, and the contract battery beside
+that; the comparison with mace-torch without and with cuEquivariance, a case at a time; rates of
+kernels. What there is no time for is skipped and said. Training to published errors is not among
+them: it takes ten minutes of its own (``clebsch reproduce``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+#: What Clebsch needs and the machine lacks.
+OURS = ("ase", "vesin", "pydantic", "pydantic-core", "annotated-types", "typing-inspection")
+#: The same of mace-torch and cuEquivariance; e3nn is there in a version too new.
+PEERS = (
+    *("mace-torch==0.3.16", "e3nn==0.4.4", "ase", "matscipy", "lmdb", "orjson", "prettytable"),
+    *("wcwidth", "configargparse", "gitpython", "gitdb", "smmap", "python-hostlist", "torch-ema"),
+    *("cuequivariance==0.13.0", "cuequivariance-torch==0.13.0", "platformdirs"),
+    *("cuequivariance-ops-torch-cu13==0.13.0", "cuequivariance-ops-cu13==0.13.0"),
+)
+#: Those that come as source alone, of Python alone.
+SOURCES = ("python-hostlist",)
+#: A working tree of more does not travel; the repository takes some of it.
+ARCHIVE_MIB = 60
+PLATFORMS = ("2_34", "2_31", "2_28", "2_27", "2_24", "2_17")
+#: A stage is not begun with fewer seconds left.
+LEAST = 20.0
+#: Processes that compile at the same time; the tests take others.
+COMPILERS = 4
+TESTS = "tests/contract -n 8 --device {device}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fetch", type=Path, help="only download packages, into this archive")
+    parser.add_argument("--packages", type=Path, help="the archive that --fetch made")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the results")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=560.0, help="for everything together")
+    parser.add_argument("--tests", default=TESTS, help="arguments of pytest")
+    parser.add_argument("--tiny", action="store_true", help="try this script: one tiny model")
+    options = parser.parse_args()
+    if options.fetch is not None:
+        fetch(options.fetch)
+        return
+    end = time.monotonic() + options.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        environments = unpack(options.packages, Path(folder))
+        Measurements(options, end, environments).run()
+
+
+def fetch(archive: Path) -> None:
+    """Download packages for Python 3.12 on Linux and pack them, unzipped, as one archive.
+
+    Raises:
+        SystemExit: the archive is too large to travel.
+    """
+    pip = [sys.executable, "-m", "pip", "-q"]
+    foreign = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
+    for platform in PLATFORMS:
+        foreign += ["--platform", f"manylinux_{platform}_x86_64"]
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, tarfile.open(archive, "w:xz", preset=9) as packed:
+        for folder, packages in (("ours", OURS), ("peers", PEERS)):
+            wheels, site = Path(name, folder, "wheels"), Path(name, folder, "site")
+            binary = [one for one in packages if one not in SOURCES]
+            subprocess.run(
+                [*pip, "download", "--no-deps", *foreign, "-d", str(wheels), *binary], check=True
+            )
+            source = [one for one in packages if one in SOURCES]
+            if source:
+                subprocess.run([*pip, "wheel", "--no-deps", "-w", str(wheels), *source], check=True)
+            for wheel in sorted(wheels.glob("*.whl")):
+                zipfile.ZipFile(wheel).extractall(site)
+            packed.add(site, folder)
+    size = archive.stat().st_size / 2**20
+    print(f"{archive}: {size:.1f} MiB")
+    if size > ARCHIVE_MIB:
+        raise SystemExit(f"more than {ARCHIVE_MIB} MiB do not travel: leave out cuequivariance")
+
+
+def unpack(archive: Path | None, folder: Path) -> Path | None:
+    """Let this process and its children import our packages, and make environments of peers.
+
+    A peer's environment is what ``make peers`` makes, as far as the benchmark can see: a file that
+    says it is there, and a Python, which is this one with other packages.
+
+    Returns:
+        The folder of the peers' environments; None without an archive.
+    """
+    ours = [str(ROOT / "src")]
+    if archive is not None:
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+        ours.append(str(folder / "ours"))
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        about = folder / "ours" / f"clebsch-{project['version']}.dist-info"
+        about.mkdir(parents=True, exist_ok=True)
+        text = f"Metadata-Version: 2.1\nName: clebsch\nVersion: {project['version']}\n"
+        (about / "METADATA").write_text(text, encoding="utf-8")
+        for peer in ("mace-torch", "cuequivariance"):
+            python = folder / "environments" / peer / "bin" / "python"
+            python.parent.mkdir(parents=True)
+            command = shlex.join(["env", f"PYTHONPATH={folder / 'peers'}", sys.executable])
+            python.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+            python.chmod(0o755)
+            (python.parents[1] / ".installed").touch()
+    sys.path[:0] = ours
+    os.environ["PYTHONPATH"] = os.pathsep.join(ours)
+    return None if archive is None else folder / "environments"
+
+
+class Measurements:
+    """The stages, what they gave, and the time that is left for them."""
+
+    def __init__(self, options: argparse.Namespace, end: float, environments: Path | None) -> None:
+        self.options, self.end, self.environments = options, end, environments
+        self.device: str = options.device
+        self.found: dict[str, Any] = {}
+        self.rows: list[Any] = []
+        self.settings: dict[str, Any] = {}
+        options.out.mkdir(parents=True, exist_ok=True)
+
+    def left(self) -> float:
+        """Seconds; a process that is begun may take them all."""
+        return max(self.end - time.monotonic(), 1.0)
+
+    def run(self) -> None:
+        """All stages; one that fails or is skipped does not end the run."""
+        cases = self.cases()
+        self.stage("machine", self.machine)
+        self.stage("kernels compiled, tests", lambda: self.prepare(cases))
+        for i, case in enumerate(cases):
+            if i == len(cases) - 2:  # the largest systems come last
+                self.stage("rates of kernels", lambda: self.rates(cases))
+            self.stage(f"{case.system.name}, {case.name}", lambda case=case: self.compare(case))
+        self.show()
+
+    def stage(self, name: str, measure: Callable[[], Any]) -> None:
+        """Run one stage if there is time, and write what is known."""
+        begun = time.monotonic()
+        if self.left() < LEAST:
+            entry = {"skipped": f"{self.left():.0f} s were left"}
+        else:
+            try:
+                entry = {"result": measure()}
+            except Exception as error:  # whatever it is, the other stages are worth having
+                entry = {"error": f"{type(error).__name__}: {error}"}
+            entry["seconds"] = round(time.monotonic() - begun, 1)
+        self.found[name] = entry
+        text = json.dumps(self.found, indent=1) + "\n"
+        (self.options.out / "measurements.json").write_text(text, encoding="utf-8")
+        said = {key: value for key, value in entry.items() if key != "result"}
+        print(f"{name}: {said}, {self.left():.0f} s left", flush=True)
+
+    def cases(self) -> list[Any]:
+        """Models and systems, most important first."""
+        from clebsch.benchmarks.compare import gpu_cases
+        from clebsch.benchmarks.jobs import Case
+        from clebsch.benchmarks.structures import system_of_size
+        from clebsch.models.config import MessagePassingConfig
+
+        if not self.options.tiny:
+            return gpu_cases()
+        config = MessagePassingConfig(channels=2, l_max=1, message_l=1, cutoff=3.0)
+        systems = [system_of_size(size) for size in (9, 8)]
+        return [Case(system, config, "tiny", system.species) for system in systems]
+
+    def machine(self) -> dict[str, Any]:
+        """Versions, and the two rates that bound everything."""
+        import torch
+
+        from clebsch.benchmarks.rates import copy_rate, gemm_rate
+        from clebsch.benchmarks.record import gpu, machine
+
+        self.settings = {
+            "command": sys.argv,
+            "dtype": "float32",
+            "threads": 1,
+            "rounds": 2,
+            "device": self.device,
+            "gemm_multiply_adds_per_second": gemm_rate(torch.float32, 1, self.device),
+            "copy_bytes_per_second": copy_rate(1, self.device),
+        }
+        return {**machine(), **gpu(self.device), "torch": torch.__version__, **self.settings}
+
+    def prepare(self, cases: Sequence[Any]) -> dict[str, Any]:
+        """Every job of ours once, several at a time, so that kernels are compiled; the tests."""
+        from clebsch.benchmarks.jobs import OURS, MeasurementError, run_job
+
+        deadline = time.monotonic() + 0.45 * self.left()
+        quick = {"min_calls": 1, "min_seconds": 0.0, "max_seconds": 0.0}
+
+        def limit() -> float:
+            return max(deadline - time.monotonic(), 1.0)
+
+        def job(case: Any, mode: Any) -> str:
+            try:
+                done = run_job(OURS, case.job(mode, "float32", 1, quick, self.device), limit())
+            except MeasurementError as error:
+                return str(error)
+            return f"backend {done['backend']}"
+
+        with ThreadPoolExecutor(COMPILERS + 1) as pool:
+            tests = pool.submit(self.tests, limit())
+            jobs = {
+                f"{case.system.name}, {mode}": pool.submit(job, case, mode)
+                for case in cases
+                for mode in modes(case)
+            }
+            return {"tests": tests.result()} | {name: one.result() for name, one in jobs.items()}
+
+    def tests(self, limit: float) -> dict[str, Any]:
+        """Exit status of pytest and its last line; None if it was not done in time."""
+        arguments = shlex.split(self.options.tests.format(device=self.device))
+        log = self.options.out.resolve() / "tests.log"
+        with log.open("w") as file:
+            try:
+                status = subprocess.run(
+                    [sys.executable, "-m", "pytest", *arguments],
+                    cwd=ROOT,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    timeout=limit,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                status = None
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return {"status": status, "last_line": lines[-1] if lines else ""}
+
+    def compare(self, case: Any) -> dict[str, Any]:
+        """One case by all contenders, in turns: their summaries, and atoms per GiB."""
+        from clebsch.benchmarks.compare import measure_all
+        from clebsch.benchmarks.jobs import OURS
+        from clebsch.benchmarks.opponents import PEERS
+        from clebsch.benchmarks.record import write_record
+
+        contenders = [OURS]
+        if self.environments is not None:
+            for name in ("cuequivariance", "mace-torch"):
+                if self.device != "cpu" or name != "cuequivariance":
+                    contenders += PEERS[name].contenders(self.environments, self.device)
+        before = list(self.rows)
+
+        def save(rows: Sequence[Any]) -> None:
+            self.rows = [*before, *rows]
+            write_record(self.options.out / "bench.json", self.rows, self.settings)
+
+        rows = measure_all(
+            [case],
+            contenders,
+            modes=modes(case),
+            dtype="float32",
+            threads=1,
+            rounds=1 if self.options.tiny else 2,
+            timing={"min_seconds": 0.5, "max_seconds": 5.0},
+            progress=lambda what, done, total: None,
+            save=save,
+            device=self.device,
+            seconds_left=self.left,
+        )
+        return {f"{row.contender}, {row.mode}": self.told(row) for row in rows}
+
+    def told(self, row: Any) -> dict[str, Any]:
+        """Summary and atoms per GiB of a row, or why there is none."""
+        from clebsch.benchmarks.compare import memory
+
+        summary = row.summary()
+        if summary is None:
+            return {"error": row.error}
+        _, above = memory(summary)
+        per_gib = row.case.system.n_atoms * 1024 / above if above else None
+        return {**summary, "atoms_per_gib": per_gib, "error": row.error}
+
+    def rates(self, cases: Sequence[Any]) -> list[dict[str, Any]]:
+        """Kernels of the first and of the last case's model, beside what bounds them."""
+        import torch
+
+        from clebsch.benchmarks.rates import kernel_rates
+
+        found = []
+        for case, size in ((cases[0], 1000), (cases[-1], 10_000)):
+            for one in kernel_rates(
+                case.config, 8 if self.options.tiny else size, torch.float32, 1, self.device
+            ):
+                gemm = one.rate / self.settings["gemm_multiply_adds_per_second"]
+                copy = one.n_bytes / one.seconds / self.settings["copy_bytes_per_second"]
+                entry = {"model": case.name, "kernel": one.kernel, "shape": one.shape}
+                found.append({**entry, "ms": 1e3 * one.seconds, "of_gemm": gemm, "of_copy": copy})
+        return found
+
+    def show(self) -> None:
+        """The table of ``clebsch bench``."""
+        from rich.console import Console
+
+        from clebsch.benchmarks.record import results_table
+
+        Console(width=180).print(results_table(self.rows))
+
+
+def modes(case: Any) -> list[Any]:
+    """Training steps are compared on batches of molecules."""
+    batch = len(case.system.frames) > 1
+    return ["step", "energy_forces"] if batch else ["energy_forces"]
+
+
+if __name__ == "__main__":
+    main()
