@@ -135,7 +135,7 @@ class Potential(nn.Module):
         Moving or casting the potential chooses anew.
 
         Args:
-            name: "llvm", "reference", or "auto" for the fastest that the device allows.
+            name: "llvm", "triton", "reference", or "auto" for the fastest that the device allows.
 
         Raises:
             BackendError: the backend is missing, gives other numbers than the reference on a
