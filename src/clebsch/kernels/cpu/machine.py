@@ -183,7 +183,8 @@ def _sources() -> list[Path]:
     here = Path(__file__)
     names = ("emit.py", "*_code.py", "convolution_*.py")
     writers = [here, *(path for name in names for path in sorted(here.parent.glob(name)))]
-    plans = [here.parents[1] / "plan.py", here.parents[1] / "polynomial.py"]
+    shared = ("plan.py", "polynomial.py", "harmonic_polynomials.py")
+    plans = [here.parents[1] / name for name in shared]
     return [*writers, *plans, *sorted((here.parents[2] / "algebra").glob("*.py"))]
 
 
