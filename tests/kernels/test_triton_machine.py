@@ -104,7 +104,9 @@ torch.cuda.is_available = lambda: True  # or the backend would be refused
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from clebsch.algebra import spherical_irreps
-from clebsch.kernels.gpu import convolution_code, machine, polynomial_code, segments
+from clebsch.kernels.gpu import (
+    convolution_code, harmonics_code, machine, polynomial_code, segments
+)
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 from clebsch.kernels.polynomial import polynomial
 
@@ -123,6 +125,9 @@ sources = {
     "polynomial": polynomial_code.write_forward(product, 1),
     "polynomial_gradients": polynomial_code.write_gradients(product, 1, True),
     "polynomial_second": polynomial_code.write_second(product, 1, True),
+    "harmonics": harmonics_code.write_values(2),
+    "harmonics_gradient": harmonics_code.write_gradient(2),
+    "harmonics_second": harmonics_code.write_second(2),
 }
 kernels = {name: machine.kernel(name, source) for name, source in sources.items()}
 kernels["sum_rows"] = segments._sum_rows
@@ -146,4 +151,4 @@ for bits in (32, 64):
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For one of compute capability 9.0 (H100, H200), which need not be there."""
     done = python(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(done.splitlines()) == 18
+    assert len(done.splitlines()) == 24

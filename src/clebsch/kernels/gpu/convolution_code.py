@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from clebsch.kernels.gpu.source import Source, load, products, store
+from clebsch.kernels.gpu.source import ChannelSource, load, products, store
 from clebsch.kernels.plan import ConvolutionPlan
 
 #: Output components of a part, at most (or those of one path): they lie in registers.
@@ -67,7 +67,7 @@ def write_forward(plan: ConvolutionPlan) -> str:
     """``out[i] = sum over edges``, [N, C, K]."""
     name = "convolve"
     arguments = (*_BY_RECEIVER, "path_weights", "harmonics", "nodes", "out")
-    k = Source(name, f"Convolution {plan.key}.", arguments, "out")
+    k = ChannelSource(name, f"Convolution {plan.key}.", arguments, "out")
     for _, paths in _parts(k, "receiver", parts_by_output(plan, ROWS[name])):
         outputs = _outputs(plan, paths)
         k.clear(f"a{m}" for m in outputs)
@@ -96,7 +96,7 @@ def write_gradients(plan: ConvolutionPlan, wanted: Wanted) -> str:
     name = "convolve_gradients"
     arguments = (*_BY_RECEIVER, "path_weights", "harmonics", "nodes", "cotangent", "d_weights")
     doc = f"First derivatives by edges of convolution {plan.key}."
-    k = Source(name, doc, (*arguments, "d_harmonics", "n_edges"), "d_harmonics")
+    k = ChannelSource(name, doc, (*arguments, "d_harmonics", "n_edges"), "d_harmonics")
     for part, paths in _parts(k, "receiver", parts_by_output(plan, ROWS[name])):
         _load_cotangent(k, plan, paths, "receiver")
         with _edges_of_receiver(k):
@@ -129,7 +129,9 @@ def write_node_gradient(plan: ConvolutionPlan) -> str:
     """The first derivative of ``cotangent . convolution`` by nodes, d_nodes [N, H, K]."""
     name = "convolve_node_gradient"
     arguments = (*_BY_SENDER, "path_weights", "harmonics", "cotangent", "d_nodes")
-    k = Source(name, f"First derivative by nodes of convolution {plan.key}.", arguments, "d_nodes")
+    k = ChannelSource(
+        name, f"First derivative by nodes of convolution {plan.key}.", arguments, "d_nodes"
+    )
     for _, paths in _parts(k, "sender", parts_by_node(plan)):
         k.clear(f"d_h{h}" for h in _sent(plan, paths))
         with _edges_of_sender(k):
@@ -158,7 +160,7 @@ def write_second(plan: ConvolutionPlan, wanted: Wanted, moving_nodes: bool) -> s
     results = ("d_weights", "d_harmonics", "d_cotangent", "n_edges")
     inputs = ("path_weights", "harmonics", "nodes", "cotangent")
     doc = f"Second derivatives by edges and cotangent of convolution {plan.key}."
-    k = Source(name, doc, (*_BY_RECEIVER, *inputs, *directions, *results), "d_cotangent")
+    k = ChannelSource(name, doc, (*_BY_RECEIVER, *inputs, *directions, *results), "d_cotangent")
     for part, paths in _parts(k, "receiver", parts_by_output(plan, ROWS[name])):
         outputs = _outputs(plan, paths)
         _load_cotangent(k, plan, paths, "receiver")
@@ -182,7 +184,7 @@ def write_second(plan: ConvolutionPlan, wanted: Wanted, moving_nodes: bool) -> s
 
 
 def _second_of_path(
-    k: Source,
+    k: ChannelSource,
     plan: ConvolutionPlan,
     path: int,
     wanted: Wanted,
@@ -217,7 +219,7 @@ def write_second_node(plan: ConvolutionPlan) -> str:
     name = "convolve_second_node"
     inputs = ("path_weights", "harmonics", "cotangent", "t_weights", "t_harmonics")
     doc = f"Second derivative by nodes of convolution {plan.key}."
-    k = Source(name, doc, (*_BY_SENDER, *inputs, "d_nodes"), "d_nodes")
+    k = ChannelSource(name, doc, (*_BY_SENDER, *inputs, "d_nodes"), "d_nodes")
     for _, paths in _parts(k, "sender", parts_by_node(plan)):
         k.clear(f"d_h{h}" for h in _sent(plan, paths))
         with _edges_of_sender(k):
@@ -243,7 +245,9 @@ def write_second_node(plan: ConvolutionPlan) -> str:
 # --- the walk over parts and edges ---
 
 
-def _parts(k: Source, atom: str, parts: Sequence[list[int]]) -> Iterator[tuple[int, list[int]]]:
+def _parts(
+    k: ChannelSource, atom: str, parts: Sequence[list[int]]
+) -> Iterator[tuple[int, list[int]]]:
     """Each part's paths, within the condition that a program is of this part."""
     k.add(f"{atom} = tl.program_id(0).to(tl.int64)")
     k.add("part = tl.program_id(2)")
@@ -253,7 +257,7 @@ def _parts(k: Source, atom: str, parts: Sequence[list[int]]) -> Iterator[tuple[i
 
 
 @contextmanager
-def _edges_of_receiver(k: Source) -> Iterator[None]:
+def _edges_of_receiver(k: ChannelSource) -> Iterator[None]:
     k.add("first = tl.load(row_ptr + receiver)")
     k.add("last = tl.load(row_ptr + receiver + 1)")
     with k.block("for edge in range(first, last)"):
@@ -262,7 +266,7 @@ def _edges_of_receiver(k: Source) -> Iterator[None]:
 
 
 @contextmanager
-def _edges_of_sender(k: Source) -> Iterator[None]:
+def _edges_of_sender(k: ChannelSource) -> Iterator[None]:
     k.add("first = tl.load(sender_ptr + sender)")
     k.add("last = tl.load(sender_ptr + sender + 1)")
     with k.block("for place in range(first, last)"):
@@ -271,7 +275,7 @@ def _edges_of_sender(k: Source) -> Iterator[None]:
         yield
 
 
-def _title(k: Source, plan: ConvolutionPlan, path: int) -> None:
+def _title(k: ChannelSource, plan: ConvolutionPlan, path: int) -> None:
     p = plan.paths[path]
     node, harmonic = plan.node_irreps[p.node], plan.harmonic_irreps[p.harmonic]
     k.add(f"# path {path}: {node} x {harmonic} -> {plan.out_irreps[p.out]}")
@@ -311,25 +315,29 @@ def _harmonics(plan: ConvolutionPlan, paths: Sequence[int]) -> list[int]:
     return sorted({y for block in blocks for y in range(block.start, block.stop)})
 
 
-def _load_harmonics(k: Source, plan: ConvolutionPlan, paths: Sequence[int], tangent: str) -> None:
+def _load_harmonics(
+    k: ChannelSource, plan: ConvolutionPlan, paths: Sequence[int], tangent: str
+) -> None:
     size = plan.harmonic_irreps.dim
     for y in _harmonics(plan, paths):
         k.add(f"{tangent}y{y} = tl.load({tangent}harmonics + edge * {size} + {y})")
 
 
-def _load_sent(k: Source, plan: ConvolutionPlan, paths: Sequence[int], tangent: str) -> None:
+def _load_sent(k: ChannelSource, plan: ConvolutionPlan, paths: Sequence[int], tangent: str) -> None:
     k.row(f"{tangent}sent", f"{tangent}nodes", "sender", plan.node_irreps.dim)
     for h in _sent(plan, paths):
         k.add(f"{tangent}h{h} = {load(f'{tangent}sent', h)}")
 
 
-def _store_sent(k: Source, plan: ConvolutionPlan, paths: Sequence[int]) -> None:
+def _store_sent(k: ChannelSource, plan: ConvolutionPlan, paths: Sequence[int]) -> None:
     k.row("target", "d_nodes", "sender", plan.node_irreps.dim)
     for h in _sent(plan, paths):
         k.add(store("target", h, f"d_h{h}"))
 
 
-def _load_cotangent(k: Source, plan: ConvolutionPlan, paths: Sequence[int], atom: str) -> None:
+def _load_cotangent(
+    k: ChannelSource, plan: ConvolutionPlan, paths: Sequence[int], atom: str
+) -> None:
     k.row("given", "cotangent", atom, plan.out_dim)
     for m in _outputs(plan, paths):
         k.add(f"g{m} = {load('given', m)}")
@@ -340,7 +348,7 @@ def _contracted(terms: Sequence[tuple[int, float]], harmonics: str) -> str:
     return products((repr(coefficient), f"{harmonics}{m}") for m, coefficient in terms)
 
 
-def _couplings(k: Source, plan: ConvolutionPlan, path: int, tangent: str) -> None:
+def _couplings(k: ChannelSource, plan: ConvolutionPlan, path: int, tangent: str) -> None:
     """G of a path, or its change."""
     for h, outs in _entries_by_node(plan, path):
         for out, terms in outs:
@@ -351,7 +359,7 @@ class _HarmonicSums:
     """The derivative by an edge's harmonics, a vector for each component until it is stored."""
 
     def __init__(
-        self, k: Source, plan: ConvolutionPlan, paths: Sequence[int], wanted: bool
+        self, k: ChannelSource, plan: ConvolutionPlan, paths: Sequence[int], wanted: bool
     ) -> None:
         self.k, self.plan = k, plan
         self.components = _harmonics(plan, paths) if wanted else []

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from clebsch.kernels.gpu.source import Source, add_to, load, store
+from clebsch.kernels.gpu.source import ChannelSource, add_to, load, store
 from clebsch.kernels.polynomial import Node, Polynomial, parts
 
 #: Terms of a part, whose coefficients lie in registers, and with their derivatives beside them.
@@ -28,7 +28,7 @@ _INPUTS = ("order", "bounds", "species", "coefficients", "variables")
 
 def write_forward(polynomial: Polynomial, output: int) -> str:
     """The values of an output component, added to out [N, O, K]."""
-    k = Source("polynomial", f"{_title(output)}.", (*_INPUTS, "out"), "out")
+    k = ChannelSource("polynomial", f"{_title(output)}.", (*_INPUTS, "out"), "out")
     with _atoms_of_block(k, polynomial):
         for root in _parts(polynomial, output, PART):
             walk = _Walk(k, root)
@@ -48,10 +48,10 @@ def write_gradients(polynomial: Polynomial, output: int, weighted: bool) -> str:
     """
     arguments = (*_INPUTS, "cotangent", "d_variables", "d_coefficients")
     doc = f"{_title(output)}: first derivatives."
-    k = Source("polynomial_gradients", doc, arguments, "d_variables")
+    k = ChannelSource("polynomial_gradients", doc, arguments, "d_variables")
     with _atoms_of_block(k, polynomial):
         for root in _parts(polynomial, output, WEIGHTED_PART if weighted else PART):
-            walk = _Walk(k, root, differentiated=True, weighted=weighted)
+            walk = _Walk(k, root, weighted=weighted)
             walk.load_coefficients()
             with walk.passing_atoms(polynomial):
                 k.row("given", "cotangent", "atom", polynomial.n_outputs)
@@ -70,10 +70,10 @@ def write_second(polynomial: Polynomial, output: int, weighted: bool) -> str:
     results = ("d_variables", "d_coefficients", "d_cotangent")
     arguments = (*_INPUTS, "cotangent", "t_variables", *results)
     doc = f"{_title(output)}: second derivatives."
-    k = Source("polynomial_second", doc, arguments, "d_variables")
+    k = ChannelSource("polynomial_second", doc, arguments, "d_variables")
     with _atoms_of_block(k, polynomial):
         for root in _parts(polynomial, output, WEIGHTED_PART if weighted else PART):
-            walk = _Walk(k, root, differentiated=True, weighted=weighted, moving=True)
+            walk = _Walk(k, root, weighted=weighted, moving=True)
             walk.load_coefficients()
             with walk.passing_atoms(polynomial):
                 k.row("given", "cotangent", "atom", polynomial.n_outputs)
@@ -96,7 +96,7 @@ def _parts(polynomial: Polynomial, output: int, most: int) -> list[Node]:
 
 
 @contextmanager
-def _atoms_of_block(k: Source, polynomial: Polynomial) -> Iterator[None]:
+def _atoms_of_block(k: ChannelSource, polynomial: Polynomial) -> Iterator[None]:
     """A program's atoms are ``order[first:last]``; nothing is done where there are none."""
     k.add("block = tl.program_id(0).to(tl.int64)")
     k.add("first = tl.load(bounds + block)")
@@ -108,27 +108,19 @@ def _atoms_of_block(k: Source, polynomial: Polynomial) -> Iterator[None]:
 
 
 class _Walk:
-    """Writes one part: its Horner scheme and, if asked for, derivatives, for one atom.
+    """Writes one part: its Horner scheme and, where w is given, derivatives, for one atom.
 
     Args:
         k: where to write.
         root: of the part's scheme.
-        differentiated: derivatives by variables are wanted.
         weighted: derivatives by coefficients are wanted.
         moving: what is differentiated is the change along a direction of the variables.
     """
 
     def __init__(
-        self,
-        k: Source,
-        root: Node,
-        *,
-        differentiated: bool = False,
-        weighted: bool = False,
-        moving: bool = False,
+        self, k: ChannelSource, root: Node, *, weighted: bool = False, moving: bool = False
     ) -> None:
-        self.k = k
-        self.differentiated, self.weighted, self.moving = differentiated, weighted, moving
+        self.k, self.weighted, self.moving = k, weighted, moving
         self.terms = sorted(_terms(root))
         self.factors = sorted(_factors(root))
         self._moved: set[int] = set()
@@ -205,7 +197,7 @@ class _Walk:
         return below, self._named("t_w", _products([(t_w, x), (w, t_x)]))
 
     def _add_to_variable(self, factor: int, terms: Sequence[str]) -> None:
-        if self.differentiated and terms:
+        if terms:
             assign = "+=" if factor in self._moved else "="
             self.k.add(f"d_x{factor} {assign} {' + '.join(terms)}")
             self._moved.add(factor)

@@ -1,8 +1,8 @@
 """Writing kernels in Triton's language, as Python source for one plan.
 
-Everything a kernel computes is a vector of ``BLOCK`` channels, or a number that all of them share.
-Python loops over paths, components and terms happen here, while writing: what is written is
-straight-line code, in loops over edges or atoms.
+Everything a kernel computes is a vector of ``BLOCK`` channels (or edges), or a number that all of
+them share. Python loops over paths, components and terms happen here, while writing: what is
+written is straight-line code, in loops over edges or atoms.
 """
 
 from __future__ import annotations
@@ -29,19 +29,17 @@ class Source:
     Args:
         name: of the kernel.
         doc: what it computes.
-        arguments: pointers and numbers; ``CHANNELS``, the number of channels, and ``BLOCK``, how
-            many a program takes, follow them.
-        result: the pointer whose target has the type that is computed in.
+        arguments: pointers and numbers, in order.
+        constants: arguments that follow them and are known when Triton compiles the kernel.
     """
 
-    def __init__(self, name: str, doc: str, arguments: Sequence[str], result: str) -> None:
-        constants = ("CHANNELS: tl.constexpr", "BLOCK: tl.constexpr")
-        listed = "".join(f"    {argument},\n" for argument in (*arguments, *constants))
-        self._text = f"{_HEAD.format(doc=doc)}def {name}(\n{listed}):\n"
+    def __init__(
+        self, name: str, doc: str, arguments: Sequence[str], constants: Sequence[str]
+    ) -> None:
+        listed = (*arguments, *(f"{constant}: tl.constexpr" for constant in constants))
+        lines = "".join(f"    {argument},\n" for argument in listed)
+        self._text = f"{_HEAD.format(doc=doc)}def {name}(\n{lines}):\n"
         self._depth = 1
-        self.add("channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)")
-        self.add("inside = channel < CHANNELS")
-        self.add(f"zero = tl.zeros((BLOCK,), {result}.dtype.element_ty)")
 
     def __str__(self) -> str:
         return self._text
@@ -57,6 +55,23 @@ class Source:
         self._depth += 1
         yield
         self._depth -= 1
+
+
+class ChannelSource(Source):
+    """The source of a kernel whose vectors are ``BLOCK`` of ``CHANNELS`` channels.
+
+    Args:
+        name: of the kernel.
+        doc: what it computes.
+        arguments: pointers and numbers, in order.
+        result: the pointer whose target has the type that is computed in.
+    """
+
+    def __init__(self, name: str, doc: str, arguments: Sequence[str], result: str) -> None:
+        super().__init__(name, doc, arguments, ("CHANNELS", "BLOCK"))
+        self.add("channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)")
+        self.add("inside = channel < CHANNELS")
+        self.add(f"zero = tl.zeros((BLOCK,), {result}.dtype.element_ty)")
 
     def clear(self, names: Iterable[str]) -> None:
         """Begin sums with zeros."""
