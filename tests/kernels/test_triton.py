@@ -15,6 +15,7 @@ from triton_checks import (
     SMALL,
     SOME,
     assert_as_reference,
+    assert_equal,
     clear_kernels,
     inputs_of,
     product_inputs,
@@ -22,7 +23,9 @@ from triton_checks import (
 )
 
 from clebsch.algebra import Irreps, all_irreps, spherical_irreps
+from clebsch.kernels import gpu, reference
 from clebsch.kernels.gpu import convolution_code, polynomial_code, product
+from clebsch.kernels.gpu.convolution_walk import parts_by_output
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 
 # --- convolution ---
@@ -70,7 +73,7 @@ def test_convolutions_in_several_parts(summed: bool, monkeypatch: pytest.MonkeyP
         spherical_irreps(1), spherical_irreps(1), Irreps.parse("0e+1o+2e"), summed
     )
     monkeypatch.setattr(convolution_code, "ROWS", dict.fromkeys(convolution_code.ROWS, 2))
-    n_parts = len(convolution_code.parts_by_output(plan, 2))
+    n_parts = len(parts_by_output(plan, 2))
     assert n_parts == (3 if summed else 4)
     clear_kernels()
     assert_as_reference(
@@ -90,16 +93,32 @@ def test_convolutions_with_the_last_radial_layer(dtype: torch.dtype) -> None:
     )
 
 
-def test_convolutions_with_tables() -> None:
-    _, harmonics, nodes = inputs_of(SMALL, SOME, 3)
-    places = torch.linspace(0.1, 2.9, SOME.n_edges, dtype=torch.float64, device=DEVICE)
-    table = randn(4, 2, SMALL.n_paths, 3).detach()
-    assert_as_reference(
-        lambda backend, *inputs: backend.convolve_table(
-            SMALL, *inputs[:1], table, *inputs[1:], SOME
-        ),
-        (places.requires_grad_(), harmonics, nodes),
-    )
+@DTYPES
+@pytest.mark.parametrize("channels", [3, 130], ids="{} channels".format)
+def test_convolutions_with_tables(channels: int, dtype: torch.dtype) -> None:
+    """To first derivatives; a place may be that of a knot."""
+    _, harmonics, nodes = inputs_of(SMALL, SOME, channels, dtype=dtype)
+    places = torch.linspace(0, 2.9, SOME.n_edges, dtype=dtype, device=DEVICE).requires_grad_()
+    table = randn(4, 2, SMALL.n_paths, channels, dtype=dtype).detach()
+    inputs = (places, harmonics, nodes)
+    results = []
+    for backend in (gpu, reference):
+        out = backend.convolve_table(SMALL, places, table, harmonics, nodes, SOME)
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    assert_equal(*results)
+
+
+def test_tables_are_constants_and_have_one_derivative() -> None:
+    _, harmonics, nodes = inputs_of(SMALL, PAIR, 2)
+    places = torch.tensor([0.5, 1.5], dtype=torch.float64, device=DEVICE).requires_grad_()
+    table = randn(3, 2, SMALL.n_paths, 2)
+    out = gpu.convolve_table(SMALL, places, table, harmonics, nodes, PAIR)
+    with pytest.raises(NotImplementedError, match="constants"):
+        out.sum().backward()
+    out = gpu.convolve_table(SMALL, places, table.detach(), harmonics, nodes, PAIR)
+    slopes = torch.autograd.grad(out.sum(), places, create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="no derivative"):
+        slopes.sum().backward()
 
 
 @pytest.mark.parametrize("fixed", [0, 1, 2], ids=["path weights", "harmonics", "nodes"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from ase import Atoms
@@ -54,30 +56,47 @@ def test_harmonics_of_degree_zero_have_no_slope() -> None:
     assert all((derivative == 0).all() for derivative in derivatives)
 
 
-@pytest.mark.parametrize("kind", ["convolve", "polynomial", "harmonics"])
-def test_operators_are_what_torch_expects(kind: str) -> None:
-    """Schema, aliasing, autograd's registration, shapes without data, tracing."""
-    plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 2)
-    basis, weights, species = product_inputs(plan, (2, 0), 2)
+def calls(kind: str) -> dict[str, tuple[Any, ...]]:
+    """The operators of a kind, with arguments as the public functions give them."""
     scalars = convolution_plan(spherical_irreps(0), spherical_irreps(1), spherical_irreps(1))
-    inputs = inputs_of(scalars, PAIR, 2)
+    weights, harmonics, nodes = inputs_of(scalars, PAIR, 2)
     with Calls() as found:
         if kind == "convolve":
+            inputs: tuple[Tensor, ...] = (weights, harmonics, nodes)
             twice(gpu.convolve(scalars, *inputs, PAIR), inputs)
+        elif kind == "convolve_table":
+            places = torch.tensor([0.5, 1.5], dtype=torch.float64, device=DEVICE).requires_grad_()
+            table = randn(3, 2, scalars.n_paths, 2).detach()
+            gpu.convolve_table(scalars, places, table, harmonics, nodes, PAIR).sum().backward()
         elif kind == "polynomial":
-            twice(gpu.contract(plan, basis, weights, species), (basis, weights))
+            plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 2)
+            *inputs, species = product_inputs(plan, (2, 0), 2)
+            twice(gpu.contract(plan, *inputs, species), inputs)
         else:
-            vectors = randn(3, 3)
-            twice(gpu.spherical_harmonics(vectors, 2), (vectors,))
-    samples = dict(found.seen)
-    assert len(samples) == 3
+            inputs = (randn(3, 3),)
+            twice(gpu.spherical_harmonics(*inputs, 2), inputs)
+    return dict(found.seen)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_operators", "constants"),
+    [("convolve", 3, ()), ("convolve_table", 2, (2,)), ("polynomial", 3, ()), ("harmonics", 3, ())],
+)
+def test_operators_are_what_torch_expects(
+    kind: str, n_operators: int, constants: tuple[int, ...]
+) -> None:
+    """Schema, aliasing, autograd's registration, shapes without data, tracing."""
+    samples = calls(kind)
+    assert len(samples) == n_operators
     for name, args in samples.items():
-        thrice = name.endswith("_second")
+        is_last = name.endswith("_second") or name == "convolve_table_gradients"
         copied = [
-            a.detach().clone().requires_grad_(a.is_floating_point() and not thrice)
+            a.detach()
+            .clone()
+            .requires_grad_(a.is_floating_point() and not is_last and place not in constants)
             if isinstance(a, Tensor)
             else a
-            for a in args
+            for place, a in enumerate(args)
         ]
         torch.library.opcheck(getattr(torch.ops.clebsch_gpu, name), copied, test_utils=CHECKS)
 

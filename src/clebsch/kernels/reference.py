@@ -199,18 +199,13 @@ def convolve_table(
     Returns:
         [N, C, K] in the order of ``plan.out_blocks``.
     """
-    return convolve(plan, table_weights(places, table), harmonics, nodes, graph)
-
-
-def table_weights(places: Tensor, table: Tensor) -> Tensor:
-    """Path weights [E, P, K] out of a table; see ``convolve_table``."""
     interval = places.detach().to(torch.int64)
     t = (places - interval)[:, None, None]
     basis = ((1 + 2 * t) * (1 - t) ** 2, t * (1 - t) ** 2, t**2 * (3 - 2 * t), t**2 * (t - 1))
     corners = (*table[interval].unbind(1), *table[interval + 1].unbind(1))
     path_weights = sum(b * corner for b, corner in zip(basis, corners, strict=True))
     assert isinstance(path_weights, Tensor)
-    return path_weights
+    return convolve(plan, path_weights, harmonics, nodes, graph)
 
 
 def edge_product(

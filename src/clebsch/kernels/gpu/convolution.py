@@ -12,10 +12,10 @@ from torch import Tensor
 from clebsch.graph import AtomGraph
 from clebsch.kernels.gpu import convolution_code as code
 from clebsch.kernels.gpu import machine
+from clebsch.kernels.gpu.convolution_walk import parts_by_node, parts_by_output
 from clebsch.kernels.gpu.operators import define, differentiable, last
 from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
-from clebsch.kernels.reference import table_weights
 
 #: Channels that a thread takes: what belongs to all channels of an edge is computed once for them.
 PER_THREAD = {
@@ -58,27 +58,15 @@ def convolve_radial(
     return convolve(plan, weights, harmonics, nodes, graph)
 
 
-def convolve_table(
-    plan: ConvolutionPlan,
-    places: Tensor,
-    table: Tensor,
-    harmonics: Tensor,
-    nodes: Tensor,
-    graph: AtomGraph,
-) -> Tensor:
-    """See ``reference.convolve_table``. Path weights are stored, [E, P, K]."""
-    return convolve(plan, table_weights(places, table), harmonics, nodes, graph)
-
-
 # --- operators ---
 
 
 def _convolve(
     plan: str, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
 ) -> Tensor:
-    call = _Call(plan, (path_weights, harmonics, nodes), graph)
+    call = Call(plan, nodes, graph)
     out = call.of_atoms(call.plan.out_dim)
-    call.by_receiver("convolve", _forward(plan), *call.inputs, out)
+    call.by_receiver("convolve", _forward(plan), path_weights, harmonics, nodes, out)
     return out
 
 
@@ -98,18 +86,19 @@ def _gradients(
     *graph: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives by path weights, harmonics and nodes; empty where not wanted."""
-    call = _Call(plan, (path_weights, harmonics, nodes, cotangent), graph)
+    call, name = Call(plan, nodes, graph), "convolve_gradients"
     radial, harmonic, node = wanted
-    derivatives = _EdgeDerivatives(call, "convolve_gradients", radial, harmonic)
+    d_weights = path_weights.new_empty(path_weights.shape if radial else (0,))
+    sums = call.sums(name, harmonics, harmonic)
     if radial or harmonic:
-        kernel = _edge_gradients(plan, radial, harmonic)
-        call.by_receiver("convolve_gradients", kernel, *call.inputs, *derivatives.arguments)
+        given = (path_weights, harmonics, nodes, cotangent, d_weights, sums, call.n_edges)
+        call.by_receiver(name, _edge_gradients(plan, radial, harmonic), *given)
     d_nodes = nodes.new_empty(0)
     if node:
         d_nodes = call.of_atoms(call.plan.node_irreps.dim)
-        given = (call.inputs[0], call.inputs[1], call.inputs[3])
-        call.by_sender("convolve_node_gradient", _node_gradient(plan), *given, d_nodes)
-    return (*derivatives.results(), d_nodes)
+        inputs = (path_weights, harmonics, cotangent)
+        call.by_sender("convolve_node_gradient", _node_gradient(plan), *inputs, d_nodes)
+    return d_weights, sums.sum(0) if harmonic else sums, d_nodes
 
 
 def _gradients_fake(
@@ -139,22 +128,25 @@ def _second(
     *graph: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivatives of ``t_weights . d_weights + t_harmonics . d_harmonics + t_nodes . d_nodes``."""
-    moving = nodes if t_nodes is None else t_nodes
-    inputs = (path_weights, harmonics, nodes, cotangent, t_weights, t_harmonics, moving)
-    call = _Call(plan, inputs, graph)
+    call, name = Call(plan, nodes, graph), "convolve_second"
     radial, harmonic, node = wanted
-    derivatives = _EdgeDerivatives(call, "convolve_second", radial, harmonic)
+    d_weights = path_weights.new_empty(path_weights.shape if radial else (0,))
+    sums = call.sums(name, harmonics, harmonic)
     d_cotangent = call.of_atoms(call.plan.out_dim)
-    d_weights, d_harmonics, n_edges = derivatives.arguments
-    kernel = _edge_second(plan, radial, harmonic, t_nodes is not None)
-    results = (d_weights, d_harmonics, d_cotangent, n_edges)
-    call.by_receiver("convolve_second", kernel, *call.inputs, *results)
+    directions = (t_weights, t_harmonics, nodes if t_nodes is None else t_nodes)
+    call.by_receiver(
+        name,
+        _edge_second(plan, radial, harmonic, t_nodes is not None),
+        *(path_weights, harmonics, nodes, cotangent),
+        *directions,
+        *(d_weights, sums, d_cotangent, call.n_edges),
+    )
     d_nodes = nodes.new_empty(0)
     if node:
         d_nodes = call.of_atoms(call.plan.node_irreps.dim)
-        given = tuple(call.inputs[place] for place in (0, 1, 3, 4, 5))
-        call.by_sender("convolve_second_node", _second_node(plan), *given, d_nodes)
-    return (*derivatives.results(), d_nodes, d_cotangent)
+        inputs = (path_weights, harmonics, cotangent, t_weights, t_harmonics)
+        call.by_sender("convolve_second_node", _second_node(plan), *inputs, d_nodes)
+    return d_weights, sums.sum(0) if harmonic else sums, d_nodes, d_cotangent
 
 
 def _second_fake(
@@ -236,30 +228,28 @@ last("convolve_second")
 # --- calls ---
 
 
-class _Call:
-    """The inputs of a call, contiguous, and the launch of its kernels."""
+class Call:
+    """A call of the convolution, or of a derivative: its sizes, and the launch of its kernels."""
 
-    def __init__(self, plan: str, inputs: Sequence[Tensor], graph: Sequence[Tensor]) -> None:
-        self.plan = convolution_plan_of(plan)
-        self.inputs = tuple(tensor.contiguous() for tensor in inputs)
-        self.graph = [tensor.contiguous() for tensor in graph]
-        self.n_edges = inputs[0].shape[0]
-        self.n_atoms, _, self.channels = inputs[2].shape
+    def __init__(self, plan: str, nodes: Tensor, graph: Sequence[Tensor]) -> None:
+        self.plan, self.nodes, self.graph = convolution_plan_of(plan), nodes, graph
+        self.n_atoms, _, self.channels = nodes.shape
+        self.n_edges = graph[1].shape[0]
 
     def of_atoms(self, rows: int) -> Tensor:
         """A result [N, rows, K]: zeros, since not every irrep need be on a path."""
-        return self.inputs[2].new_zeros((self.n_atoms, rows, self.channels))
+        return self.nodes.new_zeros((self.n_atoms, rows, self.channels))
 
     def by_receiver(self, name: str, kernel: Any, *arguments: Tensor | int) -> None:
         """Run a kernel that sums over the edges of receivers, or computes something of each."""
         row_ptr, senders = self.graph[:2]
-        n_parts = len(code.parts_by_output(self.plan, code.ROWS[name]))
+        n_parts = len(parts_by_output(self.plan, code.ROWS[name]))
         self._launch(name, kernel, n_parts, (row_ptr, senders, *arguments))
 
-    def by_sender(self, name: str, kernel: Any, *arguments: Tensor) -> None:
+    def by_sender(self, name: str, kernel: Any, *arguments: Tensor | int) -> None:
         """Run a kernel that sums over the edges of senders."""
         _, _, receivers, sender_ptr, sender_order = self.graph
-        n_parts = len(code.parts_by_node(self.plan))
+        n_parts = len(parts_by_node(self.plan))
         self._launch(name, kernel, n_parts, (sender_ptr, sender_order, receivers, *arguments))
 
     def _launch(
@@ -267,8 +257,9 @@ class _Call:
     ) -> None:
         if self.n_edges == 0:
             return
+        held = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
         grid = (self.n_atoms, self.n_blocks(name), n_parts)
-        machine.launch(kernel, grid, arguments, CHANNELS=self.channels, BLOCK=self._block(name))
+        machine.launch(kernel, grid, held, CHANNELS=self.channels, BLOCK=self._block(name))
 
     def n_blocks(self, name: str) -> int:
         """Blocks of channels."""
@@ -277,22 +268,10 @@ class _Call:
     def _block(self, name: str) -> int:
         return machine.block_of_channels(self.channels, PER_THREAD[name])
 
-
-class _EdgeDerivatives:
-    """Derivatives by path weights and harmonics; empty where not wanted."""
-
-    def __init__(self, call: _Call, name: str, radial: bool, harmonic: bool) -> None:
-        weights, harmonics = call.inputs[:2]
-        n_parts = len(code.parts_by_output(call.plan, code.ROWS[name]))
-        n_sums = n_parts * call.n_blocks(name)
-        self._harmonic = harmonic
-        self._weights = torch.empty_like(weights) if radial else weights.new_empty(0)
-        self._sums = harmonics.new_zeros((n_sums, *harmonics.shape) if harmonic else (0,))
-        self.arguments = (self._weights, self._sums, call.n_edges)
-
-    def results(self) -> tuple[Tensor, Tensor]:
-        """What belongs to harmonics is summed over parts and blocks of channels."""
-        return self._weights, self._sums.sum(0) if self._harmonic else self._sums
+    def sums(self, name: str, like: Tensor, wanted: bool) -> Tensor:
+        """Zeros for what each part and block of channels adds to ``like``; empty if not wanted."""
+        n_parts = len(parts_by_output(self.plan, code.ROWS[name]))
+        return like.new_zeros((n_parts * self.n_blocks(name), *like.shape) if wanted else (0,))
 
 
 # --- kernels ---
