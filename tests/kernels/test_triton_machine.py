@@ -138,6 +138,8 @@ kernels = {
 kernels["sum_rows"] = segments._sum_rows
 for bits in (32, 64):
     for name, kernel in kernels.items():
+        if bits == 64 and not name.endswith("_second"):  # the longest
+            continue
         signature = {}
         for argument in kernel.arg_names:
             if argument in ("CHANNELS", "WIDTH", "BLOCK"):
@@ -156,4 +158,4 @@ for bits in (32, 64):
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For one of compute capability 9.0 (H100, H200), which need not be there."""
     done = python(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(done.splitlines()) == 28
+    assert len(done.splitlines()) == 17
