@@ -66,6 +66,22 @@ def test_a_backend_with_wrong_second_derivatives_is_refused(
         tested.use_backend("llvm")
 
 
+def test_a_backend_that_fails_is_told_and_done_without_unless_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    tested = potential(backend="reference")
+    monkeypatch.setattr(cpu, "contract", fails)
+    with pytest.raises(BackendError, match=r"llvm backend fails.*no such instruction"):
+        tested.use_backend("llvm")
+    with pytest.warns(UserWarning, match="no such instruction; the slower reference is used"):
+        tested.use_backend()
+    assert tested.backend == "reference"
+    assert torch.isfinite(tested(tested.graph(ethanol())).forces).all()
+
+
 def test_half_precision_is_refused() -> None:
     tested = potential().half()
     graph = tested.graph(ethanol())

@@ -191,7 +191,8 @@ def machine() -> dict[str, str]:
         import llvmlite
         import llvmlite.binding
 
-        from clebsch.kernels.cpu.machine import cache_folder, vector_bytes
+        from clebsch.kernels.cache import cache_folder
+        from clebsch.kernels.cpu.machine import vector_bytes
     except ImportError:
         return facts
     version = ".".join(map(str, llvmlite.binding.llvm_version_info))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clebsch.errors import BackendError
 from clebsch.interop.opinion import Opinion
-from clebsch.kernels.dispatch import BACKENDS, load_backend
+from clebsch.kernels.dispatch import backends_of, load_backend
 from clebsch.modelfile import TOLERANCES, read_potential, reference_structure
 from clebsch.potential import Potential, example_structure
 
@@ -153,7 +153,7 @@ def examine(
     seconds: float = 0.3,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Diagnosis:
-    """Check every backend that can be loaded, in every precision, on every structure.
+    """Check every backend of the potential's device, in every precision, on every structure.
 
     Args:
         potential: what to examine; it stays as it is.
@@ -166,7 +166,7 @@ def examine(
     """
     structures = dict(structures or {"example": example_structure(potential)})
     missing, names = {}, []
-    for name in BACKENDS:
+    for name in backends_of(potential.device):
         try:
             load_backend(name)
             names.append(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -135,7 +136,7 @@ class Potential(nn.Module):
         Moving or casting the potential chooses anew.
 
         Args:
-            name: "llvm", "reference", or "auto" for the fastest that the device allows.
+            name: "llvm", "triton", "reference", or "auto" for the fastest that the device allows.
 
         Raises:
             BackendError: the backend is missing, gives other numbers than the reference on a
@@ -146,8 +147,7 @@ class Potential(nn.Module):
         kernels = best_backend(self.device) if name == "auto" else load_backend(name)
         self._choose_again = False
         self._install(load_backend("reference"))
-        if kernels.name != "reference":
-            self._check_backend(kernels)
+        if kernels.name != "reference" and self._can_run(kernels, needed=name != "auto"):
             self._install(kernels)
         return self
 
@@ -161,6 +161,24 @@ class Potential(nn.Module):
         for module in self.modules():
             if hasattr(module, "kernels"):
                 setattr(module, "kernels", kernels)  # noqa: B010
+
+    def _can_run(self, kernels: Kernels, needed: bool) -> bool:
+        """Whether a backend runs here; where it is not needed, a warning says that it does not.
+
+        Raises:
+            BackendError: it gives wrong numbers, or fails and is needed.
+        """
+        try:
+            self._check_backend(kernels)
+        except BackendError:
+            raise
+        except Exception as error:  # compilers and drivers fail in any way
+            reason = f"the {kernels.name} backend fails on this machine: {error}"
+            if needed:
+                raise BackendError(reason) from error
+            warnings.warn(f"{reason}; the slower reference is used instead", stacklevel=3)
+            return False
+        return True
 
     def _check_backend(self, kernels: Kernels) -> None:
         """Compare energies, forces and the gradient of a loss on the forces."""

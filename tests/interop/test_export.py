@@ -122,6 +122,6 @@ def test_the_command_says_what_to_do_next(tmp_path: Path, capsys: pytest.Capture
     assert run("convert", model, out, "--to", "mace-torch") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run("convert", model, out, "--to", "mace-torch", "--overwrite", "--head", "x") == 2
-    assert "mace-torch alone" in capsys.readouterr().err
+    assert "no head 'x'" in capsys.readouterr().err
     assert run("convert", model, out, "--to", "mace") == 2
     assert "mace-torch" in capsys.readouterr().err

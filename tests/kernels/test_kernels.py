@@ -35,6 +35,7 @@ def random_graph(n_atoms: int, seed: int = 0, spread: float = 3.0) -> AtomGraph:
 GRAPHS = {
     "random": random_graph(5),
     "one atom": random_graph(1),
+    "no atoms": random_graph(0),
     "no edges": neighbor_graph(
         torch.tensor([[0.0, 0, 0], [9, 0, 0]], dtype=torch.float64),
         torch.zeros(3, 3, dtype=torch.float64),

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from clebsch.algebra import coupling, spherical_irreps, symmetric
-from clebsch.kernels import cpu, plan
-from clebsch.kernels.cpu import machine, product, threads
+from clebsch.kernels import cpu, harmonic_polynomials, plan, polynomial
+from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.activation_code import write
 from clebsch.kernels.plan import convolution_plan
 from clebsch.neighbors import neighbor_graph
@@ -205,7 +205,8 @@ print(float(cpu.silu(x)[0]), float(slope[0]))
 def test_files_are_named_after_all_code_that_a_kernel_depends_on() -> None:
     """Coefficients are compiled in: other couplings are other kernels."""
     sources = {path.resolve() for path in machine._sources()}
-    for module in (machine, product, plan, coupling, symmetric):
+    shared = (plan, polynomial, harmonic_polynomials)
+    for module in (machine, *shared, coupling, symmetric):
         assert Path(module.__file__).resolve() in sources
     folder = Path(machine.__file__).resolve().parent
     assert set(folder.glob("*_code.py")) <= sources

@@ -12,7 +12,14 @@ from clebsch.errors import BackendError, did_you_mean
 from clebsch.kernels.backend import Kernels
 
 #: Backends by name, fastest first, with the module that holds each.
-BACKENDS = {"llvm": "clebsch.kernels.cpu", "reference": "clebsch.kernels.reference"}
+BACKENDS = {
+    "llvm": "clebsch.kernels.cpu",
+    "triton": "clebsch.kernels.gpu",
+    "reference": "clebsch.kernels.reference",
+}
+
+#: The fast backend of each type of device; on others there is the reference alone.
+FASTEST = {"cpu": "llvm", "cuda": "triton"}
 
 
 def load_backend(name: str) -> Kernels:
@@ -30,12 +37,16 @@ def load_backend(name: str) -> Kernels:
     return Kernels(name, *(getattr(module, field.name) for field in fields(Kernels)[1:]))
 
 
+def backends_of(device: torch.device) -> list[str]:
+    """The names of the backends that are meant for a device, fastest first."""
+    return [name for name in BACKENDS if name in (FASTEST.get(device.type), "reference")]
+
+
 def best_backend(device: torch.device) -> Kernels:
     """The fastest backend for a device; falling back from it is said in a warning."""
-    if device.type != "cpu":
-        return load_backend("reference")
+    fastest, *_ = backends_of(device)
     try:
-        return load_backend("llvm")
+        return load_backend(fastest)
     except BackendError as error:
         warnings.warn(f"{error}; the slower reference is used instead", stacklevel=2)
         return load_backend("reference")

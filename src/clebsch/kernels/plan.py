@@ -117,6 +117,25 @@ class ConvolutionPlan:
         table = clebsch_gordan(node.l, harmonic.l, out.l) * np.sqrt(out.dim / shared)
         return np.ascontiguousarray(table.transpose(1, 0, 2))
 
+    @cached_property
+    def entries(self) -> dict[tuple[int, int, int], list[tuple[int, float]]]:
+        """(path, m2, m3) -> [(harmonic component, coefficient)], without what is zero.
+
+        Of an edge with harmonics Y, the sum of coefficients times Y is G[m2, m3] of the path: by
+        what the sender's component m2 adds to the output's m3.
+        """
+        found = {}
+        for index, path in enumerate(self.paths):
+            table = self.coefficients(path)
+            start = self.harmonic_irreps.slices[path.harmonic].start
+            for m2 in range(table.shape[1]):
+                for m3 in range(table.shape[2]):
+                    nonzero = np.flatnonzero(np.abs(table[:, m2, m3]) > 1e-14)
+                    if len(nonzero):
+                        terms = [(start + int(m), float(table[m, m2, m3])) for m in nonzero]
+                        found[index, m2, m3] = terms
+        return found
+
 
 def convolution_plan(
     node_irreps: Irreps, harmonic_irreps: Irreps, out_irreps: Irreps, summed: bool = False

@@ -395,8 +395,9 @@ def _convolve_padded(
     for index, path in enumerate(plan.paths):
         coupled = shaped[path.harmonic] @ _table(plan, index, nodes).flatten(1)
         weighted = weights[index][:, :, None, :] * sent[path.node]
+        rows = most * plan.node_irreps[path.node].dim
         products[path.out].append(
-            coupled.view(n_atoms, -1, plan.out_irreps[path.out].dim).transpose(1, 2)
+            coupled.view(n_atoms, rows, plan.out_irreps[path.out].dim).transpose(1, 2)
             @ weighted.flatten(1, 2)
         )
     return _joined(plan, products)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.activation_code import write
-from clebsch.kernels.cpu.operators import define, differentiable, last, remember
+from clebsch.kernels.cpu.operators import define, differentiable, last
+from clebsch.kernels.operators import remember
 
 
 def silu(x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.convolution_code import write_forward, write_gradients, write_second
 from clebsch.kernels.cpu.convolution_spec import BLOCK, TABLE, ConvolutionSpec, Wanted, turned
-from clebsch.kernels.cpu.operators import define, differentiable, last, needed, remember
+from clebsch.kernels.cpu.operators import define, differentiable, last
+from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
@@ -323,7 +324,7 @@ class _Call:
         self.weight = self.radial if weight is None else weight.contiguous()
         self.harmonics = self.across(harmonics)
         self.graph = graph
-        per_edge = len(self.spec.entries) + max(hidden, 4) * self.spec.plan.n_paths
+        per_edge = len(self.spec.plan.entries) + max(hidden, 4) * self.spec.plan.n_paths
         self.cost = self.n_edges * per_edge * nodes.shape[2]
         self.shares = threads.shares(self.n_atoms, self.cost, graph[0])
 

@@ -55,7 +55,7 @@ def write_forward(spec: ConvolutionSpec, name: str) -> str:
         ("row_ptr", "senders", "receivers", "hidden", "weight", "harmonics", "nodes", "out"),
     )
     e = k.e
-    table = k.scratch(len(spec.entries) * BLOCK)
+    table = k.scratch(len(spec.plan.entries) * BLOCK)
     for chunk, start, count in k.chunks_and_blocks():
         k.couplings(start, k["harmonics"], table)
         hidden = k.block_of_hidden(k["hidden"], start) if spec.hidden > 0 else None
@@ -101,7 +101,7 @@ def _sum_over_edges(
                 place = spec.node_component(path, m2) * spec.channels
                 weighted = k.mul(radial, k.load(e.at(node, place)))
                 for m3, component in enumerate(spec.plan.out_components[path]):
-                    if (path, m2, m3) not in spec.entries:
+                    if (path, m2, m3) not in spec.plan.entries:
                         continue
                     g = k.coupling(table, edge, path, m2, m3)
                     for value, variable in zip(weighted, sums[component], strict=True):
@@ -128,7 +128,7 @@ def write_gradients(spec: ConvolutionSpec, wanted: Wanted, name: str) -> str:
         ),
     )
     e = k.e
-    table = k.scratch(len(spec.entries) * BLOCK)
+    table = k.scratch(len(spec.plan.entries) * BLOCK)
     copied = k.scratch(spec.plan.out_dim * spec.chunk)
     for chunk, start, count in k.chunks_and_blocks():
         k.couplings(start, k["harmonics"], table)
@@ -167,7 +167,7 @@ def write_gradients(spec: ConvolutionSpec, wanted: Wanted, name: str) -> str:
 
 def _edge_gradients(k, wanted, edge, index, table, copied, weight, d_weight, place) -> None:  # type: ignore[no-untyped-def]
     """Derivatives of one edge and chunk."""
-    spec, e = k.spec, k.e
+    spec, e, entries = k.spec, k.e, k.spec.plan.entries
     zeros = [e.zero(spec.lanes)] * spec.vectors
     node, d_node = e.at(k["nodes"], place), e.at(k["d_nodes"], place)
     harmonic_sums: dict[int, ir.Value] = {}
@@ -177,7 +177,7 @@ def _edge_gradients(k, wanted, edge, index, table, copied, weight, d_weight, pla
             radial = k.load(weight(path)) if wanted.nodes or wanted.harmonics else zeros
             d_radial = None
             for m2 in range(spec.node_dim(path)):
-                outs = [m3 for m3 in range(spec.out_dim(path)) if (path, m2, m3) in spec.entries]
+                outs = [m3 for m3 in range(spec.out_dim(path)) if (path, m2, m3) in entries]
                 if not outs:
                     continue
                 component = spec.node_component(path, m2) * spec.channels
@@ -211,7 +211,7 @@ def _add_harmonics(
     for left, right in products:
         for a, b in zip(left, right, strict=True):
             total = k.e.fma(a, b, total)
-    for m, coefficient in k.spec.entries[entry]:
+    for m, coefficient in k.spec.plan.entries[entry]:
         number = k.e.constant(coefficient, k.spec.lanes)
         sums[m] = k.e.fma(total, number, sums.get(m))
 
@@ -237,7 +237,7 @@ def write_second(spec: ConvolutionSpec, wanted: Wanted, moving_nodes: bool, name
     )
     e = k.e
     n_rows = spec.plan.out_dim
-    table, t_table = (k.scratch(len(spec.entries) * BLOCK) for _ in range(2))
+    table, t_table = (k.scratch(len(spec.plan.entries) * BLOCK) for _ in range(2))
     copied, d_copied = (k.scratch(n_rows * spec.chunk) for _ in range(2))
     for chunk, start, count in k.chunks_and_blocks():
         k.couplings(start, k["harmonics"], table)
@@ -287,7 +287,7 @@ def _edge_second(  # type: ignore[no-untyped-def]
     k, wanted, moving_nodes, edge, index, tables, copies, weight, t_weight, d_weight, place
 ) -> None:
     """Second derivatives of one edge and chunk."""
-    spec, e = k.spec, k.e
+    spec, e, entries = k.spec, k.e, k.spec.plan.entries
     (table, t_table), (copied, d_copied) = tables, copies
     zeros = [e.zero(spec.lanes)] * spec.vectors
     node, t_node, d_node = (e.at(k[name], place) for name in ("nodes", "t_nodes", "d_nodes"))
@@ -299,7 +299,7 @@ def _edge_second(  # type: ignore[no-untyped-def]
             d_radial = dt_radial = None
             weighted, t_weighted = {}, {}  # u = R h and its change
             for m2 in range(spec.node_dim(path)):
-                outs = [m3 for m3 in range(spec.out_dim(path)) if (path, m2, m3) in spec.entries]
+                outs = [m3 for m3 in range(spec.out_dim(path)) if (path, m2, m3) in entries]
                 if not outs:
                     continue
                 component = spec.node_component(path, m2) * spec.channels
@@ -322,7 +322,7 @@ def _edge_second(  # type: ignore[no-untyped-def]
                     total = k.fma(t_radial, upward, k.load(d_place))
                     k.store(k.fma(radial, t_upward, total), d_place)
             for m3 in range(spec.out_dim(path)):
-                ins = [m2 for m2 in range(spec.node_dim(path)) if (path, m2, m3) in spec.entries]
+                ins = [m2 for m2 in range(spec.node_dim(path)) if (path, m2, m3) in entries]
                 if not ins:
                     continue
                 row = spec.plan.out_components[path][m3] * spec.chunk

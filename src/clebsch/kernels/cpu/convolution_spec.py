@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 from torch import Tensor
 
 from clebsch.kernels.cpu import machine
@@ -59,24 +58,9 @@ class ConvolutionSpec(machine.Channels):
         return -(-self.plan.harmonic_irreps.dim // self.lanes) * self.lanes
 
     @cached_property
-    def entries(self) -> dict[tuple[int, int, int], list[tuple[int, float]]]:
-        """(path, m2, m3) -> [(harmonic component, coefficient)], without what is zero."""
-        found = {}
-        for index, path in enumerate(self.plan.paths):
-            table = self.plan.coefficients(path)
-            start = self.plan.harmonic_irreps.slices[path.harmonic].start
-            for m2 in range(table.shape[1]):
-                for m3 in range(table.shape[2]):
-                    nonzero = np.flatnonzero(np.abs(table[:, m2, m3]) > 1e-14)
-                    if len(nonzero):
-                        terms = [(start + int(m), float(table[m, m2, m3])) for m in nonzero]
-                        found[index, m2, m3] = terms
-        return found
-
-    @cached_property
     def rank(self) -> dict[tuple[int, int, int], int]:
         """Numbers the entries."""
-        return {entry: index for index, entry in enumerate(self.entries)}
+        return {entry: index for index, entry in enumerate(self.plan.entries)}
 
     def node_component(self, path: int, m2: int) -> int:
         """The component of the sender's features."""

@@ -109,7 +109,7 @@ class Writer:
             for m in range(self.spec.plan.harmonic_irreps.dim):
                 offset = self.e.plus(self.e.times(stride, m), start)
                 rows.append(self.e.load(self.e.at(harmonics, offset, part * wide), wide))
-            for entry, terms in self.spec.entries.items():
+            for entry, terms in self.spec.plan.entries.items():
                 self.e.may_break()
                 total = None
                 for m, coefficient in terms:

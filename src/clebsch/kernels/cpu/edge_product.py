@@ -16,7 +16,8 @@ from torch import Tensor
 from clebsch.graph import AtomGraph
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.edge_product_code import EdgeProductSpec, write_forward, write_gradients
-from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
+from clebsch.kernels.cpu.operators import define, differentiable
+from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.harmonics_code import write
-from clebsch.kernels.cpu.operators import define, differentiable, last, remember
+from clebsch.kernels.cpu.operators import define, differentiable, last
+from clebsch.kernels.operators import remember
 
 
 def spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:

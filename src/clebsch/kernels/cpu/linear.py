@@ -15,7 +15,9 @@ from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.linear_code import Block, LinearSpec, write_map, write_weight
-from clebsch.kernels.cpu.operators import define, differentiable, needed, remember
+from clebsch.kernels.cpu.operators import define, differentiable
+from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.species import by_species
 
 _Sizes = Sequence[int]
 
@@ -32,13 +34,6 @@ def linear(
         features, _packed(matrices), order, ptr, dims, copies, False
     )
     return out
-
-
-def by_species(species: Tensor, n_species: int) -> tuple[Tensor, Tensor]:
-    """Atoms in the order of their species, and where each species begins, [n_species + 1]."""
-    kinds, order = torch.sort(species, stable=True)
-    bounds = torch.arange(n_species + 1, device=species.device)
-    return order, torch.searchsorted(kinds, bounds)
 
 
 # --- operators: weights are packed [species, chunk, row, channel]; maps or their transposes ---

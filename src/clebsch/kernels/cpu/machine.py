@@ -25,6 +25,8 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
+from clebsch.kernels.cache import cache_folder
+
 #: Seconds after which a compilation is told of.
 PATIENCE = 2.0
 
@@ -173,19 +175,6 @@ def _compile(assembly: str) -> bytes:
     return bytes(_target_machine().emit_object(module))
 
 
-def cache_folder() -> Path:
-    """Where machine code is kept."""
-    if "CLEBSCH_CACHE" in os.environ:
-        return Path(os.environ["CLEBSCH_CACHE"])
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "clebsch"
-
-
 def _sources() -> list[Path]:
     """The files that say what a kernel does: its code, the plans that it is for, their couplings.
 
@@ -194,7 +183,8 @@ def _sources() -> list[Path]:
     here = Path(__file__)
     names = ("emit.py", "*_code.py", "convolution_*.py")
     writers = [here, *(path for name in names for path in sorted(here.parent.glob(name)))]
-    plans = [here.with_name("product.py"), here.parents[1] / "plan.py"]
+    shared = ("plan.py", "polynomial.py", "harmonic_polynomials.py")
+    plans = [here.parents[1] / name for name in shared]
     return [*writers, *plans, *sorted((here.parents[2] / "algebra").glob("*.py"))]
 
 

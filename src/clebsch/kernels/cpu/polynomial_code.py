@@ -1,14 +1,9 @@
 """The product basis' kernels, written out for one set of couplings and one number of channels.
 
-With couplings and weights contracted, a message is a sparse polynomial in the components of A, with
-one coefficient c for every term, species and channel. Each output component is evaluated by a
-Horner scheme: a tree whose nodes take out one factor each,
-
-    out = sum over i of A_i (c_i + sum over j of A_j (c_ij + sum over k of A_k c_ijk)),
-
-so that a term costs one multiply-add. Derivatives walk the same tree with w, the product of a
-node's factors (and of the cotangent g of the output), on the way down and q, the value of what
-stands in its brackets, on the way up: that by a factor is w q, that by a coefficient w.
+``clebsch.kernels.polynomial`` says what they evaluate. Derivatives walk the same tree of Horner's
+scheme with w, the product of a node's factors (and of the cotangent g of the output), on the way
+down and q, the value of what stands in its brackets, on the way up: that by a factor is w q, that
+by a coefficient w.
 
 Code of all terms together would not fit the first-level instruction cache. It is divided into
 parts, each of which is run for a whole tile of atoms before the next.
@@ -16,16 +11,15 @@ parts, each of which is run for a whole tile of atoms before the next.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 
 from llvmlite import ir
 
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.emit import Emitter, Index, Workspace
+from clebsch.kernels.polynomial import Node, Term, parts
 
 #: Atoms whose rows are copied into the first-level cache and that all parts then work on.
 TILE = 32
@@ -39,74 +33,26 @@ PART = 64
 Atoms = list[ir.Value]  # one vector of channels for each atom of a block
 
 
-def horner(monomials: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The monomials, and their factors, in the order of a Horner scheme with few nodes.
-
-    The factor that most monomials have is taken out first, of those that have it and of the rest
-    likewise (Ceberio and Kreinovich 2004, greedy multivariate Horner schemes).
-
-    Args:
-        monomials: factors of each, all different.
-    """
-    rest = [monomial for monomial in monomials if monomial]
-    ordered: list[tuple[int, ...]] = [()] * (len(monomials) - len(rest))
-    while rest:
-        counts = Counter(factor for monomial in rest for factor in set(monomial))
-        common = min(counts, key=lambda factor: (-counts[factor], factor))
-        inside = []
-        for monomial in rest:
-            if common in monomial:
-                place = monomial.index(common)
-                inside.append(monomial[:place] + monomial[place + 1 :])
-        ordered += [(common, *factors) for factors in horner(inside)]
-        rest = [monomial for monomial in rest if common not in monomial]
-    return ordered
-
-
-@dataclass
-class Node:
-    """What stands in brackets: the number of a term, and sub-nodes by the factor they multiply."""
-
-    term: int | None = None
-    children: dict[int, Node] = field(default_factory=dict)
-
-    def find(self, factors: Sequence[int]) -> Node:
-        """The descendant behind these factors; made where it is missing."""
-        node = self
-        for factor in factors:
-            node = node.children.setdefault(factor, Node())
-        return node
-
-
 @dataclass(frozen=True, eq=False)
 class PolynomialSpec(machine.Channels):
     """What a kernel is compiled for.
 
     Attributes:
         key: tells the polynomial from others.
-        terms: (output component, factors) of every term, in the order of its coefficients: by
-            output, and for each as ``horner`` orders them.
+        terms: in the order of their coefficients.
         n_variables: V, number of components of A, all slots counted.
         n_outputs: O.
     """
 
     key: str
-    terms: tuple[tuple[int, tuple[int, ...]], ...]
+    terms: tuple[Term, ...]
     n_variables: int
     n_outputs: int
 
     @cached_property
     def parts(self) -> list[tuple[int, Node]]:
         """Horner schemes of at most ``PART`` terms of one output each; they are to be added."""
-        found = []
-        for output, group in groupby(enumerate(self.terms), key=lambda item: item[1][0]):
-            terms = list(group)
-            for start in range(0, len(terms), PART):
-                root = Node()
-                for number, (_, factors) in terms[start : start + PART]:
-                    root.find(factors).term = number
-                found.append((output, root))
-        return found
+        return parts(self.terms, PART)
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
-from clebsch.kernels.cpu.linear import by_species
-from clebsch.kernels.cpu.operators import define, differentiable, last, needed, remember
+from clebsch.kernels.cpu.operators import define, differentiable, last
 from clebsch.kernels.cpu.polynomial_code import (
     PolynomialSpec,
-    horner,
     write_forward,
     write_gradients,
     write_second,
 )
-from clebsch.kernels.plan import ContractionPlan, contraction_plan_of
+from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.plan import ContractionPlan
+from clebsch.kernels.polynomial import coefficient_table, polynomial
+from clebsch.kernels.species import by_species
 
 
 def contract(
@@ -38,7 +38,7 @@ def contract_slots(
 
 def _evaluate(key: str, variables: Tensor, weights: Tensor, species: Tensor) -> Tensor:
     spec = _spec(key, variables.shape[2], variables.dtype.itemsize * 8)
-    table = torch.from_numpy(_table(key, weights.dtype))
+    table = torch.from_numpy(coefficient_table(key, weights.dtype.itemsize * 8))
     by_term = (table @ weights).unflatten(2, (-1, spec.lanes))
     coefficients = by_term.transpose(1, 2).contiguous()  # [species, K / lanes, T, lane]
     order, ptr = by_species(species, len(weights))
@@ -209,54 +209,10 @@ class _Call:
 
 
 @lru_cache(maxsize=64)
-def _terms(key: str) -> tuple[ContractionPlan, int, list[tuple[int, tuple[int, ...]]], np.ndarray]:
-    """The plan, its slots, its terms, and [n_terms, n_couplings]: how couplings weigh each term."""
-    plan_key, _, slots = key.rpartition("|")
-    plan, n_slots = contraction_plan_of(plan_key), int(slots)
-    shared = n_slots == 1
-    found: dict[tuple[int, tuple[int, ...]], list[tuple[int, float]]] = {}
-    start = 0
-    for target, per_order, rows in zip(plan.targets, plan.bases, plan.weight_slices, strict=True):
-        for basis, row in zip(per_order, rows, strict=True):
-            for coupling, component, monomial, value in zip(*basis.terms, strict=True):
-                factors = [int(q) for q in basis.monomials[monomial]]
-                if shared:
-                    factors.sort()
-                else:
-                    factors = [slot * plan.irreps.dim + q for slot, q in enumerate(factors)]
-                term = (start + int(component), tuple(factors))
-                found.setdefault(term, []).append((row.start + int(coupling), float(value)))
-        start += target.dim
-    ordered = [
-        (output, path)
-        for output in range(plan.targets.dim)
-        for path in horner(sorted(term[1] for term in found if term[0] == output))
-    ]
-    table = np.zeros((len(ordered), plan.n_couplings))
-    for number, (output, path) in enumerate(ordered):
-        for coupling, value in found[output, tuple(sorted(path))]:
-            table[number, coupling] += value
-    return plan, n_slots, ordered, table
-
-
-@lru_cache(maxsize=64)
-def _table(key: str, dtype: torch.dtype) -> np.ndarray:
-    """An array: a tensor born while recording, or in inference mode, could not serve elsewhere."""
-    kind = np.float32 if dtype == torch.float32 else np.float64
-    return _terms(key)[3].astype(kind)
-
-
-@lru_cache(maxsize=64)
 def _spec(key: str, channels: int, bits: int) -> PolynomialSpec:
-    plan, n_slots, terms, _ = _terms(key)
-    return PolynomialSpec(
-        channels,
-        bits,
-        f"{key}|{channels}|{bits}",
-        tuple(terms),
-        n_slots * plan.irreps.dim,
-        plan.targets.dim,
-    )
+    found = polynomial(key)
+    name = f"{key}|{channels}|{bits}"
+    return PolynomialSpec(channels, bits, name, found.terms, found.n_variables, found.n_outputs)
 
 
 @lru_cache(maxsize=256)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.linear import by_species
-from clebsch.kernels.cpu.operators import define, differentiable, last, needed, remember
+from clebsch.kernels.cpu.operators import define, differentiable, last
 from clebsch.kernels.cpu.tree_code import TABLES, write_forward, write_gradients, write_second
+from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.tree import PolynomialForest
 
 

@@ -1,0 +1,308 @@
+"""The convolution as torch operators on GPUs, with first and second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.graph import AtomGraph
+from clebsch.kernels.gpu import convolution_code as code
+from clebsch.kernels.gpu import machine
+from clebsch.kernels.gpu.convolution_walk import parts_by_node, parts_by_output
+from clebsch.kernels.gpu.operators import define, differentiable, last
+from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
+
+#: Channels that a thread takes: what belongs to all channels of an edge is computed once for them.
+PER_THREAD = {
+    "convolve": 4,
+    "convolve_gradients": 2,
+    "convolve_node_gradient": 2,
+    "convolve_second": 2,
+    "convolve_second_node": 2,
+}
+
+
+def convolve(
+    plan: ConvolutionPlan, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, graph: AtomGraph
+) -> Tensor:
+    """See ``reference.convolve``."""
+    out: Tensor = torch.ops.clebsch_gpu.convolve(
+        plan.key,
+        path_weights,
+        harmonics,
+        nodes,
+        graph.row_ptr,
+        graph.senders,
+        graph.receivers,
+        graph.sender_ptr,
+        graph.sender_order,
+    )
+    return out
+
+
+def convolve_radial(
+    plan: ConvolutionPlan,
+    hidden: Tensor,
+    last_weight: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    graph: AtomGraph,
+) -> Tensor:
+    """See ``reference.convolve_radial``. Path weights are stored, [E, P, K]."""
+    weights = (hidden @ last_weight.flatten(1)).unflatten(1, last_weight.shape[1:])
+    return convolve(plan, weights, harmonics, nodes, graph)
+
+
+# --- operators ---
+
+
+def _convolve(
+    plan: str, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
+) -> Tensor:
+    call = Call(plan, nodes, graph)
+    out = call.of_atoms(call.plan.out_dim)
+    call.by_receiver("convolve", _forward(plan), path_weights, harmonics, nodes, out)
+    return out
+
+
+def _convolve_fake(
+    plan: str, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
+) -> Tensor:
+    return nodes.new_empty((nodes.shape[0], convolution_plan_of(plan).out_dim, nodes.shape[2]))
+
+
+def _gradients(
+    plan: str,
+    wanted: Sequence[bool],
+    path_weights: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    *graph: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives by path weights, harmonics and nodes; empty where not wanted."""
+    call, name = Call(plan, nodes, graph), "convolve_gradients"
+    radial, harmonic, node = wanted
+    d_weights = path_weights.new_empty(path_weights.shape if radial else (0,))
+    sums = call.sums(name, harmonics, harmonic)
+    if radial or harmonic:
+        given = (path_weights, harmonics, nodes, cotangent, d_weights, sums, call.n_edges)
+        call.by_receiver(name, _edge_gradients(plan, radial, harmonic), *given)
+    d_nodes = nodes.new_empty(0)
+    if node:
+        d_nodes = call.of_atoms(call.plan.node_irreps.dim)
+        inputs = (path_weights, harmonics, cotangent)
+        call.by_sender("convolve_node_gradient", _node_gradient(plan), *inputs, d_nodes)
+    return d_weights, sums.sum(0) if harmonic else sums, d_nodes
+
+
+def _gradients_fake(
+    plan: str,
+    wanted: Sequence[bool],
+    path_weights: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    *rest: Tensor | None,
+) -> tuple[Tensor, ...]:
+    return tuple(
+        tensor.new_empty(tensor.shape if want else (0,))
+        for tensor, want in zip((path_weights, harmonics, nodes), wanted, strict=True)
+    )
+
+
+def _second(
+    plan: str,
+    wanted: Sequence[bool],
+    path_weights: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    t_weights: Tensor,
+    t_harmonics: Tensor,
+    t_nodes: Tensor | None,
+    *graph: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Derivatives of ``t_weights . d_weights + t_harmonics . d_harmonics + t_nodes . d_nodes``."""
+    call, name = Call(plan, nodes, graph), "convolve_second"
+    radial, harmonic, node = wanted
+    d_weights = path_weights.new_empty(path_weights.shape if radial else (0,))
+    sums = call.sums(name, harmonics, harmonic)
+    d_cotangent = call.of_atoms(call.plan.out_dim)
+    directions = (t_weights, t_harmonics, nodes if t_nodes is None else t_nodes)
+    call.by_receiver(
+        name,
+        _edge_second(plan, radial, harmonic, t_nodes is not None),
+        *(path_weights, harmonics, nodes, cotangent),
+        *directions,
+        *(d_weights, sums, d_cotangent, call.n_edges),
+    )
+    d_nodes = nodes.new_empty(0)
+    if node:
+        d_nodes = call.of_atoms(call.plan.node_irreps.dim)
+        inputs = (path_weights, harmonics, cotangent, t_weights, t_harmonics)
+        call.by_sender("convolve_second_node", _second_node(plan), *inputs, d_nodes)
+    return d_weights, sums.sum(0) if harmonic else sums, d_nodes, d_cotangent
+
+
+def _second_fake(
+    plan: str,
+    wanted: Sequence[bool],
+    path_weights: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    *rest: Tensor | None,
+) -> tuple[Tensor, ...]:
+    first = _gradients_fake(plan, wanted, path_weights, harmonics, nodes)
+    return (*first, cotangent.new_empty(cotangent.shape))
+
+
+def _convolve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    remember(ctx, inputs, 1)
+
+
+def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = [needed(ctx, index) for index in range(1, 4)]
+    inputs, graph = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    gradients = torch.ops.clebsch_gpu.convolve_gradients(
+        *ctx.settings, wanted, *inputs, cotangent, *graph
+    )
+    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+    return (None, *kept, *(None for _ in graph))
+
+
+def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    remember(ctx, inputs, 2)
+
+
+def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+    plan, returned = ctx.settings
+    wanted = [needed(ctx, index) for index in range(2, 5)]
+    path_weights, harmonics, nodes, cotangent, *graph = ctx.saved_tensors
+    kept = [d if want else None for d, want in zip(directions, returned, strict=True)]
+    t_weights, t_harmonics, t_nodes = kept
+    results: list[Tensor | None] = [None] * 4
+    if t_weights is not None or t_harmonics is not None or t_nodes is not None:
+        second = torch.ops.clebsch_gpu.convolve_second(
+            plan,
+            wanted,
+            path_weights,
+            harmonics,
+            nodes,
+            cotangent,
+            torch.zeros_like(path_weights) if t_weights is None else t_weights,
+            torch.zeros_like(harmonics) if t_harmonics is None else t_harmonics,
+            t_nodes,
+            *graph,
+        )
+        results = [d if want else None for d, want in zip(second, [*wanted, True], strict=True)]
+    return (None, None, *results, *(None for _ in graph))
+
+
+_GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers, Tensor sender_ptr, Tensor sender_order"
+_INPUTS = "Tensor path_weights, Tensor harmonics, Tensor nodes"
+define(f"convolve(str plan, {_INPUTS}, {_GRAPH}) -> Tensor", _convolve, _convolve_fake)
+define(
+    f"convolve_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {_GRAPH}) "
+    "-> (Tensor, Tensor, Tensor)",
+    _gradients,
+    _gradients_fake,
+)
+define(
+    f"convolve_second(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, Tensor t_weights, "
+    f"Tensor t_harmonics, Tensor? t_nodes, {_GRAPH}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _second,
+    _second_fake,
+)
+differentiable("convolve", _convolve_setup, _convolve_backward)
+differentiable("convolve_gradients", _gradients_setup, _gradients_backward)
+last("convolve_second")
+
+
+# --- calls ---
+
+
+class Call:
+    """A call of the convolution, or of a derivative: its sizes, and the launch of its kernels."""
+
+    def __init__(self, plan: str, nodes: Tensor, graph: Sequence[Tensor]) -> None:
+        self.plan, self.nodes, self.graph = convolution_plan_of(plan), nodes, graph
+        self.n_atoms, _, self.channels = nodes.shape
+        self.n_edges = graph[1].shape[0]
+
+    def of_atoms(self, rows: int) -> Tensor:
+        """A result [N, rows, K]: zeros, since not every irrep need be on a path."""
+        return self.nodes.new_zeros((self.n_atoms, rows, self.channels))
+
+    def by_receiver(self, name: str, kernel: Any, *arguments: Tensor | int) -> None:
+        """Run a kernel that sums over the edges of receivers, or computes something of each."""
+        row_ptr, senders = self.graph[:2]
+        n_parts = len(parts_by_output(self.plan, code.ROWS[name]))
+        self._launch(name, kernel, n_parts, (row_ptr, senders, *arguments))
+
+    def by_sender(self, name: str, kernel: Any, *arguments: Tensor | int) -> None:
+        """Run a kernel that sums over the edges of senders."""
+        _, _, receivers, sender_ptr, sender_order = self.graph
+        n_parts = len(parts_by_node(self.plan))
+        self._launch(name, kernel, n_parts, (sender_ptr, sender_order, receivers, *arguments))
+
+    def _launch(
+        self, name: str, kernel: Any, n_parts: int, arguments: tuple[Tensor | int, ...]
+    ) -> None:
+        if self.n_edges == 0:
+            return
+        held = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
+        grid = (self.n_atoms, self.n_blocks(name), n_parts)
+        machine.launch(kernel, grid, held, CHANNELS=self.channels, BLOCK=self._block(name))
+
+    def n_blocks(self, name: str) -> int:
+        """Blocks of channels."""
+        return -(-self.channels // self._block(name))
+
+    def _block(self, name: str) -> int:
+        return machine.block_of_channels(self.channels, PER_THREAD[name])
+
+    def sums(self, name: str, like: Tensor, wanted: bool) -> Tensor:
+        """Zeros for what each part and block of channels adds to ``like``; empty if not wanted."""
+        n_parts = len(parts_by_output(self.plan, code.ROWS[name]))
+        return like.new_zeros((n_parts * self.n_blocks(name), *like.shape) if wanted else (0,))
+
+
+# --- kernels ---
+
+
+@lru_cache(maxsize=256)
+def _forward(plan: str) -> Any:
+    return machine.kernel("convolve", code.write_forward(convolution_plan_of(plan)))
+
+
+@lru_cache(maxsize=256)
+def _edge_gradients(plan: str, radial: bool, harmonics: bool) -> Any:
+    wanted = code.Wanted(radial, harmonics)
+    source = code.write_gradients(convolution_plan_of(plan), wanted)
+    return machine.kernel("convolve_gradients", source)
+
+
+@lru_cache(maxsize=256)
+def _node_gradient(plan: str) -> Any:
+    source = code.write_node_gradient(convolution_plan_of(plan))
+    return machine.kernel("convolve_node_gradient", source)
+
+
+@lru_cache(maxsize=256)
+def _edge_second(plan: str, radial: bool, harmonics: bool, moving_nodes: bool) -> Any:
+    wanted = code.Wanted(radial, harmonics)
+    source = code.write_second(convolution_plan_of(plan), wanted, moving_nodes)
+    return machine.kernel("convolve_second", source)
+
+
+@lru_cache(maxsize=256)
+def _second_node(plan: str) -> Any:
+    source = code.write_second_node(convolution_plan_of(plan))
+    return machine.kernel("convolve_second_node", source)

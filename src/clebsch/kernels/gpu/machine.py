@@ -1,0 +1,99 @@
+"""Triton: whether it can be used, the sources that it compiles, and how kernels are launched."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+import types
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from clebsch.errors import BackendError
+from clebsch.files import atomic_write
+from clebsch.kernels.cache import cache_folder
+
+#: Threads of a warp.
+WARP = 32
+
+
+def is_interpreted() -> bool:
+    """Whether Triton interprets kernels: ``TRITON_INTERPRET=1`` before it was imported."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def check() -> None:
+    """Find out whether Triton has something to run kernels on.
+
+    Raises:
+        RuntimeError: it has not.
+    """
+    if not is_interpreted() and not torch.cuda.is_available():
+        raise RuntimeError(
+            "torch finds no GPU (TRITON_INTERPRET=1 interprets kernels on the CPU, for tests)"
+        )
+
+
+def kernel(name: str, source: str) -> Any:
+    """The kernel of that name in a generated source.
+
+    The source lies in the cache folder, named after what it says, since Triton reads the text of
+    what it compiles from a file, and so that people can read it too. Compiled code is kept by
+    Triton.
+    """
+    digest = hashlib.sha256(source.encode()).hexdigest()[:32]
+    file = _stored(f"{name}-{digest}.py", source)
+    module = types.ModuleType(f"clebsch_{name}_{digest}")
+    exec(compile(source, str(file), "exec"), module.__dict__)
+    return getattr(module, name)
+
+
+def _stored(name: str, source: str) -> Path:
+    """The file that holds a source: in the cache folder, or where that cannot be in another."""
+    try:
+        file = cache_folder() / name
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if file.read_text(encoding="utf-8") == source:
+                return file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, source)
+    except (OSError, RuntimeError):
+        file = _other_folder() / name
+        atomic_write(file, source)
+    return file
+
+
+@lru_cache(maxsize=1)
+def _other_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="clebsch-"))
+
+
+def block_of_channels(channels: int, per_thread: int) -> int:
+    """Channels of a program that is one warp: a power of 2."""
+    return min(WARP * per_thread, max(WARP, triton.next_power_of_2(channels)))
+
+
+def launch(
+    function: Any, grid: tuple[int, ...], arguments: tuple[Tensor | int, ...], **constants: int
+) -> None:
+    """Run a kernel, one warp a program, on the device of its first argument.
+
+    Raises:
+        BackendError: that is no GPU, and Triton does not interpret.
+    """
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    if is_interpreted():
+        function[grid](*arguments, **constants)
+        return
+    if not first.is_cuda:
+        raise BackendError(
+            f"the triton backend computes on GPUs, and was given tensors on {first.device}"
+        )
+    with torch.cuda.device(first.device):
+        function[grid](*arguments, **constants, num_warps=1)

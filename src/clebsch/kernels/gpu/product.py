@@ -1,0 +1,276 @@
+"""The product basis as torch operators on GPUs, with first and second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clebsch.kernels.gpu import machine
+from clebsch.kernels.gpu import polynomial_code as code
+from clebsch.kernels.gpu.operators import define, differentiable, last
+from clebsch.kernels.gpu.segments import segment_sum
+from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.plan import ContractionPlan
+from clebsch.kernels.polynomial import Polynomial, coefficient_table, polynomial
+from clebsch.kernels.species import by_species
+
+#: Atoms of a program, at most: the more, the less often coefficients are read.
+MOST_ATOMS = 32
+#: At least as many while there are atoms enough for this many programs.
+FEWEST_ATOMS, PROGRAMS = 4, 1024
+
+
+def contract(
+    plan: ContractionPlan, atomic_basis: Tensor, weights: Tensor, species: Tensor
+) -> Tensor:
+    """See ``reference.contract``."""
+    return _evaluate(f"{plan.key}|1", atomic_basis, weights, species)
+
+
+def contract_slots(
+    plan: ContractionPlan, slots: tuple[Tensor, ...], weights: Tensor, species: Tensor
+) -> Tensor:
+    """See ``reference.contract_slots``: a polynomial in the components of all slots."""
+    return _evaluate(f"{plan.key}|{len(slots)}", torch.cat(slots, dim=1), weights, species)
+
+
+def _evaluate(key: str, variables: Tensor, weights: Tensor, species: Tensor) -> Tensor:
+    coefficients = _table(key, weights.dtype, weights.device) @ weights  # [species, T, K]
+    order, ptr = by_species(species, len(weights))
+    n_atoms, _, channels = variables.shape
+    bounds, block_ptr = blocks(ptr, n_atoms, atoms_of_block(n_atoms, channels))
+    out: Tensor = torch.ops.clebsch_gpu.polynomial(
+        key, coefficients, variables, species, order, bounds, block_ptr
+    )
+    return out
+
+
+@lru_cache(maxsize=64)
+def _table(key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.from_numpy(coefficient_table(key, dtype.itemsize * 8)).to(device)
+
+
+def atoms_of_block(n_atoms: int, channels: int) -> int:
+    """Atoms of a program: few where there would be too few programs otherwise."""
+    n_warps = -(-channels // machine.WARP)
+    return min(MOST_ATOMS, max(FEWEST_ATOMS, n_atoms * n_warps // PROGRAMS))
+
+
+def blocks(ptr: Tensor, n_atoms: int, size: int) -> tuple[Tensor, Tensor]:
+    """Atoms sorted by species in blocks of one species each.
+
+    There are as many blocks as there could be for any species, so that sizes do not depend on
+    values: the last ones may be empty.
+
+    Args:
+        ptr: [n_species + 1] int64, where each species begins.
+        n_atoms: how many they are.
+        size: atoms of a block, at most.
+
+    Returns:
+        Where each block begins, [n_blocks + 1], and the first block of each species,
+        [n_species + 1], int64.
+    """
+    n_species = ptr.shape[0] - 1
+    counts = torch.div(ptr.diff() + (size - 1), size, rounding_mode="floor")
+    block_ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    number = torch.arange(n_atoms // size + n_species + 1, device=ptr.device)
+    kind = torch.searchsorted(block_ptr, number, right=True).clamp(max=n_species) - 1
+    begin = ptr[kind] + (number - block_ptr[kind]) * size
+    return torch.minimum(begin, ptr[kind + 1]), block_ptr
+
+
+# --- operators ---
+
+
+def _polynomial(plan: str, coefficients: Tensor, variables: Tensor, *atoms: Tensor) -> Tensor:
+    call = _Call(plan, coefficients, variables, atoms)
+    out = call.of_atoms(call.polynomial.n_outputs)
+    call.run(_forward(plan), out)
+    return out
+
+
+def _polynomial_fake(plan: str, coefficients: Tensor, variables: Tensor, *atoms: Tensor) -> Tensor:
+    n_outputs = polynomial(plan).n_outputs
+    return variables.new_empty((variables.shape[0], n_outputs, variables.shape[2]))
+
+
+def _gradients(
+    plan: str,
+    weighted: bool,
+    coefficients: Tensor,
+    variables: Tensor,
+    cotangent: Tensor,
+    *atoms: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Derivatives by coefficients (empty where not ``weighted``) and variables."""
+    call = _Call(plan, coefficients, variables, atoms)
+    d_variables = call.of_atoms(call.polynomial.n_variables)
+    sums = call.of_blocks(weighted)
+    call.run(_first(plan, weighted), cotangent.contiguous(), d_variables, sums)
+    return call.summed(sums, weighted), d_variables
+
+
+def _gradients_fake(
+    plan: str, weighted: bool, coefficients: Tensor, variables: Tensor, *rest: Tensor
+) -> tuple[Tensor, Tensor]:
+    d_coefficients = coefficients.new_empty(coefficients.shape if weighted else (0,))
+    return d_coefficients, variables.new_empty(variables.shape)
+
+
+def _second(
+    plan: str,
+    weighted: bool,
+    coefficients: Tensor,
+    variables: Tensor,
+    cotangent: Tensor,
+    t_variables: Tensor,
+    *atoms: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of ``t_variables . d_variables`` by coefficients, variables and cotangent."""
+    call = _Call(plan, coefficients, variables, atoms)
+    d_variables = call.of_atoms(call.polynomial.n_variables)
+    d_cotangent = call.of_atoms(call.polynomial.n_outputs)
+    sums = call.of_blocks(weighted)
+    given = (cotangent.contiguous(), t_variables.contiguous())
+    call.run(_double(plan, weighted), *given, d_variables, sums, d_cotangent)
+    return call.summed(sums, weighted), d_variables, d_cotangent
+
+
+def _second_fake(
+    plan: str,
+    weighted: bool,
+    coefficients: Tensor,
+    variables: Tensor,
+    cotangent: Tensor,
+    *rest: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    first = _gradients_fake(plan, weighted, coefficients, variables)
+    return (*first, cotangent.new_empty(cotangent.shape))
+
+
+def _polynomial_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    remember(ctx, inputs, 1)
+
+
+def _polynomial_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    coefficients, variables, *atoms = ctx.saved_tensors
+    weighted = needed(ctx, 1)
+    d_coefficients, d_variables = torch.ops.clebsch_gpu.polynomial_gradients(
+        *ctx.settings, weighted, coefficients, variables, cotangent, *atoms
+    )
+    return (None, d_coefficients if weighted else None, d_variables, *(None for _ in atoms))
+
+
+def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    remember(ctx, inputs, 2)
+
+
+def _gradients_backward(
+    ctx: Any, t_coefficients: Tensor | None, t_variables: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    plan, returned = ctx.settings
+    coefficients, variables, cotangent, *atoms = ctx.saved_tensors
+    weighted = needed(ctx, 2)
+    d_coefficients = d_variables = d_cotangent = None
+    if t_variables is not None:
+        d_coefficients, d_variables, d_cotangent = torch.ops.clebsch_gpu.polynomial_second(
+            plan, weighted, coefficients, variables, cotangent, t_variables, *atoms
+        )
+    if t_coefficients is not None and returned:  # the polynomial is linear in coefficients
+        _, more = torch.ops.clebsch_gpu.polynomial_gradients(
+            plan, False, t_coefficients, variables, cotangent, *atoms
+        )
+        across = torch.ops.clebsch_gpu.polynomial(plan, t_coefficients, variables, *atoms)
+        d_variables = more if d_variables is None else d_variables + more
+        d_cotangent = across if d_cotangent is None else d_cotangent + across
+    results = (d_coefficients if weighted else None, d_variables, d_cotangent)
+    return (None, None, *results, *(None for _ in atoms))
+
+
+_INPUTS = "Tensor coefficients, Tensor variables"
+_ATOMS = "Tensor species, Tensor order, Tensor bounds, Tensor block_ptr"
+define(f"polynomial(str plan, {_INPUTS}, {_ATOMS}) -> Tensor", _polynomial, _polynomial_fake)
+define(
+    f"polynomial_gradients(str plan, bool weighted, {_INPUTS}, Tensor cotangent, {_ATOMS}) "
+    "-> (Tensor, Tensor)",
+    _gradients,
+    _gradients_fake,
+)
+define(
+    f"polynomial_second(str plan, bool weighted, {_INPUTS}, Tensor cotangent, Tensor t_variables, "
+    f"{_ATOMS}) -> (Tensor, Tensor, Tensor)",
+    _second,
+    _second_fake,
+)
+differentiable("polynomial", _polynomial_setup, _polynomial_backward)
+differentiable("polynomial_gradients", _gradients_setup, _gradients_backward)
+last("polynomial_second")
+
+
+# --- calls ---
+
+
+class _Call:
+    """The inputs of a call, contiguous, its results, and the launch of its kernel."""
+
+    def __init__(
+        self, plan: str, coefficients: Tensor, variables: Tensor, atoms: tuple[Tensor, ...]
+    ) -> None:
+        self.polynomial = polynomial(plan)
+        self.coefficients, self.variables = coefficients.contiguous(), variables.contiguous()
+        self.species, self.order, self.bounds, self.block_ptr = (a.contiguous() for a in atoms)
+        self.channels = variables.shape[2]
+
+    def of_atoms(self, rows: int) -> Tensor:
+        """Zeros [N, rows, K] to add to."""
+        return self.variables.new_zeros((len(self.variables), rows, self.channels))
+
+    def of_blocks(self, weighted: bool) -> Tensor:
+        """Room for derivatives by coefficients, [blocks of atoms, T, K]; empty if not wanted."""
+        shape = (len(self.bounds) - 1, len(self.polynomial.terms), self.channels)
+        return self.variables.new_empty(shape if weighted else (0,))
+
+    def summed(self, sums: Tensor, weighted: bool) -> Tensor:
+        """Derivatives by coefficients, [n_species, T, K], out of those of blocks."""
+        return segment_sum(sums, self.block_ptr) if weighted else sums
+
+    def run(self, kernels: Sequence[Any], *tensors: Tensor) -> None:
+        """Run kernels in turn, for all blocks of atoms; ``tensors`` follow the inputs."""
+        if not len(self.variables):
+            return
+        inputs = (self.order, self.bounds, self.species, self.coefficients, self.variables)
+        grid = (len(self.bounds) - 1, -(-self.channels // machine.WARP))
+        constants = {"CHANNELS": self.channels, "BLOCK": machine.WARP}
+        for kernel in kernels:
+            machine.launch(kernel, grid, (*inputs, *tensors), **constants)
+
+
+# --- kernels: one for each output component that has terms ---
+
+
+@lru_cache(maxsize=64)
+def _forward(plan: str) -> list[Any]:
+    return _kernels(plan, "polynomial", code.write_forward)
+
+
+@lru_cache(maxsize=64)
+def _first(plan: str, weighted: bool) -> list[Any]:
+    return _kernels(plan, "polynomial_gradients", partial(code.write_gradients, weighted=weighted))
+
+
+@lru_cache(maxsize=64)
+def _double(plan: str, weighted: bool) -> list[Any]:
+    return _kernels(plan, "polynomial_second", partial(code.write_second, weighted=weighted))
+
+
+def _kernels(plan: str, name: str, write: Callable[[Polynomial, int], str]) -> list[Any]:
+    found = polynomial(plan)
+    outputs = sorted({output for output, _ in found.terms})
+    return [machine.kernel(name, write(found, output)) for output in outputs]

@@ -1,0 +1,221 @@
+"""Convolutions and products of the GPU backend are the reference's, to second derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from triton_checks import (
+    DEVICE,
+    DTYPES,
+    EMPTY,
+    PAIR,
+    SMALL,
+    SOME,
+    assert_as_reference,
+    assert_equal,
+    clear_kernels,
+    inputs_of,
+    product_inputs,
+    randn,
+)
+
+from clebsch.algebra import Irreps, all_irreps, spherical_irreps
+from clebsch.kernels import gpu, reference
+from clebsch.kernels.gpu import convolution_code, polynomial_code, product
+from clebsch.kernels.gpu.convolution_walk import parts_by_output
+from clebsch.kernels.plan import contraction_plan, convolution_plan
+
+# --- convolution ---
+
+
+@DTYPES
+@pytest.mark.parametrize("channels", [1, 5, 130], ids="{} channels".format)
+def test_convolutions_of_any_number_of_channels(channels: int, dtype: torch.dtype) -> None:
+    """One, not a power of two, more than a program takes."""
+    assert_as_reference(
+        lambda backend, *inputs: backend.convolve(SMALL, *inputs, SOME),
+        inputs_of(SMALL, SOME, channels, dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize("graph", list(EMPTY))
+def test_convolutions_without_edges_are_zero(graph: str) -> None:
+    assert_as_reference(
+        lambda backend, *inputs: backend.convolve(SMALL, *inputs, EMPTY[graph]),
+        inputs_of(SMALL, EMPTY[graph], 3),
+    )
+
+
+def test_convolutions_of_strided_tensors() -> None:
+    assert_as_reference(
+        lambda backend, *inputs: backend.convolve(SMALL, *inputs, SOME),
+        inputs_of(SMALL, SOME, 3, strided=True),
+    )
+
+
+@pytest.mark.parametrize("summed", [False, True], ids=["apart", "summed"])
+def test_convolutions_of_both_parities(summed: bool) -> None:
+    """And a node irrep ("4e") that no path starts from: its derivative is zero."""
+    nodes = Irreps.parse("0e+0o+1o+1e+4e")
+    plan = convolution_plan(nodes, spherical_irreps(1), all_irreps(1), summed)
+    assert_as_reference(
+        lambda backend, *inputs: backend.convolve(plan, *inputs, PAIR), inputs_of(plan, PAIR, 2)
+    )
+
+
+@pytest.mark.parametrize("summed", [False, True], ids=["apart", "summed"])
+def test_convolutions_in_several_parts(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part adds to the derivative by harmonics; summed paths must not be torn apart."""
+    plan = convolution_plan(
+        spherical_irreps(1), spherical_irreps(1), Irreps.parse("0e+1o+2e"), summed
+    )
+    monkeypatch.setattr(convolution_code, "ROWS", dict.fromkeys(convolution_code.ROWS, 2))
+    n_parts = len(parts_by_output(plan, 2))
+    assert n_parts == (3 if summed else 4)
+    clear_kernels()
+    assert_as_reference(
+        lambda backend, *inputs: backend.convolve(plan, *inputs, PAIR), inputs_of(plan, PAIR, 3)
+    )
+    clear_kernels()
+
+
+@DTYPES
+def test_convolutions_with_the_last_radial_layer(dtype: torch.dtype) -> None:
+    _, harmonics, nodes = inputs_of(SMALL, SOME, 3, dtype=dtype)
+    hidden = randn(SOME.n_edges, 5, dtype=dtype)
+    last = randn(5, SMALL.n_paths, 3, dtype=dtype)
+    assert_as_reference(
+        lambda backend, *inputs: backend.convolve_radial(SMALL, *inputs, SOME),
+        (hidden, last, harmonics, nodes),
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("channels", [3, 130], ids="{} channels".format)
+def test_convolutions_with_tables(channels: int, dtype: torch.dtype) -> None:
+    """To first derivatives; a place may be that of a knot."""
+    _, harmonics, nodes = inputs_of(SMALL, SOME, channels, dtype=dtype)
+    places = torch.linspace(0, 2.9, SOME.n_edges, dtype=dtype, device=DEVICE).requires_grad_()
+    table = randn(4, 2, SMALL.n_paths, channels, dtype=dtype).detach()
+    inputs = (places, harmonics, nodes)
+    results = []
+    for backend in (gpu, reference):
+        out = backend.convolve_table(SMALL, places, table, harmonics, nodes, SOME)
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    assert_equal(*results)
+
+
+def test_tables_are_constants_and_have_one_derivative() -> None:
+    _, harmonics, nodes = inputs_of(SMALL, PAIR, 2)
+    places = torch.tensor([0.5, 1.5], dtype=torch.float64, device=DEVICE).requires_grad_()
+    table = randn(3, 2, SMALL.n_paths, 2)
+    out = gpu.convolve_table(SMALL, places, table, harmonics, nodes, PAIR)
+    with pytest.raises(NotImplementedError, match="constants"):
+        out.sum().backward()
+    out = gpu.convolve_table(SMALL, places, table.detach(), harmonics, nodes, PAIR)
+    slopes = torch.autograd.grad(out.sum(), places, create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="no derivative"):
+        slopes.sum().backward()
+
+
+@pytest.mark.parametrize("fixed", [0, 1, 2], ids=["path weights", "harmonics", "nodes"])
+def test_convolutions_with_an_input_that_needs_no_gradient(fixed: int) -> None:
+    """Nodes of the first layer are such: an embedding of species, which no position moves."""
+    inputs = list(inputs_of(SMALL, SOME, 3))
+    inputs[fixed] = inputs[fixed].detach()
+
+    def function(backend: Any, *moving: Tensor) -> Tensor:
+        given = [*moving[:fixed], inputs[fixed], *moving[fixed:]]
+        out: Tensor = backend.convolve(SMALL, *given, SOME)
+        return out
+
+    assert_as_reference(function, [*inputs[:fixed], *inputs[fixed + 1 :]])
+
+
+# --- product basis ---
+
+
+@DTYPES
+@pytest.mark.parametrize("channels", [1, 5, 33], ids="{} channels".format)
+def test_products_of_any_number_of_channels(channels: int, dtype: torch.dtype) -> None:
+    plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 3)
+    basis, weights, species = product_inputs(plan, (2, 0, 2), channels, dtype=dtype)
+    assert_as_reference(
+        lambda backend, a, w: backend.contract(plan, a, w, species), (basis, weights)
+    )
+
+
+@pytest.mark.parametrize("species", [(), (1,), (2, 0, 2, 0)], ids="{} atoms".format)
+@pytest.mark.parametrize("correlation", [1, 2, 4])
+def test_products_of_any_order(correlation: int, species: tuple[int, ...]) -> None:
+    """Of three species one is absent, or more."""
+    plan = contraction_plan(spherical_irreps(1), spherical_irreps(1), correlation)
+    basis, weights, kinds = product_inputs(plan, species, 2, strided=True)
+    assert_as_reference(lambda backend, a, w: backend.contract(plan, a, w, kinds), (basis, weights))
+
+
+@DTYPES
+@pytest.mark.parametrize("correlation", [1, 2, 3])
+def test_products_of_distinct_slots(correlation: int, dtype: torch.dtype) -> None:
+    plan = contraction_plan(spherical_irreps(1), spherical_irreps(1), correlation, reduced=False)
+    basis, weights, species = product_inputs(plan, (2, 0), 2, dtype=dtype)
+    slots = [basis.detach().roll(slot).requires_grad_() for slot in range(correlation)]
+    assert_as_reference(
+        lambda backend, w, *slots: backend.contract_slots(plan, slots, w, species),
+        (weights, *slots),
+    )
+
+
+def test_products_in_several_parts_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts add to the same rows; derivatives by coefficients are summed over blocks of atoms."""
+    monkeypatch.setattr(polynomial_code, "PART", 4)
+    monkeypatch.setattr(polynomial_code, "WEIGHTED_PART", 3)
+    monkeypatch.setattr(product, "atoms_of_block", lambda n_atoms, channels: 2)
+    clear_kernels()
+    plan = contraction_plan(spherical_irreps(1), spherical_irreps(1), 2)
+    basis, weights, species = product_inputs(plan, (0, 2, 2, 0, 2, 2, 2), 2)
+    assert_as_reference(
+        lambda backend, a, w: backend.contract(plan, a, w, species), (basis, weights)
+    )
+    clear_kernels()
+
+
+@pytest.mark.parametrize("fixed", [0, 1], ids=["basis", "weights"])
+def test_products_with_an_input_that_needs_no_gradient(fixed: int) -> None:
+    plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 3)
+    *inputs, species = product_inputs(plan, (2, 0, 2), 2)
+    still = inputs.pop(fixed).detach()
+    assert_as_reference(
+        lambda backend, moving: backend.contract(
+            plan, *((still, moving) if fixed == 0 else (moving, still)), species
+        ),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+@pytest.mark.parametrize("counts", [(3, 0, 4), (0, 0, 1), (0, 0, 0), (2, 2, 2)], ids=str)
+def test_blocks_hold_every_atom_once_and_atoms_of_one_species(
+    counts: tuple[int, ...], size: int
+) -> None:
+    species = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    ptr = torch.tensor([0, *counts]).cumsum(0)
+    bounds, block_ptr = product.blocks(ptr, sum(counts), size)
+    assert bounds[0] == 0
+    assert bounds[-1] == sum(counts)
+    sizes = bounds.diff()
+    assert ((sizes >= 0) & (sizes <= size)).all()
+    for block, (begin, n_atoms) in enumerate(zip(bounds.tolist(), sizes.tolist(), strict=False)):
+        kinds = species[begin : begin + n_atoms].unique()
+        assert len(kinds) == (n_atoms > 0)
+        for kind in kinds.tolist():
+            assert block_ptr[kind] <= block < block_ptr[kind + 1]
+
+
+def test_large_systems_have_large_blocks_and_small_ones_many() -> None:
+    assert product.atoms_of_block(27, 256) == product.FEWEST_ATOMS
+    assert product.atoms_of_block(1000, 128) == product.FEWEST_ATOMS
+    assert product.atoms_of_block(100_000, 128) == product.MOST_ATOMS

@@ -1,0 +1,161 @@
+"""Which device gets the GPU backend, what it says where it cannot work, and its sources."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the GPU backend needs Triton: pip install triton")
+
+from clebsch.algebra import spherical_irreps
+from clebsch.errors import BackendError
+from clebsch.kernels import dispatch, gpu
+from clebsch.kernels.gpu import convolution_code, machine
+from clebsch.kernels.plan import contraction_plan, convolution_plan
+
+SMALL = convolution_plan(spherical_irreps(1), spherical_irreps(1), spherical_irreps(1))
+
+
+def test_gpus_get_this_backend_and_other_devices_another() -> None:
+    assert dispatch.backends_of(torch.device("cuda")) == ["triton", "reference"]
+    assert dispatch.backends_of(torch.device("cpu")) == ["llvm", "reference"]
+    assert dispatch.backends_of(torch.device("mps")) == ["reference"]
+    assert dispatch.best_backend(torch.device("cuda")).name == "triton"
+
+
+def test_without_triton_the_reference_is_used_and_said() -> None:
+    code = """
+import sys, warnings
+sys.modules["triton"] = None
+import torch
+from clebsch.kernels.dispatch import best_backend
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    print(best_backend(torch.device("cuda")).name)
+print(*(str(warning.message) for warning in caught))
+"""
+    name, warning = python(code).splitlines()
+    assert name == "reference"
+    assert warning.startswith("the triton backend cannot be used on this machine: import of triton")
+    assert warning.endswith("the slower reference is used instead")
+
+
+def python(code: str, **environment: str) -> str:
+    """What code prints in a process of its own, where Triton compiles."""
+    settings = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=settings
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_backend_is_refused() -> None:
+    code = """
+from clebsch.kernels.dispatch import load_backend
+try:
+    load_backend("triton")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    assert python(code).startswith("BackendError the triton backend cannot be used on this machine")
+
+
+def test_tensors_on_a_cpu_are_refused_where_triton_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "is_interpreted", lambda: False)
+    plan = contraction_plan(spherical_irreps(0), spherical_irreps(0), 1)
+    with pytest.raises(BackendError, match="was given tensors on cpu"):
+        gpu.contract(plan, torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.zeros(1, dtype=int))
+
+
+def test_sources_lie_in_the_cache_folder_and_are_written_again_when_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path / "cache"))
+    source = convolution_code.write_forward(SMALL)
+    machine.kernel("convolve", source)
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.read_text() == source
+    file.write_bytes(b"\xff damaged")
+    machine.kernel("convolve", source)
+    assert file.read_text() == source
+
+
+def test_a_cache_folder_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLEBSCH_CACHE", str(tmp_path / "file" / "below"))
+    kernel = machine.kernel("convolve", convolution_code.write_forward(SMALL))
+    assert Path(kernel.fn.__code__.co_filename).is_file()
+
+
+COMPILE = """
+import torch, triton
+torch.cuda.is_available = lambda: True  # or the backend would be refused
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from clebsch.algebra import spherical_irreps
+from clebsch.kernels.gpu import (
+    convolution_code, harmonics_code, machine, polynomial_code, segments
+)
+from clebsch.kernels.plan import contraction_plan, convolution_plan
+from clebsch.kernels.polynomial import polynomial
+
+WHOLE = {"row_ptr", "senders", "receivers", "sender_ptr", "sender_order"}
+WHOLE |= {"order", "bounds", "species"}
+irreps = spherical_irreps(1)
+plan = convolution_plan(irreps, irreps, irreps)
+product = polynomial(contraction_plan(irreps, irreps, 2).key + "|1")
+wanted = convolution_code.Wanted(radial=True, harmonics=True)
+sources = {
+    "convolve": convolution_code.write_forward(plan),
+    "convolve_gradients": convolution_code.write_gradients(plan, wanted),
+    "convolve_node_gradient": convolution_code.write_node_gradient(plan),
+    "tabulated": convolution_code.write_forward(plan, True),
+    "tabulated_gradients": convolution_code.write_gradients(plan, wanted, True),
+    "convolve_second": convolution_code.write_second(plan, wanted, True),
+    "convolve_second_node": convolution_code.write_second_node(plan),
+    "polynomial": polynomial_code.write_forward(product, 1),
+    "polynomial_gradients": polynomial_code.write_gradients(product, 1, True),
+    "polynomial_second": polynomial_code.write_second(product, 1, True),
+    "harmonics": harmonics_code.write_values(2),
+    "harmonics_gradient": harmonics_code.write_gradient(2),
+    "harmonics_second": harmonics_code.write_second(2),
+}
+kernels = {
+    name: machine.kernel(name.replace("tabulated", "convolve"), source)
+    for name, source in sources.items()
+}
+kernels["sum_rows"] = segments._sum_rows
+for bits in (32, 64):
+    for name, kernel in kernels.items():
+        if bits == 64 and not name.endswith("_second"):  # the longest
+            continue
+        signature = {}
+        for argument in kernel.arg_names:
+            if argument in ("CHANNELS", "WIDTH", "BLOCK"):
+                signature[argument] = "constexpr"
+            elif argument == "n_edges":
+                signature[argument] = "i32"
+            else:
+                signature[argument] = "*i64" if argument in WHOLE else f"*fp{bits}"
+        sizes = {a: 32 if a == "BLOCK" else 20 for a in signature if signature[a] == "constexpr"}
+        source = ASTSource(kernel, signature, sizes)
+        triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+        print(name, bits)
+"""
+
+
+def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """For one of compute capability 9.0 (H100, H200), which need not be there."""
+    done = python(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
+    assert len(done.splitlines()) == 17

@@ -1,0 +1,134 @@
+"""Operators of the GPU backend: harmonics, what torch expects, and a potential of all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ase import Atoms
+from torch import Tensor
+from triton_checks import (
+    DEVICE,
+    DTYPES,
+    PAIR,
+    SMALL,
+    Calls,
+    assert_as_reference,
+    inputs_of,
+    product_inputs,
+    randn,
+    twice,
+)
+
+from builders import potential
+from clebsch.algebra import spherical_irreps
+from clebsch.kernels import dispatch, gpu
+from clebsch.kernels.plan import contraction_plan, convolution_plan
+
+CHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_static",
+)
+
+
+@DTYPES
+@pytest.mark.parametrize("l_max", [1, 4])
+@pytest.mark.parametrize("n_edges", [0, 1, 33], ids="{} edges".format)
+def test_harmonics_are_those_of_the_reference(n_edges: int, l_max: int, dtype: torch.dtype) -> None:
+    """As many edges as a program takes and one more; strided, as vectors of any origin may be.
+
+    Each component is weighted otherwise, for the sum of squares of a degree has no slope.
+    """
+    vectors = randn(n_edges, 3, dtype=dtype, strided=True)
+    weights = torch.linspace(-1, 1, (l_max + 1) ** 2, dtype=dtype, device=DEVICE)
+    assert_as_reference(
+        lambda backend, vectors: weights * backend.spherical_harmonics(vectors, l_max), (vectors,)
+    )
+
+
+def test_harmonics_of_degree_zero_have_no_slope() -> None:
+    vectors = randn(2, 3)
+    out, *derivatives = twice(gpu.spherical_harmonics(vectors, 0), (vectors,))
+    assert (out == 1).all()
+    assert all((derivative == 0).all() for derivative in derivatives)
+
+
+def calls(kind: str) -> dict[str, tuple[Any, ...]]:
+    """The operators of a kind, with arguments as the public functions give them."""
+    scalars = convolution_plan(spherical_irreps(0), spherical_irreps(1), spherical_irreps(1))
+    weights, harmonics, nodes = inputs_of(scalars, PAIR, 2)
+    with Calls() as found:
+        if kind == "convolve":
+            inputs: tuple[Tensor, ...] = (weights, harmonics, nodes)
+            twice(gpu.convolve(scalars, *inputs, PAIR), inputs)
+        elif kind == "convolve_table":
+            places = torch.tensor([0.5, 1.5], dtype=torch.float64, device=DEVICE).requires_grad_()
+            table = randn(3, 2, scalars.n_paths, 2).detach()
+            gpu.convolve_table(scalars, places, table, harmonics, nodes, PAIR).sum().backward()
+        elif kind == "polynomial":
+            plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 2)
+            *inputs, species = product_inputs(plan, (2, 0), 2)
+            twice(gpu.contract(plan, *inputs, species), inputs)
+        else:
+            inputs = (randn(3, 3),)
+            twice(gpu.spherical_harmonics(*inputs, 2), inputs)
+    return dict(found.seen)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_operators", "constants"),
+    [("convolve", 3, ()), ("convolve_table", 2, (2,)), ("polynomial", 3, ()), ("harmonics", 3, ())],
+)
+def test_operators_are_what_torch_expects(
+    kind: str, n_operators: int, constants: tuple[int, ...]
+) -> None:
+    """Schema, aliasing, autograd's registration, shapes without data, tracing."""
+    samples = calls(kind)
+    assert len(samples) == n_operators
+    for name, args in samples.items():
+        is_last = name.endswith("_second") or name == "convolve_table_gradients"
+        copied = [
+            a.detach()
+            .clone()
+            .requires_grad_(a.is_floating_point() and not is_last and place not in constants)
+            if isinstance(a, Tensor)
+            else a
+            for place, a in enumerate(args)
+        ]
+        torch.library.opcheck(getattr(torch.ops.clebsch_gpu, name), copied, test_utils=CHECKS)
+
+
+def test_derivatives_not_asked_for_are_left_out() -> None:
+    inputs = inputs_of(SMALL, PAIR, 2)
+    for asked in range(3):
+        with Calls() as found:
+            torch.autograd.grad(gpu.convolve(SMALL, *inputs, PAIR).sum(), inputs[asked])
+        (flags,) = (args[1] for name, args in found.seen if name == "convolve_gradients")
+        assert flags == [place == asked for place in range(3)]
+
+
+def test_third_derivatives_are_refused_not_wrong() -> None:
+    inputs = inputs_of(SMALL, PAIR, 2)
+    out = gpu.convolve(SMALL, *inputs, PAIR)
+    first = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)[0]
+    second = torch.autograd.grad(first.square().sum(), inputs[0], create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="the triton backend has first and second"):
+        torch.autograd.grad(second.square().sum(), inputs[0])
+
+
+@DTYPES
+def test_a_potential_gives_what_it_gives_with_the_reference(dtype: torch.dtype) -> None:
+    """Energies, forces and the gradient of a loss on forces."""
+    tested = potential("mace three layers with ZBL", backend="reference", dtype=dtype).to(DEVICE)
+    graph = tested.graph(Atoms("OCH", [[0, 0, 0], [1.2, 0, 0.1], [1.7, 0.9, 0]]))
+    answers = []
+    for name in ("triton", "reference"):
+        tested._install(dispatch.load_backend(name))
+        assert tested.backend == name
+        answers.append(tested._backend_answers(graph))
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-4
+    for here, there in zip(*answers, strict=True):
+        assert (here - there).abs().max() <= tolerance * (1e-6 + there.abs().max())
