@@ -29,6 +29,10 @@ class Operators:
             self._library.impl(name, kernel, device)
         torch.library.register_fake(self._full(name), fake, lib=self._library)
 
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call an operator."""
+        return getattr(getattr(torch.ops, self._namespace), name)(*arguments)
+
     def differentiable(
         self, name: str, setup: Callable[..., None], backward: Callable[..., Any]
     ) -> None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
-from clebsch.kernels.cpu.operators import define, differentiable, last
+from clebsch.kernels.cpu.operators import operators
 from clebsch.kernels.cpu.polynomial_code import (
     PolynomialSpec,
     write_forward,
     write_gradients,
     write_second,
 )
-from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ContractionPlan
 from clebsch.kernels.polynomial import coefficient_table, polynomial
+from clebsch.kernels.polynomial_operators import define_product_basis
 from clebsch.kernels.species import by_species
 
 
@@ -58,21 +57,15 @@ def _polynomial(
     return out
 
 
-def _polynomial_fake(plan: str, coefficients: Tensor, variables: Tensor, *rest: Tensor) -> Tensor:
-    n_outputs = _spec(plan, variables.shape[2], variables.dtype.itemsize * 8).n_outputs
-    return variables.new_empty((variables.shape[0], n_outputs, variables.shape[2]))
-
-
 def _gradients(
     plan: str,
     weighted: bool,
     coefficients: Tensor,
     variables: Tensor,
+    cotangent: Tensor,
     order: Tensor,
     ptr: Tensor,
-    cotangent: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives by coefficients (empty where not ``weighted``) and variables."""
     call = _Call(plan, coefficients, variables, order, ptr)
     d_coefficients = call.coefficient_gradient(weighted)
     d_variables = torch.empty(variables.shape, dtype=variables.dtype)
@@ -81,24 +74,16 @@ def _gradients(
     return d_coefficients, d_variables
 
 
-def _gradients_fake(
-    plan: str, weighted: bool, coefficients: Tensor, variables: Tensor, *rest: Tensor
-) -> tuple[Tensor, Tensor]:
-    d_coefficients = coefficients.new_empty(coefficients.shape if weighted else (0,))
-    return d_coefficients, variables.new_empty(variables.shape)
-
-
 def _second(
     plan: str,
     weighted: bool,
     coefficients: Tensor,
     variables: Tensor,
-    order: Tensor,
-    ptr: Tensor,
     cotangent: Tensor,
     t_variables: Tensor,
+    order: Tensor,
+    ptr: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of ``t_variables . d_variables`` by coefficients, variables and cotangent."""
     call = _Call(plan, coefficients, variables, order, ptr)
     d_coefficients = call.coefficient_gradient(weighted)
     d_variables = torch.empty(variables.shape, dtype=variables.dtype)
@@ -109,75 +94,7 @@ def _second(
     return d_coefficients, d_variables, d_cotangent
 
 
-def _second_fake(
-    plan: str,
-    weighted: bool,
-    coefficients: Tensor,
-    variables: Tensor,
-    order: Tensor,
-    ptr: Tensor,
-    cotangent: Tensor,
-    t_variables: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    first = _gradients_fake(plan, weighted, coefficients, variables)
-    return (*first, cotangent.new_empty(cotangent.shape))
-
-
-def _polynomial_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 1)
-
-
-def _polynomial_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    weighted = needed(ctx, 1)
-    gradients = torch.ops.clebsch.polynomial_gradients(
-        *ctx.settings, weighted, *ctx.saved_tensors, cotangent
-    )
-    return None, gradients[0] if weighted else None, gradients[1], None, None
-
-
-def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    remember(ctx, inputs, 2)
-
-
-def _gradients_backward(
-    ctx: Any, t_coefficients: Tensor | None, t_variables: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    plan, returned = ctx.settings
-    coefficients, variables, order, ptr, cotangent = ctx.saved_tensors
-    weighted = needed(ctx, 2)
-    d_coefficients = d_variables = d_cotangent = None
-    if t_variables is not None:
-        d_coefficients, d_variables, d_cotangent = torch.ops.clebsch.polynomial_second(
-            plan, weighted, coefficients, variables, order, ptr, cotangent, t_variables
-        )
-    if t_coefficients is not None and returned:  # the polynomial is linear in coefficients
-        _, more = torch.ops.clebsch.polynomial_gradients(
-            plan, False, t_coefficients, variables, order, ptr, cotangent
-        )
-        across = torch.ops.clebsch.polynomial(plan, t_coefficients, variables, order, ptr)
-        d_variables = more if d_variables is None else d_variables + more
-        d_cotangent = across if d_cotangent is None else d_cotangent + across
-    return None, None, d_coefficients if weighted else None, d_variables, None, None, d_cotangent
-
-
-_INPUTS = "Tensor coefficients, Tensor variables, Tensor order, Tensor ptr"
-define(f"polynomial(str plan, {_INPUTS}) -> Tensor", _polynomial, _polynomial_fake)
-define(
-    f"polynomial_gradients(str plan, bool weighted, {_INPUTS}, Tensor cotangent) "
-    "-> (Tensor, Tensor)",
-    _gradients,
-    _gradients_fake,
-)
-define(
-    f"polynomial_second(str plan, bool weighted, {_INPUTS}, Tensor cotangent, Tensor t_variables) "
-    "-> (Tensor, Tensor, Tensor)",
-    _second,
-    _second_fake,
-)
-differentiable("polynomial", _polynomial_setup, _polynomial_backward)
-differentiable("polynomial_gradients", _gradients_setup, _gradients_backward)
-last("polynomial_second")
+define_product_basis(operators, (_polynomial, _gradients, _second), ("order", "ptr"))
 
 
 # --- calls ---

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
-from clebsch.kernels.cpu.linear import by_species
-from clebsch.kernels.cpu.operators import define, differentiable, last
+from clebsch.kernels.cpu.operators import operators
 from clebsch.kernels.cpu.tree_code import TABLES, write_forward, write_gradients, write_second
-from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.polynomial_operators import define_polynomial
+from clebsch.kernels.species import by_species
 from clebsch.kernels.tree import PolynomialForest
 
 
@@ -38,10 +37,8 @@ def _polynomial(coefficients: Tensor, variables: Tensor, *tables: Tensor) -> Ten
 
 
 def _gradients(
-    weighted: bool, coefficients: Tensor, variables: Tensor, *rest: Tensor
+    weighted: bool, coefficients: Tensor, variables: Tensor, cotangent: Tensor, *tables: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives by coefficients (empty where not ``weighted``) and variables."""
-    *tables, cotangent = rest
     call = _Call(coefficients, variables, *tables)
     d_coefficients = call.coefficient_gradient(weighted)
     d_variables = torch.empty(variables.shape, dtype=variables.dtype)
@@ -51,10 +48,13 @@ def _gradients(
 
 
 def _second(
-    weighted: bool, coefficients: Tensor, variables: Tensor, *rest: Tensor
+    weighted: bool,
+    coefficients: Tensor,
+    variables: Tensor,
+    cotangent: Tensor,
+    t_variables: Tensor,
+    *tables: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of ``t_variables . d_variables`` by coefficients, variables and cotangent."""
-    *tables, cotangent, t_variables = rest
     call = _Call(coefficients, variables, *tables)
     d_coefficients = call.coefficient_gradient(weighted)
     d_variables = torch.empty(variables.shape, dtype=variables.dtype)
@@ -65,79 +65,13 @@ def _second(
     return d_coefficients, d_variables, d_cotangent
 
 
-def _gradients_fake(
-    weighted: bool, coefficients: Tensor, variables: Tensor, *rest: Tensor
-) -> tuple[Tensor, Tensor]:
-    d_coefficients = coefficients.new_empty(coefficients.shape if weighted else (0,))
-    return d_coefficients, variables.new_empty(variables.shape)
-
-
-def _second_fake(
-    weighted: bool, coefficients: Tensor, variables: Tensor, *rest: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    first = _gradients_fake(weighted, coefficients, variables)
-    return (*first, variables.new_empty(variables.shape[:1]))
-
-
-def _polynomial_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 0)
-
-
-def _polynomial_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    weighted = needed(ctx, 0)
-    d_coefficients, d_variables = torch.ops.clebsch.tree_gradients(
-        weighted, *ctx.saved_tensors, cotangent
-    )
-    return d_coefficients if weighted else None, d_variables, *[None] * 7
-
-
-def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    remember(ctx, inputs, 1)
-
-
-def _gradients_backward(
-    ctx: Any, t_coefficients: Tensor | None, t_variables: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    (returned,) = ctx.settings
-    coefficients, *rest, cotangent = ctx.saved_tensors  # rest: variables and tables
-    weighted = needed(ctx, 1)
-    d_coefficients = d_variables = d_cotangent = None
-    if t_variables is not None:
-        d_coefficients, d_variables, d_cotangent = torch.ops.clebsch.tree_second(
-            weighted, coefficients, *rest, cotangent, t_variables
-        )
-    if t_coefficients is not None and returned:  # the polynomial is linear in coefficients
-        _, more = torch.ops.clebsch.tree_gradients(False, t_coefficients, *rest, cotangent)
-        across = torch.ops.clebsch.tree_polynomial(t_coefficients, *rest)
-        d_variables = more if d_variables is None else d_variables + more
-        d_cotangent = across if d_cotangent is None else d_cotangent + across
-    return None, d_coefficients if weighted else None, d_variables, *[None] * 7, d_cotangent
-
-
-_INPUTS = (
-    "Tensor coefficients, Tensor variables, Tensor order, Tensor ptr, Tensor node_ptr, "
-    "Tensor parents, Tensor node_factors, Tensor term_ptr, Tensor term_factors"
+define_polynomial(
+    operators,
+    ("tree_polynomial", "tree_gradients", "tree_second"),
+    (_polynomial, _gradients, _second),
+    lambda variables: variables.shape[:1],
+    fixed=("order", "ptr", "node_ptr", "parents", "node_factors", "term_ptr", "term_factors"),
 )
-define(
-    f"tree_polynomial({_INPUTS}) -> Tensor",
-    _polynomial,
-    lambda coefficients, variables, *tables: variables.new_empty(variables.shape[:1]),
-)
-define(
-    f"tree_gradients(bool weighted, {_INPUTS}, Tensor cotangent) -> (Tensor, Tensor)",
-    _gradients,
-    _gradients_fake,
-)
-define(
-    f"tree_second(bool weighted, {_INPUTS}, Tensor cotangent, Tensor t_variables) "
-    "-> (Tensor, Tensor, Tensor)",
-    _second,
-    _second_fake,
-)
-differentiable("tree_polynomial", _polynomial_setup, _polynomial_backward)
-differentiable("tree_gradients", _gradients_setup, _gradients_backward)
-last("tree_second")
 
 
 # --- calls ---

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from clebsch.kernels.operators import Operators
 
-_operators = Operators("clebsch_gpu", "triton", ("CUDA", "CPU"))
-define, differentiable, last = _operators.define, _operators.differentiable, _operators.last
+operators = Operators("clebsch_gpu", "triton", ("CUDA", "CPU"))
+define, differentiable, last = operators.define, operators.differentiable, operators.last

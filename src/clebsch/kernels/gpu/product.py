@@ -11,11 +11,11 @@ from torch import Tensor
 
 from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu import polynomial_code as code
-from clebsch.kernels.gpu.operators import define, differentiable, last
+from clebsch.kernels.gpu.operators import operators
 from clebsch.kernels.gpu.segments import segment_sum
-from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ContractionPlan
 from clebsch.kernels.polynomial import Polynomial, coefficient_table, polynomial
+from clebsch.kernels.polynomial_operators import define_product_basis
 from clebsch.kernels.species import by_species
 
 #: Atoms of a program, at most: the more, the less often coefficients are read.
@@ -95,11 +95,6 @@ def _polynomial(plan: str, coefficients: Tensor, variables: Tensor, *atoms: Tens
     return out
 
 
-def _polynomial_fake(plan: str, coefficients: Tensor, variables: Tensor, *atoms: Tensor) -> Tensor:
-    n_outputs = polynomial(plan).n_outputs
-    return variables.new_empty((variables.shape[0], n_outputs, variables.shape[2]))
-
-
 def _gradients(
     plan: str,
     weighted: bool,
@@ -108,19 +103,11 @@ def _gradients(
     cotangent: Tensor,
     *atoms: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives by coefficients (empty where not ``weighted``) and variables."""
     call = _Call(plan, coefficients, variables, atoms)
     d_variables = call.of_atoms(call.polynomial.n_variables)
     sums = call.of_blocks(weighted)
     call.run(_first(plan, weighted), cotangent.contiguous(), d_variables, sums)
     return call.summed(sums, weighted), d_variables
-
-
-def _gradients_fake(
-    plan: str, weighted: bool, coefficients: Tensor, variables: Tensor, *rest: Tensor
-) -> tuple[Tensor, Tensor]:
-    d_coefficients = coefficients.new_empty(coefficients.shape if weighted else (0,))
-    return d_coefficients, variables.new_empty(variables.shape)
 
 
 def _second(
@@ -132,7 +119,6 @@ def _second(
     t_variables: Tensor,
     *atoms: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of ``t_variables . d_variables`` by coefficients, variables and cotangent."""
     call = _Call(plan, coefficients, variables, atoms)
     d_variables = call.of_atoms(call.polynomial.n_variables)
     d_cotangent = call.of_atoms(call.polynomial.n_outputs)
@@ -142,76 +128,9 @@ def _second(
     return call.summed(sums, weighted), d_variables, d_cotangent
 
 
-def _second_fake(
-    plan: str,
-    weighted: bool,
-    coefficients: Tensor,
-    variables: Tensor,
-    cotangent: Tensor,
-    *rest: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    first = _gradients_fake(plan, weighted, coefficients, variables)
-    return (*first, cotangent.new_empty(cotangent.shape))
-
-
-def _polynomial_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 1)
-
-
-def _polynomial_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    coefficients, variables, *atoms = ctx.saved_tensors
-    weighted = needed(ctx, 1)
-    d_coefficients, d_variables = torch.ops.clebsch_gpu.polynomial_gradients(
-        *ctx.settings, weighted, coefficients, variables, cotangent, *atoms
-    )
-    return (None, d_coefficients if weighted else None, d_variables, *(None for _ in atoms))
-
-
-def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    remember(ctx, inputs, 2)
-
-
-def _gradients_backward(
-    ctx: Any, t_coefficients: Tensor | None, t_variables: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    plan, returned = ctx.settings
-    coefficients, variables, cotangent, *atoms = ctx.saved_tensors
-    weighted = needed(ctx, 2)
-    d_coefficients = d_variables = d_cotangent = None
-    if t_variables is not None:
-        d_coefficients, d_variables, d_cotangent = torch.ops.clebsch_gpu.polynomial_second(
-            plan, weighted, coefficients, variables, cotangent, t_variables, *atoms
-        )
-    if t_coefficients is not None and returned:  # the polynomial is linear in coefficients
-        _, more = torch.ops.clebsch_gpu.polynomial_gradients(
-            plan, False, t_coefficients, variables, cotangent, *atoms
-        )
-        across = torch.ops.clebsch_gpu.polynomial(plan, t_coefficients, variables, *atoms)
-        d_variables = more if d_variables is None else d_variables + more
-        d_cotangent = across if d_cotangent is None else d_cotangent + across
-    results = (d_coefficients if weighted else None, d_variables, d_cotangent)
-    return (None, None, *results, *(None for _ in atoms))
-
-
-_INPUTS = "Tensor coefficients, Tensor variables"
-_ATOMS = "Tensor species, Tensor order, Tensor bounds, Tensor block_ptr"
-define(f"polynomial(str plan, {_INPUTS}, {_ATOMS}) -> Tensor", _polynomial, _polynomial_fake)
-define(
-    f"polynomial_gradients(str plan, bool weighted, {_INPUTS}, Tensor cotangent, {_ATOMS}) "
-    "-> (Tensor, Tensor)",
-    _gradients,
-    _gradients_fake,
+define_product_basis(
+    operators, (_polynomial, _gradients, _second), ("species", "order", "bounds", "block_ptr")
 )
-define(
-    f"polynomial_second(str plan, bool weighted, {_INPUTS}, Tensor cotangent, Tensor t_variables, "
-    f"{_ATOMS}) -> (Tensor, Tensor, Tensor)",
-    _second,
-    _second_fake,
-)
-differentiable("polynomial", _polynomial_setup, _polynomial_backward)
-differentiable("polynomial_gradients", _gradients_setup, _gradients_backward)
-last("polynomial_second")
 
 
 # --- calls ---
