@@ -32,15 +32,7 @@ def convolve(
 ) -> Tensor:
     """See ``reference.convolve``."""
     out: Tensor = torch.ops.clebsch_gpu.convolve(
-        plan.key,
-        path_weights,
-        harmonics,
-        nodes,
-        graph.row_ptr,
-        graph.senders,
-        graph.receivers,
-        graph.sender_ptr,
-        graph.sender_order,
+        plan.key, path_weights, harmonics, nodes, *walked(graph)
     )
     return out
 
@@ -58,7 +50,15 @@ def convolve_radial(
     return convolve(plan, weights, harmonics, nodes, graph)
 
 
+def walked(graph: AtomGraph) -> tuple[Tensor, ...]:
+    """What operators take of a graph, in the order of ``GRAPH``."""
+    ends = (graph.row_ptr, graph.senders, graph.receivers)
+    return (*ends, graph.sender_ptr, graph.sender_order)
+
+
 # --- operators ---
+
+GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers, Tensor sender_ptr, Tensor sender_order"
 
 
 def _convolve(
@@ -66,14 +66,27 @@ def _convolve(
 ) -> Tensor:
     call = Call(plan, nodes, graph)
     out = call.of_atoms(call.plan.out_dim)
-    call.by_receiver("convolve", _forward(plan), path_weights, harmonics, nodes, out)
+    call.by_receiver("convolve", forward(plan), path_weights, harmonics, nodes, out)
     return out
 
 
 def _convolve_fake(
     plan: str, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
 ) -> Tensor:
+    return out_like(plan, nodes)
+
+
+def out_like(plan: str, nodes: Tensor) -> Tensor:
+    """Room for a convolution, [N, C, K]."""
     return nodes.new_empty((nodes.shape[0], convolution_plan_of(plan).out_dim, nodes.shape[2]))
+
+
+def gradients_like(inputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Room for derivatives; empty where not wanted."""
+    return tuple(
+        tensor.new_empty(tensor.shape if want else (0,))
+        for tensor, want in zip(inputs, wanted, strict=True)
+    )
 
 
 def _gradients(
@@ -92,12 +105,9 @@ def _gradients(
     sums = call.sums(name, harmonics, harmonic)
     if radial or harmonic:
         given = (path_weights, harmonics, nodes, cotangent, d_weights, sums, call.n_edges)
-        call.by_receiver(name, _edge_gradients(plan, radial, harmonic), *given)
-    d_nodes = nodes.new_empty(0)
-    if node:
-        d_nodes = call.of_atoms(call.plan.node_irreps.dim)
-        inputs = (path_weights, harmonics, cotangent)
-        call.by_sender("convolve_node_gradient", _node_gradient(plan), *inputs, d_nodes)
+        call.by_receiver(name, edge_gradients(plan, radial, harmonic), *given)
+    inputs = (path_weights, harmonics, cotangent)
+    d_nodes = call.of_senders("convolve_node_gradient", node_gradient(plan), node, *inputs)
     return d_weights, sums.sum(0) if harmonic else sums, d_nodes
 
 
@@ -109,10 +119,7 @@ def _gradients_fake(
     nodes: Tensor,
     *rest: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    return tuple(
-        tensor.new_empty(tensor.shape if want else (0,))
-        for tensor, want in zip((path_weights, harmonics, nodes), wanted, strict=True)
-    )
+    return gradients_like((path_weights, harmonics, nodes), wanted)
 
 
 def _second(
@@ -141,11 +148,8 @@ def _second(
         *directions,
         *(d_weights, sums, d_cotangent, call.n_edges),
     )
-    d_nodes = nodes.new_empty(0)
-    if node:
-        d_nodes = call.of_atoms(call.plan.node_irreps.dim)
-        inputs = (path_weights, harmonics, cotangent, t_weights, t_harmonics)
-        call.by_sender("convolve_second_node", _second_node(plan), *inputs, d_nodes)
+    inputs = (path_weights, harmonics, cotangent, t_weights, t_harmonics)
+    d_nodes = call.of_senders("convolve_second_node", _second_node(plan), node, *inputs)
     return d_weights, sums.sum(0) if harmonic else sums, d_nodes, d_cotangent
 
 
@@ -205,18 +209,17 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
     return (None, None, *results, *(None for _ in graph))
 
 
-_GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers, Tensor sender_ptr, Tensor sender_order"
 _INPUTS = "Tensor path_weights, Tensor harmonics, Tensor nodes"
-define(f"convolve(str plan, {_INPUTS}, {_GRAPH}) -> Tensor", _convolve, _convolve_fake)
+define(f"convolve(str plan, {_INPUTS}, {GRAPH}) -> Tensor", _convolve, _convolve_fake)
 define(
-    f"convolve_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {_GRAPH}) "
+    f"convolve_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {GRAPH}) "
     "-> (Tensor, Tensor, Tensor)",
     _gradients,
     _gradients_fake,
 )
 define(
     f"convolve_second(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, Tensor t_weights, "
-    f"Tensor t_harmonics, Tensor? t_nodes, {_GRAPH}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor t_harmonics, Tensor? t_nodes, {GRAPH}) -> (Tensor, Tensor, Tensor, Tensor)",
     _second,
     _second_fake,
 )
@@ -246,11 +249,15 @@ class Call:
         n_parts = len(parts_by_output(self.plan, code.ROWS[name]))
         self._launch(name, kernel, n_parts, (row_ptr, senders, *arguments))
 
-    def by_sender(self, name: str, kernel: Any, *arguments: Tensor | int) -> None:
-        """Run a kernel that sums over the edges of senders."""
+    def of_senders(self, name: str, kernel: Any, wanted: bool, *inputs: Tensor) -> Tensor:
+        """The derivative by nodes, by a kernel that sums over senders' edges; empty if unwanted."""
+        if not wanted:
+            return self.nodes.new_empty(0)
+        d_nodes = self.of_atoms(self.plan.node_irreps.dim)
         _, _, receivers, sender_ptr, sender_order = self.graph
-        n_parts = len(parts_by_node(self.plan))
-        self._launch(name, kernel, n_parts, (sender_ptr, sender_order, receivers, *arguments))
+        arguments = (sender_ptr, sender_order, receivers, *inputs, d_nodes)
+        self._launch(name, kernel, len(parts_by_node(self.plan)), arguments)
+        return d_nodes
 
     def _launch(
         self, name: str, kernel: Any, n_parts: int, arguments: tuple[Tensor | int, ...]
@@ -278,20 +285,23 @@ class Call:
 
 
 @lru_cache(maxsize=256)
-def _forward(plan: str) -> Any:
-    return machine.kernel("convolve", code.write_forward(convolution_plan_of(plan)))
+def forward(plan: str, tabulated: bool = False) -> Any:
+    """The convolution's kernel, for path weights that are given or come out of a table."""
+    return machine.kernel("convolve", code.write_forward(convolution_plan_of(plan), tabulated))
 
 
 @lru_cache(maxsize=256)
-def _edge_gradients(plan: str, radial: bool, harmonics: bool) -> Any:
+def edge_gradients(plan: str, radial: bool, harmonics: bool, tabulated: bool = False) -> Any:
+    """Its first derivatives by what belongs to edges, likewise."""
     wanted = code.Wanted(radial, harmonics)
-    source = code.write_gradients(convolution_plan_of(plan), wanted)
+    source = code.write_gradients(convolution_plan_of(plan), wanted, tabulated)
     return machine.kernel("convolve_gradients", source)
 
 
 @lru_cache(maxsize=256)
-def _node_gradient(plan: str) -> Any:
-    source = code.write_node_gradient(convolution_plan_of(plan))
+def node_gradient(plan: str, tabulated: bool = False) -> Any:
+    """Its first derivative by nodes, likewise."""
+    source = code.write_node_gradient(convolution_plan_of(plan), tabulated)
     return machine.kernel("convolve_node_gradient", source)
 
 
