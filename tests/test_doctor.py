@@ -15,27 +15,11 @@ import torch
 import clebsch
 from builders import MODELS, ethanol, potential, skewed_cell, slab
 from clebsch import doctor
-from clebsch.cli import main
 from clebsch.kernels import cpu
 from clebsch.kernels.dispatch import load_backend
 from clebsch.modelfile import read_tensors, write_tensors
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """``clebsch doctor``: exit status, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run_doctor(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["doctor", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run_doctor
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_model_passes_and_the_machine_is_described(run: Run, model: Path) -> None:
-    status, out, _ = run(model)
+def test_a_model_passes_and_the_machine_is_described(run_doctor: Run, model: Path) -> None:
+    status, out, _ = run_doctor(model)
     assert status == 0, out
     for said in ("All is well", "llvm", "reference", "float32", "float64", "bits", "ms", "LLVM"):
         assert said in out
@@ -62,9 +46,11 @@ def test_every_model_passes_on_every_kind_of_structure(name: str) -> None:
     assert len(found.timings) == 6
 
 
-def test_structures_and_precision_can_be_chosen(run: Run, model: Path, tmp_path: Path) -> None:
+def test_structures_and_precision_can_be_chosen(
+    run_doctor: Run, model: Path, tmp_path: Path
+) -> None:
     ase.io.write(tmp_path / "water.xyz", [ethanol(seed) for seed in range(9)])
-    status, out, _ = run(model, tmp_path / "water.xyz", "--dtype", "float32", "--json")
+    status, out, _ = run_doctor(model, tmp_path / "water.xyz", "--dtype", "float32", "--json")
     found = json.loads(out)
     assert status == 0
     assert found["healthy"]
@@ -91,14 +77,14 @@ FORGERIES = {
 
 @pytest.mark.parametrize("forgery", list(FORGERIES))
 def test_a_forged_backend_is_named(
-    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, forgery: str
+    run_doctor: Run, model: Path, monkeypatch: pytest.MonkeyPatch, forgery: str
 ) -> None:
     honest = cpu.contract
     forge, check = FORGERIES[forgery]
     monkeypatch.setattr(cpu, "contract", lambda *inputs: forge(honest(*inputs)))
     with pytest.raises(clebsch.ClebschError):
         clebsch.load(model)  # which only says so
-    status, out, _ = run(model, "--dtype", "float64")
+    status, out, _ = run_doctor(model, "--dtype", "float64")
     assert status == 1
     assert f"llvm, float64, example: {check}" in out
     assert "Do not trust: llvm." in out
@@ -106,13 +92,13 @@ def test_a_forged_backend_is_named(
 
 
 def test_a_backend_that_raises_is_named(
-    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+    run_doctor: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*inputs: object) -> None:
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(cpu, "contract", broken)
-    status, out, _ = run(model, "--dtype", "float64")
+    status, out, _ = run_doctor(model, "--dtype", "float64")
     assert status == 1
     assert "no such instruction" in out
     assert "Do not trust: llvm." in out
@@ -134,18 +120,18 @@ def test_a_backend_that_forgets_a_symmetry_is_found() -> None:
 
 
 def test_answers_that_are_not_those_of_the_file_are_found(
-    run: Run, model: Path, tmp_path: Path
+    run_doctor: Run, model: Path, tmp_path: Path
 ) -> None:
     tensors, metadata = read_tensors(model)
     metadata["reference"]["forces"][0][0] += 1e-3
     write_tensors(tmp_path / "altered.safetensors", tensors, metadata)
-    status, out, _ = run(tmp_path / "altered.safetensors", "--dtype", "float64")
+    status, out, _ = run_doctor(tmp_path / "altered.safetensors", "--dtype", "float64")
     assert status == 1
     assert "reference, float64, stored: answers in the file" in out
 
 
 def test_a_backend_that_is_not_here_is_said_and_no_failure(
-    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+    run_doctor: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def only_the_reference(name: str) -> object:
         if name == "llvm":
@@ -153,7 +139,7 @@ def test_a_backend_that_is_not_here_is_said_and_no_failure(
         return load_backend(name)
 
     monkeypatch.setattr(doctor, "load_backend", only_the_reference)
-    status, out, _ = run(model, "--dtype", "float64")
+    status, out, _ = run_doctor(model, "--dtype", "float64")
     assert status == 0
     assert "no llvmlite" in out
 
@@ -167,8 +153,8 @@ def test_a_backend_that_is_not_here_is_said_and_no_failure(
     ],
 )
 def test_a_mistake_gets_one_clear_line(
-    run: Run, model: Path, arguments: tuple[str, ...], message: str
+    run_doctor: Run, model: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    status, _, error = run(*(argument.format(model) for argument in arguments))
+    status, _, error = run_doctor(*(argument.format(model) for argument in arguments))
     assert status == 2
     assert message in error

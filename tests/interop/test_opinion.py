@@ -20,7 +20,6 @@ import clebsch
 from builders import potential
 from clebsch import cli_doctor, doctor
 from clebsch.benchmarks import opponents
-from clebsch.cli import main
 from clebsch.interop import opinion
 from clebsch.interop.mace_torch import read_mace_torch
 
@@ -30,21 +29,6 @@ ASK = "--unpickle-with-mace-torch"
 
 Run = Callable[..., tuple[int, str, str]]
 Report = dict[str, Any]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """``clebsch doctor``: exit status, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run_doctor(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["doctor", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run_doctor
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +88,8 @@ def test_structures_are_a_molecule_and_a_skewed_cell_of_all_elements(ours: clebs
     assert np.abs((cell @ cell.T)[np.triu_indices(3, 1)]).min() > 0.05  # no right angle
 
 
-def test_numbers_that_agree_pass(run: Run, report: Report, python: Any, tmp_path: Path):
-    status, out, _ = run(MODEL, "--head", "second", ASK, "--peer-python", python(report))
+def test_numbers_that_agree_pass(run_doctor: Run, report: Report, python: Any, tmp_path: Path):
+    status, out, _ = run_doctor(MODEL, "--head", "second", ASK, "--peer-python", python(report))
     assert status == 0, out
     for name in ("energy", "forces", "site energies", "stress"):
         assert f"{name}: mace-torch 0.3.x" in out
@@ -156,10 +140,10 @@ def test_energies_are_held_to_what_the_network_says(
     }
 
 
-def test_a_difference_is_a_bad_answer(run: Run, report: Report, python: Any):
+def test_a_difference_is_a_bad_answer(run_doctor: Run, report: Report, python: Any):
     report["places"]["molecule"]["answers"]["forces"][0][1] += 0.01
     arguments = (MODEL, "--head", "second", ASK, "--peer-python", python(report))
-    status, out, _ = run(*arguments, "--dtype", "float32")
+    status, out, _ = run_doctor(*arguments, "--dtype", "float32")
     assert status == 1
     assert "reference, float32, molecule: forces: mace-torch 0.3.x: off by" in out
 
@@ -190,19 +174,19 @@ def test_what_contradicts_itself_is_said_and_not_compared(
         ([], "gave no numbers"),
     ],
 )
-def test_a_mace_torch_that_fails_is_an_error(run: Run, python: Any, said: Any, message: str):
+def test_a_mace_torch_that_fails_is_an_error(run_doctor: Run, python: Any, said: Any, message: str):
     arguments = (MODEL, "--head", "first", ASK, "--peer-python", python(said))
-    status, _, error = run(*arguments)
+    status, _, error = run_doctor(*arguments)
     assert status == 2
     assert message in error
 
 
 def test_without_the_option_nothing_runs_and_it_is_said(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_doctor: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(opinion.subprocess, "run", lambda *_, **__: pytest.fail("started"))
     monkeypatch.setattr(cli_doctor, "version", lambda name: "0.3.16")
-    status, out, _ = run(MODEL, "--head", "first", "--dtype", "float64")
+    status, out, _ = run_doctor(MODEL, "--head", "first", "--dtype", "float64")
     assert status == 0
     assert f"note: not compared with mace-torch's own numbers: {ASK} does that" in out
     assert sys.executable in out
@@ -221,11 +205,11 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_where_there_is_no_mace_torch_it_is_said_how_to_get_one(run: Run):
-    status, out, _ = run(MODEL, "--head", "first", "--dtype", "float64", "--json")
+def test_where_there_is_no_mace_torch_it_is_said_how_to_get_one(run_doctor: Run):
+    status, out, _ = run_doctor(MODEL, "--head", "first", "--dtype", "float64", "--json")
     assert status == 0
     (note,) = json.loads(out)["notes"]
-    status, _, error = run(MODEL, "--head", "first", ASK)
+    status, _, error = run_doctor(MODEL, "--head", "first", ASK)
     assert status == 2
     for text_ in (note, error):
         assert "run make peers" in text_
@@ -239,7 +223,7 @@ def test_the_environment_of_make_peers_is_found(monkeypatch: pytest.MonkeyPatch,
     assert cli_doctor._find_mace_torch(None) == str(there / "bin" / "python")
 
 
-def test_mistakes_get_one_clear_line(run: Run, tmp_path: Path):
+def test_mistakes_get_one_clear_line(run_doctor: Run, tmp_path: Path):
     potential().save(tmp_path / "own.safetensors")
     for arguments, message in (
         ((tmp_path / "own.safetensors", ASK), "mace-torch cannot read it"),
@@ -247,16 +231,16 @@ def test_mistakes_get_one_clear_line(run: Run, tmp_path: Path):
         ((MODEL, "--head", "first", "--peer-python", sys.executable), f"is for {ASK}"),
         ((MODEL,), "choose one"),
     ):
-        status, _, error = run(*arguments)
+        status, _, error = run_doctor(*arguments)
         assert status == 2
         assert message in error
 
 
 def test_a_hostile_file_is_refused_before_anything_unpickles_it(
-    run: Run, python: Any, tmp_path: Path
+    run_doctor: Run, python: Any, tmp_path: Path
 ):
     path = archive(tmp_path / "hostile.model", program(call("os", "system", text("true"))))
-    status, _, error = run(path, ASK, "--peer-python", python("was run"))
+    status, _, error = run_doctor(path, ASK, "--peer-python", python("was run"))
     assert status == 2
     assert "os.system" in error
     assert not (tmp_path / "asked.json").exists()

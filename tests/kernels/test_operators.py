@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from operator_calls import Calls
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from builders import ethanol, potential
 from clebsch.algebra import Irreps, all_irreps, spherical_irreps
@@ -121,24 +121,6 @@ FOR_FIXED_CHANNELS = ("polynomial", "polynomial_gradients", "linear", "linear_we
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
-class Calls(TorchDispatchMode):
-    """Notes every call of an operator of ours, with its arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.namespace == "clebsch":
-            self.seen.append((func._opname, args))
-        return func(*args, **(kwargs or {}))
-
-    def of(self, name: str) -> list[tuple[Any, ...]]:
-        return [args for seen, args in self.seen if seen == name]
-
-
 def twice(out: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """First and second derivatives."""
     first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
@@ -159,7 +141,7 @@ def calls(dtype: torch.dtype) -> Calls:
     features, matrix = randn(3, 8, channels, dtype=dtype), randn(3, 9, 3, dtype=dtype)
     x, vectors = randn(7, dtype=dtype), randn(7, 3, dtype=dtype)
     values, terms = randn(3, 2, dtype=dtype), randn(FOREST.n_terms, dtype=dtype)
-    with Calls() as found:
+    with Calls("clebsch") as found:
         twice(cpu.convolve(CONVOLUTION, weights, harmonics, nodes, graph), (weights, harmonics))
         inputs = (hidden, last, harmonics, nodes)
         twice(cpu.convolve_radial(CONVOLUTION, *inputs, graph), inputs)
@@ -475,7 +457,7 @@ def test_forces_do_not_compute_what_training_needs() -> None:
     tested = potential(backend="llvm")
     assert all(parameter.requires_grad for parameter in tested.model.parameters())
     graph = tested.graph(ethanol())
-    with Calls() as forces:
+    with Calls("clebsch") as forces:
         tested(graph, ("energy", "forces"))
     for _, (by_radial, by_weight, by_harmonics, _) in wanted(forces):
         assert not by_weight
@@ -491,7 +473,7 @@ def test_forces_do_not_compute_what_training_needs() -> None:
 def test_a_loss_computes_them() -> None:
     """So that the test above can fail."""
     tested = potential(backend="llvm")
-    with Calls() as training:
+    with Calls("clebsch") as training:
         prediction = tested(tested.graph(ethanol()), ("energy", "forces"), differentiable=True)
         (prediction.forces.square().sum() + prediction.energy.sum()).backward()
     assert any(by_weight for _, (_, by_weight, _, _) in wanted(training))
@@ -502,7 +484,7 @@ def test_a_loss_computes_them() -> None:
 
 def test_an_energy_computes_no_derivative() -> None:
     tested = potential(backend="llvm")
-    with Calls() as energy:
+    with Calls("clebsch") as energy:
         tested(tested.graph(ethanol()), ("energy",))
     assert {name for name, _ in energy.seen} <= {
         "convolve",
@@ -522,7 +504,7 @@ def test_derivatives_not_asked_for_are_left_out() -> None:
     graph = GRAPHS["some atoms without edges"]
     inputs = convolution_inputs(graph, 3)
     for asked, expected in ((0, [True, False, False, False]), (3, [False, False, False, True])):
-        with Calls() as found:
+        with Calls("clebsch") as found:
             out = cpu.convolve_radial(CONVOLUTION, *inputs, graph)
             torch.autograd.grad(out.sum(), inputs[asked])
         ((_, flags),) = wanted(found)

@@ -124,15 +124,16 @@ def test_llvm_equals_the_reference_at_full_size(dtype: torch.dtype, threads: int
 
 
 def test_forces_compute_no_derivative_by_coefficients() -> None:
+    from operator_calls import Calls
+
     from builders import ethanol, potential
-    from kernels.test_operators import Calls
 
     tested = potential("ace", backend="llvm")
     assert tested.model.coefficients.requires_grad
-    with Calls() as forces:
+    with Calls("clebsch") as forces:
         tested(tested.graph(ethanol()), ("energy", "forces"))
     assert [args[0] for args in forces.of("tree_gradients")] == [False]
-    with Calls() as training:
+    with Calls("clebsch") as training:
         prediction = tested(tested.graph(ethanol()), ("energy", "forces"), differentiable=True)
         (prediction.forces.square().sum() + prediction.energy.sum()).backward()
     assert any(args[0] for args in training.of("tree_gradients"))

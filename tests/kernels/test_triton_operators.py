@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from ase import Atoms
+from operator_calls import Calls
 from torch import Tensor
 from triton_checks import (
     DEVICE,
     DTYPES,
     PAIR,
     SMALL,
-    Calls,
     assert_as_reference,
     inputs_of,
     product_inputs,
@@ -60,7 +60,7 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
     """The operators of a kind, with arguments as the public functions give them."""
     scalars = convolution_plan(spherical_irreps(0), spherical_irreps(1), spherical_irreps(1))
     weights, harmonics, nodes = inputs_of(scalars, PAIR, 2)
-    with Calls() as found:
+    with Calls("clebsch_gpu") as found:
         if kind == "convolve":
             inputs: tuple[Tensor, ...] = (weights, harmonics, nodes)
             twice(gpu.convolve(scalars, *inputs, PAIR), inputs)
@@ -104,7 +104,7 @@ def test_operators_are_what_torch_expects(
 def test_derivatives_not_asked_for_are_left_out() -> None:
     inputs = inputs_of(SMALL, PAIR, 2)
     for asked in range(3):
-        with Calls() as found:
+        with Calls("clebsch_gpu") as found:
             torch.autograd.grad(gpu.convolve(SMALL, *inputs, PAIR).sum(), inputs[asked])
         (flags,) = (args[1] for name, args in found.seen if name == "convolve_gradients")
         assert flags == [place == asked for place in range(3)]

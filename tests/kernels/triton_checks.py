@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="the GPU backend needs Triton: pip install triton")
 
@@ -110,18 +109,3 @@ def clear_kernels() -> None:
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
-
-
-class Calls(TorchDispatchMode):
-    """Notes every call of an operator of this backend, with its arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.namespace == "clebsch_gpu":
-            self.seen.append((func._opname, args))
-        return func(*args, **(kwargs or {}))
