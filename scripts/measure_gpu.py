@@ -203,7 +203,7 @@ class Measurements:
         """Versions, and the two rates that bound everything."""
         import torch
 
-        from clebsch.benchmarks.rates import copy_rate, gemm_rate
+        from clebsch.benchmarks.rates import machine_rates
         from clebsch.benchmarks.record import gpu, machine
 
         self.settings = {
@@ -212,8 +212,7 @@ class Measurements:
             "threads": 1,
             "rounds": 2,
             "device": self.device,
-            "gemm_multiply_adds_per_second": gemm_rate(torch.float32, 1, self.device),
-            "copy_bytes_per_second": copy_rate(1, self.device),
+            **machine_rates(torch.float32, 1, self.device),
         }
         return {**machine(), **gpu(self.device), "torch": torch.__version__, **self.settings}
 

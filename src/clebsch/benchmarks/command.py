@@ -126,7 +126,7 @@ def _measurable(device: str) -> None:
 
 
 def _settings(dtype: str, threads: int, rounds: int, device: str) -> dict[str, Any]:
-    from clebsch.benchmarks.rates import copy_rate, gemm_rate
+    from clebsch.benchmarks.rates import machine_rates
 
     number = precision(dtype)
     assert number is not None
@@ -136,8 +136,7 @@ def _settings(dtype: str, threads: int, rounds: int, device: str) -> dict[str, A
         "threads": threads,
         "rounds": rounds,
         "device": device,
-        "gemm_multiply_adds_per_second": gemm_rate(number, threads, device),
-        "copy_bytes_per_second": copy_rate(threads, device),
+        **machine_rates(number, threads, device),
     }
 
 

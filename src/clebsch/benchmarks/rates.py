@@ -103,6 +103,14 @@ def gemm_rate(
         return size**3 / _median(lambda: torch.mm(left, right, out=out), device, 0.5)
 
 
+def machine_rates(dtype: torch.dtype, threads: int, device: str) -> dict[str, float]:
+    """What everything else is held against, by the names that results have them under."""
+    return {
+        "gemm_multiply_adds_per_second": gemm_rate(dtype, threads, device),
+        "copy_bytes_per_second": copy_rate(threads, device),
+    }
+
+
 def kernel_rates(
     config: ModelConfig, n_atoms: int, dtype: torch.dtype, threads: int, device: str = "cpu"
 ) -> list[KernelRate]:

@@ -37,8 +37,7 @@ def main() -> None:
     """Standard input to standard output."""
     job = json.load(sys.stdin)
     clebsch.potential.RECORD_AFTER = 0  # what long runs come to; warm-up calls pay for it
-    if torch.device(job["device"]).type == "cpu":
-        limit_memory()  # a device's driver takes more address space than there is memory
+    limit_memory(job["device"])
     torch.set_num_threads(job["threads"])
     print(json.dumps(measure_job(job)))
 

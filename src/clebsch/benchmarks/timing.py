@@ -143,12 +143,15 @@ def reset_peak() -> None:
         return
 
 
-def limit_memory() -> None:
+def limit_memory(device: str) -> None:
     """Let this process have what memory is free now and no more.
 
     An allocation beyond that fails in this process; without the limit the system would choose
-    what to kill. Does nothing where /proc does not tell how much there is.
+    what to kill. Does nothing where /proc does not tell how much there is, nor for other devices
+    than "cpu", whose drivers take more address space than there is memory.
     """
+    if not device.startswith("cpu"):
+        return
     try:
         free = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:

@@ -6,12 +6,9 @@ energies, forces, SHA-256 of what a file unpacks to.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import json
-import lzma
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,18 +18,13 @@ import numpy as np
 from ase.symbols import Symbols
 from pydantic import BaseModel, ConfigDict
 
+from clebsch.data.extxyz import BROKEN_STREAM, OPENERS
 from clebsch.data.frame import Frame
 from clebsch.data.read import read_frames
 from clebsch.errors import ConfigError, DataError, did_you_mean
 
-_OPENERS: dict[str, Callable[[Path], bytes]] = {
-    "": Path.read_bytes,
-    ".xz": lambda path: _unpacked(path, lzma.open),
-    ".gz": lambda path: _unpacked(path, gzip.open),
-    ".bz2": lambda path: _unpacked(path, bz2.open),
-}
 #: Names that a file may have behind its stem.
-_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("xyz", "extxyz") for packed in _OPENERS)
+_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("xyz", "extxyz") for packed in ("", *OPENERS))
 
 #: How far a file's own figures may be from the published ones: mean energies relatively (units of
 #: energy are not converted everywhere by the same digits), eV, eV/Angstrom.
@@ -185,10 +177,10 @@ def _verdict(facts: DataFile, path: Path) -> Literal["exact", "same"]:
     Raises:
         DataError: it cannot be read, or holds something else.
     """
-    packed = path.suffix if path.suffix in _OPENERS else ""
     try:
-        content = _OPENERS[packed](path)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+        with OPENERS.get(path.suffix, open)(path, "rb") as file:
+            content = file.read()
+    except BROKEN_STREAM as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     if facts.sha256 is not None and hashlib.sha256(content).hexdigest() == facts.sha256:
         return "exact"
@@ -224,9 +216,3 @@ def difference(facts: DataFile, frames: Sequence[Frame]) -> str | None:
         if abs(rms - facts.forces_rms) > _FORCES_TOLERANCE:
             return f"forces of {rms:.4f} eV/Å root mean square instead of {facts.forces_rms:.4f}"
     return None
-
-
-def _unpacked(path: Path, opener: Callable[..., object]) -> bytes:
-    with opener(path, "rb") as file:  # type: ignore[attr-defined]
-        content: bytes = file.read()
-    return content

@@ -32,7 +32,10 @@ from clebsch.errors import DataError, did_you_mean
 #: A line longer than this is not a line of a structure file.
 LONGEST_LINE = 16_000_000
 
-_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+#: What opens a compressed file, by its suffix.
+OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+#: What reading one raises where it is truncated or corrupt.
+BROKEN_STREAM = (EOFError, lzma.LZMAError, zlib.error, OSError)
 _CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
 _BOOLEANS = {"T": True, "True": True, "true": True, "TRUE": True}
 _BOOLEANS |= {"F": False, "False": False, "false": False, "FALSE": False}
@@ -67,7 +70,7 @@ class _Lines:
         """The next line with its line end; "" at the end of the file."""
         try:
             line = self.file.readline(LONGEST_LINE)
-        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        except BROKEN_STREAM as error:
             raise _Malformed(f"the compressed stream is truncated or corrupt ({error})") from error
         if len(line) >= LONGEST_LINE:
             raise _Malformed(f"a line is longer than {LONGEST_LINE} characters")
@@ -81,7 +84,7 @@ def iter_extxyz(path: Path) -> Iterator[RawFrame]:
     Raises:
         DataError: the file is empty, truncated or malformed; names file, frame and line.
     """
-    opener = _OPENERS.get(path.suffix.lower(), open)
+    opener = OPENERS.get(path.suffix.lower(), open)
     index = 0
     try:
         stream = opener(path, "rt", encoding="utf-8", errors="replace")

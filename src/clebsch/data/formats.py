@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from clebsch.data.extxyz import iter_extxyz
+from clebsch.data.extxyz import OPENERS, iter_extxyz
 from clebsch.data.rawframe import RawFrame, shorten
 from clebsch.errors import DataError, did_you_mean
-
-_COMPRESSED = (".xz", ".gz", ".bz2")
 
 #: Names under which .npz files keep what a structure is, in order of preference.
 NPZ_KEYS = {
@@ -40,7 +38,7 @@ def iter_raw_frames(path: Path) -> Iterator[RawFrame]:
     if not path.is_file():
         raise DataError(_no_such_file(path))
     stem, suffix = os.path.splitext(path.name)
-    if suffix in _COMPRESSED:
+    if suffix in OPENERS:
         suffix = os.path.splitext(stem)[1]
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from clebsch.cli_options import precision
 from clebsch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def _cost(
     dtype = "float32"
     for one in settings:
         key, _, value = one.partition("=")
-        if key != "dtype" or value not in ("float32", "float64"):
+        if key != "dtype":
             raise ConfigError(f"{one}: suite cost has one setting, dtype=float32 or dtype=float64")
+        precision(value)
         dtype = value
     measure_cost(suite, models, results, dtype=dtype, console=console)
     console.print(f"Results: {results / f'{suite.name}.json'}", soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from clebsch.benchmarks.jobs import OURS, Case, run_job
 from clebsch.benchmarks.record import machine
-from clebsch.benchmarks.structures import System, benzyloxypyridine
+from clebsch.benchmarks.structures import system_of_size
 from clebsch.models.presets import preset_config
 from clebsch.reproduce.results import Row, add_row, results_file
 from clebsch.reproduce.suites import Suite
@@ -36,7 +36,7 @@ def measure_cost(
         ConfigError: an unknown preset.
         MeasurementError: a process failed.
     """
-    system = System("3BPA", (benzyloxypyridine()[0],))
+    system = system_of_size(27)
     threads = torch.get_num_threads()
     for model in models or suite.models:
         case = Case(system, preset_config(model), model, system.species)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,9 +21,10 @@ from clebsch.reproduce.judge import judge
 from clebsch.reproduce.results import Row, add_row, read_rows, results_file, slug
 from clebsch.reproduce.suites import Suite, Task
 from clebsch.training.config import Config
-from clebsch.training.configfile import config_dict, load_config
+from clebsch.training.configfile import config_dict, differences, load_config
 from clebsch.training.log import duration
 from clebsch.training.loop import TrainingResult, holds_a_run, resume, train
+from clebsch.training.report import read_history
 
 #: Parts of a configuration that say where a run is made, not what it is.
 _WHERE = ("run", "device", "threads", "processes", "tensorboard")
@@ -130,7 +131,9 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
     Raises:
         ConfigError: a run's folder holds another training than the plan's.
     """
-    todo = [plan for plan in plans if not _is_done(plan, results)]
+    files = {results_file(results, plan.suite.name) for plan in plans}
+    finished = {row.key for file in files for row in read_rows(file) if row.finished}
+    todo = [plan for plan in plans if plan.key not in finished]
     done = len(plans) - len(todo)
     if done:
         _say(console, f"{done} of {len(plans)} runs are finished already.")
@@ -221,17 +224,12 @@ def _plan(
     return Plan(suite, task, model, seed, recipe, what, config, files)
 
 
-def _is_done(plan: Plan, results: Path) -> bool:
-    rows = read_rows(results_file(results, plan.suite.name))
-    return any(row.finished and row.key == plan.key for row in rows)
-
-
 def _train(plan: Plan, until: float | None, console: Console) -> TrainingResult:
     run = plan.config.run
     if not holds_a_run(run):
         return train(plan.config, console=console, until=until)
     began = load_config(run / "config.yaml")
-    for key, now, then in _differences(identity(plan.config), identity(began)):
+    for key, now, then in differences("", identity(plan.config), identity(began)):
         raise ConfigError(
             f"{run}: began with {key} {then!r}, and {now!r} is asked for now; choose another "
             "folder with --runs, or remove this one"
@@ -246,21 +244,10 @@ def identity(config: Config) -> dict[str, Any]:
     return tree
 
 
-def _differences(
-    now: dict[str, Any], then: dict[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in {**now, **then}:
-        one, other = now.get(key), then.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            yield f"{prefix}{key}", one, other
-
-
 def _row(plan: Plan, result: TrainingResult) -> Row:
     assert result.model is not None
     potential = clebsch.load(result.model, device=plan.config.device)
-    last = json.loads((result.run / "metrics.jsonl").read_text().splitlines()[-1])
+    last = read_history(result.run / "metrics.jsonl")[-1]
     data = potential.provenance["data"]
     finished = result.reason != "interrupted"
     limit = None if plan.config.is_linear else plan.config.training.max_epochs

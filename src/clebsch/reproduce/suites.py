@@ -116,7 +116,9 @@ class Suite:
         """
         tasks = {task.name: task for task in self.tasks}
         if name not in tasks:
-            raise ConfigError(f"suite {self.name} has no task {name!r}. {_hint(name, tasks)}")
+            raise ConfigError(
+                f"suite {self.name} has no task {name!r}. {did_you_mean(name, tasks)}"
+            )
         return tasks[name]
 
     def model_settings(self, name: str) -> tuple[str, ...]:
@@ -128,7 +130,9 @@ class Suite:
         if name in self.variants:
             return self.variants[name]
         if name not in PRESETS:
-            raise ConfigError(f"unknown model {name!r}. {_hint(name, [*self.variants, *PRESETS])}")
+            raise ConfigError(
+                f"unknown model {name!r}. {did_you_mean(name, [*self.variants, *PRESETS])}"
+            )
         return (f"model={name}",)
 
 
@@ -141,11 +145,6 @@ def suite(name: str) -> Suite:
     if name not in SUITES:
         raise ConfigError(f"unknown suite {name!r}. {did_you_mean(name, SUITES)}")
     return SUITES[name]
-
-
-def _hint(name: str, choices: object) -> str:
-    assert isinstance(choices, dict | list)
-    return did_you_mean(name, choices)
 
 
 _3BPA_TESTS = (

@@ -68,6 +68,16 @@ def write_config(config: Config, path: Path) -> None:
     atomic_write(path, yaml.safe_dump(config_dict(config), sort_keys=False))
 
 
+def differences(key: str, new: Any, old: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The settings below a key in which two trees differ: full names, new and old values."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        for name in {**new, **old}:
+            below = f"{key}.{name}" if key else name
+            yield from differences(below, new.get(name), old.get(name))
+    elif new != old:
+        yield key, new, old
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with the numbers and truth values of version 1.2, and no key twice.
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from clebsch.errors import ClebschError, ConfigError
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.training.config import Config, TrainingConfig
-from clebsch.training.configfile import config_dict, load_config, write_config
+from clebsch.training.configfile import config_dict, differences, load_config, write_config
 from clebsch.training.fit_run import FitResult, run_fit
 from clebsch.training.fit_state import fit_state_file, read_fit_state
 from clebsch.training.log import RunLog
@@ -287,21 +287,13 @@ def _check_unchanged(config: Config, began: dict[str, Any]) -> None:
     """
     now = config_dict(config)
     for section in ("model", "initial", "training", "fit", "seed", "dtype"):
-        for key, new, old in _differences(section, now.get(section), began.get(section)):
+        for key, new, old in differences(section, now.get(section), began.get(section)):
             if key in _FREE:
                 continue
             raise ConfigError(
                 f"{config.run / 'config.yaml'}: {key} is {new!r}, but the run began with {old!r}; "
                 "put it back, or start a new run"
             )
-
-
-def _differences(key: str, new: Any, old: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(new, dict) and isinstance(old, dict):
-        for name in {**new, **old}:
-            yield from _differences(f"{key}.{name}", new.get(name), old.get(name))
-    elif new != old:
-        yield key, new, old
 
 
 def _result(run: Path, state: TrainingState, reason: Reason) -> TrainingResult:

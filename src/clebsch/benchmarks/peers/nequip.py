@@ -29,8 +29,7 @@ def main() -> None:
     """Standard input to standard output."""
     job = json.load(sys.stdin)
     timing = runpy.run_path(str(Path(__file__).parents[1] / "timing.py"))
-    if torch.device(job["device"]).type == "cpu":
-        timing["limit_memory"]()  # a device's driver takes more address space than there is memory
+    timing["limit_memory"](job["device"])
     torch.set_num_threads(job["threads"])
     set_global_state()
     device = timing["accelerator"](torch, job["device"])
