@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from clebsch.errors import ConfigError, DataError
 from clebsch.reproduce import runs as runs_module
 from clebsch.reproduce import suites
 from clebsch.reproduce.results import Row, read_rows, results_file
-from clebsch.reproduce.runs import Plan, make_plans, run_all
+from clebsch.reproduce.runs import CURVE_POINTS, Plan, curve, make_plans, run_all
 from clebsch.reproduce.suites import SUITES, HeldOut, Suite, Task
 from clebsch.training.trainer import Trainer
 from training.toy import MODEL, cluster, data_file
@@ -100,8 +101,24 @@ def test_every_task_becomes_a_row_that_says_what_it_is(data: Path) -> None:
         assert row.config["data"]["train_count"] == row.n_train
         assert row.config["training"]["max_epochs"] == row.max_epochs
         assert row.machine["device"] == "cpu"
+        batches = row.n_train * np.arange(1, row.epochs + 1)
+        assert row.curve["frames"] == batches.tolist()
+        assert len(row.curve["forces"]) == len(row.curve["energy"]) == row.epochs
     assert "Run 2 of 2: toy many, small, seed 1" in said
     assert "finished after" in said
+
+
+def test_of_long_trainings_a_few_epochs_are_kept_and_the_last_is_one_of_them() -> None:
+    errors = {"energy_rmse": 0.0123456, "forces_rmse": 0.05}
+    history = [
+        {"epoch": k, "frames": 5 * k, "valid": errors if k % 2 == 0 else None}
+        for k in range(1, 1001)
+    ]
+    kept = curve(history)
+    assert len(kept["frames"]) <= CURVE_POINTS
+    assert kept["frames"][-1] == 5000
+    assert len(set(np.diff(kept["frames"]))) == 1
+    assert kept["energy"][0] == 0.01235
 
 
 def test_what_is_finished_is_not_done_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

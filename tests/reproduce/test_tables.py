@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clebsch.cli import main
@@ -128,6 +129,20 @@ def test_learning_curves_have_slopes_and_a_figure() -> None:
     document = make_document(suite("learning-curve"), rows)
     assert table_row(to_markdown(document), "nu2_l0")[-1] == "-0.75"
     assert document.figures["learning-curve"].axes[0].get_xscale() == "log"
+
+
+def test_tasks_trained_in_several_ways_have_a_figure_of_their_course() -> None:
+    curve = {"frames": [450, 900], "energy": [0.01, 0.005], "forces": [0.05, 0.02]}
+    fast, paper = row(curve=curve), row(recipe="paper", curve=curve)
+    assert list(make_document(suite("acac"), [fast, paper]).figures) == ["training-300K"]
+    assert make_document(suite("acac"), [fast, row(recipe="paper")]).figures == {}
+    # the second seed is not over: its points have partners, the first seed's last has none
+    shorter = {name: values[:1] for name, values in curve.items()}
+    shorter["forces"] = [0.07]
+    seeds = [fast, paper, row(seed=2, finished=False, curve=shorter)]
+    (figure,) = make_document(suite("acac"), seeds).figures.values()
+    (line, _) = figure.axes[0].get_lines()[:2]
+    assert np.allclose(line.get_xydata(), [[450, 60]])
 
 
 def test_layers_become_lines() -> None:

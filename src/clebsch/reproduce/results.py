@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clebsch.errors import DataError
@@ -33,6 +34,8 @@ class Row(BaseModel):
         finished: whether the run is over.
         projected_seconds: wall time that the rest will take at the same pace.
         tests: by the test's name: metrics (eV, eV/Angstrom) and ``n``, the structures.
+        curve: of the training: ``frames`` so far, and root mean square errors of validation,
+            ``energy`` (eV) and ``forces`` (eV/Angstrom); empty if it is not known.
         machine: processor, cores, and what else ran.
         versions: of Clebsch and torch.
         date: when it was judged.
@@ -59,6 +62,7 @@ class Row(BaseModel):
     finished: bool
     projected_seconds: float | None = None
     tests: dict[str, dict[str, float]]
+    curve: dict[str, list[float]] = {}
     machine: dict[str, Any]
     versions: dict[str, str] = {}
     date: str
@@ -99,19 +103,23 @@ def read_rows(path: Path) -> list[Row]:
 def add_row(path: Path, row: Row) -> None:
     """Add a row, in place of an earlier one of the same run that was not finished.
 
+    Other processes that add rows at the same time wait for each other.
+
     Raises:
         DataError: the file holds something else.
         OSError: it cannot be written; what it held is unchanged.
     """
-    rows = [one for one in read_rows(path) if one.finished or one.key != row.key]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(path, [*rows, row])
+    with FileLock(path.with_suffix(".lock")):
+        rows = [one for one in read_rows(path) if one.finished or one.key != row.key]
+        write_rows(path, [*rows, row])
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write all rows of a suite."""
+    """Write all rows of a suite, a line for each."""
     entries = [row.model_dump(mode="json", exclude_defaults=True) for row in rows]
-    atomic_write(path, json.dumps(entries, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    atomic_write(path, f"[\n{lines}\n]\n")
 
 
 def slug(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,9 @@ from clebsch.training.configfile import config_dict, differences, load_config
 from clebsch.training.log import duration
 from clebsch.training.loop import TrainingResult, holds_a_run, resume, train
 from clebsch.training.report import read_history
+
+#: Of a training's course, so many epochs are kept in its row.
+CURVE_POINTS = 60
 
 #: Parts of a configuration that say where a run is made, not what it is.
 _WHERE = ("run", "device", "threads", "processes", "tensorboard")
@@ -247,7 +250,7 @@ def identity(config: Config) -> dict[str, Any]:
 def _row(plan: Plan, result: TrainingResult) -> Row:
     assert result.model is not None
     potential = clebsch.load(result.model, device=plan.config.device)
-    last = read_history(result.run / "metrics.jsonl")[-1]
+    history = read_history(result.run / "metrics.jsonl")
     data = potential.provenance["data"]
     finished = result.reason != "interrupted"
     limit = None if plan.config.is_linear else plan.config.training.max_epochs
@@ -268,15 +271,32 @@ def _row(plan: Plan, result: TrainingResult) -> Row:
         epochs=None if plan.config.is_linear else result.epoch,
         max_epochs=limit,
         steps=None if plan.config.is_linear else result.step,
-        frames=last["frames"],
+        frames=history[-1]["frames"],
         seconds=round(result.seconds, 1),
         finished=finished,
         projected_seconds=None if left is None else round(left),
         tests=judge(potential, plan.task.tests, plan.files),
+        curve={} if plan.config.is_linear else curve(history),
         machine=machine() | {"device": plan.config.device},
         versions={"clebsch": clebsch.__version__, "torch": torch.__version__},
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
+
+
+def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """What validation said in the course of a training, at no more than ``CURVE_POINTS`` epochs.
+
+    Args:
+        history: records of a run's metrics.jsonl.
+    """
+    judged = [record for record in history if record.get("valid")]
+    stride = -(-len(judged) // CURVE_POINTS) or 1
+    chosen = judged[::-stride][::-1]
+    return {
+        "frames": [record["frames"] for record in chosen],
+        "energy": [float(f"{record['valid']['energy_rmse']:.4g}") for record in chosen],
+        "forces": [float(f"{record['valid']['forces_rmse']:.4g}") for record in chosen],
+    }
 
 
 def _say(console: Console, text: str) -> None:

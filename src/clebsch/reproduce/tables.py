@@ -300,7 +300,7 @@ def _figures(suite: Suite, own: Sequence[Model]) -> dict[str, Figure]:
         return _curve_figures(own)
     if suite.layout == "layers":
         return _layer_figures(own)
-    return {}
+    return _training_figures(suite, own)
 
 
 def _curve(model: Model) -> tuple[np.ndarray, np.ndarray]:
@@ -336,6 +336,29 @@ def _curve_figures(own: Sequence[Model]) -> dict[str, Figure]:
     )
     figure.axes[0].set_xscale("log")
     return {"learning-curve": figure}
+
+
+def _training_figures(suite: Suite, own: Sequence[Model]) -> dict[str, Figure]:
+    """Validation errors in the course of training, of tasks that were trained in several ways."""
+    figures = {}
+    for task in suite.tasks:
+        series = {}
+        for model in own:
+            curves = [row.curve for row in model.ours if row.task == task.name and row.curve]
+            if curves:
+                # seeds that are not over have fewer points
+                points = min(len(one["frames"]) for one in curves)
+                forces = np.mean([one["forces"][:points] for one in curves], axis=0)
+                series[model.label] = (curves[0]["frames"][:points], 1000 * forces)
+        if len(series) > 1:
+            figures[f"training-{task.name}"] = line_figure(
+                series,
+                "structures differentiated",
+                "force RMSE of validation (meV/Å)",
+                log=True,
+                size=(6.0, 4.2),
+            )
+    return figures
 
 
 def _layer_figures(own: Sequence[Model]) -> dict[str, Figure]:
