@@ -35,7 +35,7 @@ TOY = Suite(
     data="toy",
     statistic="mae",
     tasks=(
-        Task("few", "train", TESTS, epochs=2, train_count=4, valid_count=2),
+        Task("few", "train", TESTS, epochs=2, train_count=4, valid_count=2, eval_every=2),
         Task("many", "train", TESTS, epochs=3, train_count=6, valid_count=2),
     ),
     models=("small",),
@@ -101,9 +101,8 @@ def test_every_task_becomes_a_row_that_says_what_it_is(data: Path) -> None:
         assert row.config["data"]["train_count"] == row.n_train
         assert row.config["training"]["max_epochs"] == row.max_epochs
         assert row.machine["device"] == "cpu"
-        batches = row.n_train * np.arange(1, row.epochs + 1)
-        assert row.curve["frames"] == batches.tolist()
-        assert len(row.curve["forces"]) == len(row.curve["energy"]) == row.epochs
+        assert len(row.curve["forces"]) == len(row.curve["energy"]) == len(row.curve["frames"])
+    assert [row.curve["frames"] for row in rows] == [[8], [6, 12, 18]]
     assert "Run 2 of 2: toy many, small, seed 1" in said
     assert "finished after" in said
 
@@ -196,7 +195,9 @@ def test_seeds_recipes_and_settings_have_folders_of_their_own(data: Path) -> Non
     assert len({plan.config.run for plan in one}) == len(one) == 8
     assert [plan.seed for plan in one[:4]] == [1, 1, 2, 2], "seeds are outermost"
     paper = one[4].config.training
-    assert (paper.max_epochs, paper.schedule) == (2000, "plateau")
+    assert (paper.max_epochs, paper.schedule, paper.eval_every) == (2000, "plateau", 1)
+    every = [plan.config.training.eval_every for plan in plans(data)]
+    assert every == [2, 1], "a plateau counts evaluations, so the paper's recipe has its own"
     assert plans(data, settings=("training.max_minutes=5",))[0].config.training.max_epochs is None
     moved = plans(data, settings=("training.batch_size=2", "processes=2"))
     assert moved[0].config.run == plans(data)[0].config.run

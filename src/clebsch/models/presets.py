@@ -131,6 +131,12 @@ PRESETS: dict[str, Preset] = {
         MessagePassingConfig(channels=64, message_l=1),
         "our own: an accurate model that trains on a laptop; lone atoms give their references",
     ),
+    "mace_few": Preset(
+        _mace(2).model_copy(
+            update={"channels": 32, "radial": RadialConfig(envelope_exponent=2)},
+        ),
+        "our own: learns from tens of structures",
+    ),
     "mace_tiny": Preset(
         MessagePassingConfig(channels=32, message_l=1, l_max=2),
         "our own: for demonstrations and tests; lone atoms give their references",

@@ -218,8 +218,10 @@ def _plan(
     else:
         wanted.append(f"recipe={recipe}")
         given = {one.partition("=")[0] for one in settings}
-        if recipe == "fast" and not given & {"training.max_epochs", "training.max_minutes"}:
-            wanted.append(f"training.max_epochs={task.epochs}")
+        if recipe == "fast":
+            if not given & {"training.max_epochs", "training.max_minutes"}:
+                wanted.append(f"training.max_epochs={task.epochs}")
+            wanted.append(f"training.eval_every={task.eval_every}")
     what = tuple(one for one in settings if one.partition("=")[0] not in _WHERE)
     kind = slug(" ".join((recipe, *what)))
     run = runs / suite.name / task.name / model / kind / f"seed-{seed}"

@@ -56,6 +56,7 @@ class Task:
         train: file of the suite's data set.
         tests: what the trained model is judged by.
         epochs: of the recipe ``fast``, unless settings say otherwise.
+        eval_every: likewise, epochs between evaluations.
         train_count: structures to train on; None: all that do not validate.
         valid_count: structures to validate on.
         isolated_atoms: file with energies of lone atoms; None: references are fitted.
@@ -67,6 +68,7 @@ class Task:
     epochs: int
     train_count: int | None = None
     valid_count: int = 50
+    eval_every: int = 1
     isolated_atoms: str | None = None
 
     @property
@@ -168,7 +170,15 @@ def _3bpa(epochs: int) -> Task:
 
 def _rmd17(molecule: str, count: int, epochs: int) -> Task:
     tests = (HeldOut("test", f"{molecule}/test_01"),)
-    return Task(f"{molecule}-{count}", f"{molecule}/train_01", tests, epochs, train_count=count)
+    return Task(
+        f"{molecule}-{count}",
+        f"{molecule}/train_01",
+        tests,
+        epochs,
+        train_count=count,
+        # there are 50 structures to validate on, however few there are to train on
+        eval_every=max(1, 500 // count),
+    )
 
 
 def _layers() -> dict[str, tuple[str, ...]]:
