@@ -56,7 +56,7 @@ def graphs(
 def expected(potential: clebsch.Potential, graphs: LabelledGraphs) -> dict[str, Tensor]:
     """The gradient of the whole batch at once."""
     batch = graphs.batch(BATCH)
-    outputs = trained_outputs(batch.labels, LOSS)
+    outputs = trained_outputs(batch.counts, LOSS)
     prediction = potential(batch.graph, outputs, differentiable=True)
     loss = loss_sums(prediction, batch, LOSS).loss(LOSS)
     assert isinstance(loss, Tensor)

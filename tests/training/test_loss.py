@@ -109,7 +109,7 @@ def test_the_huber_loss_is_squared_below_delta_and_linear_above(
 
 
 def gradient(potential: clebsch.Potential, batch: Batch, config: LossConfig) -> torch.Tensor:
-    outputs = trained_outputs(batch.labels, config)
+    outputs = trained_outputs(batch.counts, config)
     loss = loss_sums(potential(batch.graph, outputs, differentiable=True), batch, config).loss(
         config
     )
@@ -151,14 +151,14 @@ def test_only_what_is_labelled_is_asked_for(
 ) -> None:
     config = LossConfig(stress=1.0)
     batch = batch_of(potential, frame(0, labels=labels))
-    assert trained_outputs(batch.labels, config) == outputs
+    assert trained_outputs(batch.counts, config) == outputs
     assert gradient(potential, batch, config).norm() > 0
 
 
 def test_a_term_without_weight_is_not_computed(potential: clebsch.Potential) -> None:
-    labels = batch_of(potential, frame(0)).labels
-    assert trained_outputs(labels, LossConfig(energy=0, stress=0)) == ("forces",)
-    assert trained_outputs(labels, LossConfig(forces=0, stress=0)) == ("energy",)
+    counts = batch_of(potential, frame(0)).counts
+    assert trained_outputs(counts, LossConfig(energy=0, stress=0)) == ("forces",)
+    assert trained_outputs(counts, LossConfig(forces=0, stress=0)) == ("energy",)
 
 
 def test_sums_of_parts_are_the_sums_of_the_whole(potential: clebsch.Potential) -> None:

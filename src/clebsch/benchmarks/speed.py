@@ -118,7 +118,7 @@ def training_step(potential: Potential, frames: Sequence[Frame]) -> Callable[[],
     batch = graphs.batch(range(len(frames))).to(potential.device)
     potential.requires_grad_(True)  # one that was loaded is frozen
     optimizer = make_optimizer(potential, _TRAINING)
-    outputs = trained_outputs(batch.labels, _TRAINING.loss)
+    outputs = trained_outputs(batch.counts, _TRAINING.loss)
 
     def step() -> None:
         optimizer.zero_grad()

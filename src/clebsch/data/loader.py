@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -47,22 +47,37 @@ class Labels:
     forces_weight: Tensor
     stress_weight: Tensor
 
-    def to(self, device: torch.device | str) -> Labels:
-        """The same labels on another device."""
-        return Labels(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """How many numbers the labels of a batch hold: components of forces and stresses each."""
+
+    energy: int
+    forces: int
+    stress: int
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some structures of a set: their graph, labels, and indices in the set."""
+    """Some structures of a set: their graph, labels, and indices in the set.
+
+    ``counts`` are numbers, so that no one has to ask a device, and wait, for what is labelled.
+    """
 
     graph: AtomGraph
     labels: Labels
     frame_indices: tuple[int, ...]
+    counts: LabelCounts
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with something else in place of each tensor, its copy on a device perhaps."""
+        graph = {f.name: function(getattr(self.graph, f.name)) for f in fields(AtomGraph)}
+        labels = {f.name: function(getattr(self.labels, f.name)) for f in fields(Labels)}
+        return replace(self, graph=AtomGraph(**graph), labels=Labels(**labels))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(self.graph.to(device), self.labels.to(device), self.frame_indices)
+        return self.map(lambda tensor: tensor.to(device))
 
 
 def frame_labels(frame: Frame) -> Labels:
@@ -96,7 +111,12 @@ def collate(
 ) -> Batch:
     """Single structures as one batch, in the order given."""
     joined = {f.name: torch.cat([getattr(x, f.name) for x in labels]) for f in fields(Labels)}
-    return Batch(batch_graphs(graphs), Labels(**joined), tuple(frame_indices))
+    counts = LabelCounts(
+        energy=sum(int(x.has_energy) for x in labels),
+        forces=sum(x.forces.numel() for x in labels if x.has_forces),
+        stress=sum(x.stress.numel() for x in labels if x.has_stress),
+    )
+    return Batch(batch_graphs(graphs), Labels(**joined), tuple(frame_indices), counts)
 
 
 class LabelledGraphs:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from clebsch.data.ahead import BatchesAhead
 from clebsch.data.loader import LabelledGraphs
 from clebsch.errors import ClebschError
 from clebsch.memory import is_out_of_memory
@@ -36,7 +37,7 @@ def divided(indices: Sequence[int], n_edges: Sequence[int], n_parts: int) -> lis
 
 def add_gradient(
     potential: Potential,
-    graphs: LabelledGraphs,
+    graphs: LabelledGraphs | BatchesAhead,
     indices: Sequence[int],
     batch_indices: Sequence[int],
     config: LossConfig,
@@ -55,7 +56,7 @@ def add_gradient(
         return LossSums()
     with _memory_explained(indices, graphs.n_edges):
         batch = graphs.batch(indices).to(potential.device)
-        outputs = trained_outputs(batch.labels, config)
+        outputs = trained_outputs(batch.counts, config)
         if not outputs:
             return LossSums()
         sums = loss_sums(potential(batch.graph, outputs, differentiable=True), batch, config)
@@ -80,7 +81,9 @@ def _memory_explained(indices: Sequence[int], n_edges: Sequence[int]) -> Iterato
         ) from None
 
 
-def label_counts(graphs: LabelledGraphs, indices: Sequence[int], config: LossConfig) -> LossSums:
+def label_counts(
+    graphs: LabelledGraphs | BatchesAhead, indices: Sequence[int], config: LossConfig
+) -> LossSums:
     """How many residuals the labels of some structures give that have a weight in the loss."""
     frames = [graphs.frames[i] for i in indices]
     return LossSums(

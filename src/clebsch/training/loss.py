@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from clebsch.data.loader import Batch, Labels
+from clebsch.data.loader import Batch, LabelCounts
 from clebsch.potential import Prediction
 from clebsch.training.config import LossConfig
 
@@ -80,27 +80,29 @@ class LossSums:
         )
 
 
-def labelled_outputs(labels: Labels) -> tuple[str, ...]:
-    """What a potential must be asked for to be compared with these labels."""
-    masks = {"energy": labels.has_energy, "forces": labels.has_forces, "virial": labels.has_stress}
-    return tuple(name for name, mask in masks.items() if bool(mask.any()))
+def labelled_outputs(counts: LabelCounts) -> tuple[str, ...]:
+    """What a potential must be asked for to be compared with labels of which there are so many."""
+    labels = {"energy": counts.energy, "forces": counts.forces, "virial": counts.stress}
+    return tuple(name for name, number in labels.items() if number)
 
 
-def trained_outputs(labels: Labels, config: LossConfig) -> tuple[str, ...]:
+def trained_outputs(counts: LabelCounts, config: LossConfig) -> tuple[str, ...]:
     """As ``labelled_outputs``, without what has no weight in the loss."""
     weights = {"energy": config.energy, "forces": config.forces, "virial": config.stress}
-    return tuple(name for name in labelled_outputs(labels) if weights[name] > 0)
+    return tuple(name for name in labelled_outputs(counts) if weights[name] > 0)
 
 
 def loss_sums(prediction: Prediction, batch: Batch, config: LossConfig) -> LossSums:
     """Compare a prediction with the labels; terms that were not predicted are left out.
+
+    What has no label has the weight zero: nothing here waits for a device.
 
     Args:
         prediction: with the outputs of ``trained_outputs``; differentiable if it was made so.
         batch: the structures and labels it is for.
         config: form of the energy error, squared or Huber.
     """
-    labels, graph = batch.labels, batch.graph
+    labels, graph, counts = batch.labels, batch.graph, batch.counts
     n_atoms = graph.atoms_per_frame.to(torch.float64)
     root = n_atoms ** (0.5 * _POWER[config.energy_form])
     energy: Tensor | float = 0.0
@@ -108,23 +110,18 @@ def loss_sums(prediction: Prediction, batch: Batch, config: LossConfig) -> LossS
     stress: Tensor | float = 0.0
     n_energy = n_forces = n_stress = 0
     if prediction.energy is not None:
-        mask = labels.has_energy
-        residual = ((prediction.energy - labels.energy) / root)[mask]
-        energy = (labels.energy_weight[mask] * _square(residual, config)).sum()
-        n_energy = residual.numel()
+        weight = labels.has_energy * labels.energy_weight
+        residual = (prediction.energy - labels.energy) / root
+        energy, n_energy = (weight * _square(residual, config)).sum(), counts.energy
     if prediction.forces is not None:
-        mask = labels.has_forces[graph.frame]
-        residual = (prediction.forces - labels.forces)[mask]
-        weight = labels.forces_weight[graph.frame][mask]
-        forces = (weight[:, None] * _square(residual, config)).sum()
-        n_forces = residual.numel()
+        weight = (labels.has_forces * labels.forces_weight)[graph.frame, None]
+        residual = prediction.forces - labels.forces
+        forces, n_forces = (weight * _square(residual, config)).sum(), counts.forces
     if prediction.virial is not None:
-        mask = labels.has_stress
+        weight = (labels.has_stress * labels.stress_weight)[:, None, None]
         virial = -labels.stress * volumes(batch)[:, None, None]
-        residual = ((prediction.virial - virial) / root[:, None, None])[mask]
-        weight = labels.stress_weight[mask]
-        stress = (weight[:, None, None] * _square(residual, config)).sum()
-        n_stress = residual.numel()
+        residual = (prediction.virial - virial) / root[:, None, None]
+        stress, n_stress = (weight * _square(residual, config)).sum(), counts.stress
     return LossSums(energy, forces, stress, n_energy, n_forces, n_stress)
 
 

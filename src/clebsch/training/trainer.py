@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clebsch.data.ahead import BatchesAhead
 from clebsch.data.loader import BatchSampler
 from clebsch.errors import ClebschError, ModelFileError
 from clebsch.training.config import Config
@@ -78,6 +79,8 @@ class Trainer:
             self.settings.loss,
             config.threads,
         )
+        device = self.potential.device
+        self._ahead = None if device.type == "cpu" else BatchesAhead(prepared.train, device)
         size, edges = self.settings.batch_size, self.settings.batch_edges
         self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
         self.valid_batches = BatchSampler(prepared.valid.n_edges, size, edges).in_order()
@@ -140,9 +143,14 @@ class Trainer:
         self.state.skipped = 0
         self._train_sums = self._train_sums + sums
 
+    def announce(self, indices: Sequence[int]) -> None:
+        """Say what a later step will be given, so that it can be on its way to a GPU before."""
+        if self._ahead is not None:
+            self._ahead.announce(indices)
+
     def _gradient(self, indices: Sequence[int]) -> tuple[LossSums | None, bool]:
         """Loss sums (None without labels) and whether loss and gradient are finite."""
-        graphs, config = self.prepared.train, self.settings.loss
+        graphs, config = self._ahead or self.prepared.train, self.settings.loss
         own, *others = divided(indices, graphs.n_edges, 1 + self.helpers.number)
         self.optimizer.zero_grad()
         self.helpers.begin(others, indices)

@@ -29,7 +29,7 @@ def validate(
     errors = ErrorAccumulator()
     for indices in batches:
         batch = graphs.batch(indices).to(potential.device)
-        outputs = labelled_outputs(batch.labels)
+        outputs = labelled_outputs(batch.counts)
         if outputs:
             prediction = potential(batch.graph, outputs)
             sums = sums + loss_sums(prediction, batch, config).numbers()
