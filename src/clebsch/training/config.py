@@ -69,9 +69,10 @@ class DataConfig(Section):
     isolated_atoms: AbsolutePath | None = Field(None, description="file with single atoms")
     references: Literal["auto", "isolated", "fit", "none"] | dict[str, float] = Field(
         "auto",
-        description="energies of lone atoms: isolated atoms of the data, a least-squares fit, "
-        "auto (the first if they are complete, else the second), none (zero: with "
-        "model.mean_energy=constant the mean energy stands for them), or eV by element",
+        description="energies of lone atoms: isolated atoms of the data; fit, a least-squares fit, "
+        "made once more on validation structures when training is over; auto, the first for "
+        "elements that have them, a fit for others; none (zero: with model.mean_energy=constant "
+        "the mean energy stands for them); or eV by element",
     )
     pbc: Literal["file", "none"] = Field(
         "file", description="none: boxes are dummies, treat every structure as a molecule"

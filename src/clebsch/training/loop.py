@@ -212,6 +212,7 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
             if reason != "interrupted":
                 if state.last_evaluation != state.step:
                     trainer.evaluate()
+                trainer.calibrate()
                 state.finished = reason
         trainer.checkpoint()
     except ClebschError:

@@ -40,6 +40,7 @@ class Prepared:
         valid: structures to validate on.
         references: eV by element.
         origin: of the references: "isolated", "fit", "given", "none" or "initial".
+        fitted: elements whose references are fitted to the data.
     """
 
     potential: Potential
@@ -47,6 +48,7 @@ class Prepared:
     valid: LabelledGraphs
     references: dict[str, float]
     origin: str
+    fitted: frozenset[str]
 
     def fingerprint(self) -> str:
         """SHA-256 over all data, in their order."""
@@ -86,10 +88,19 @@ def prepare(config: Config, say: Say) -> Prepared:
         LabelledGraphs(potential, valid_frames),
         references,
         origin,
+        _fitted(config.data, references, origin, known),
     )
     _check_labels(config, prepared)
     _describe(prepared, say)
     return prepared
+
+
+def _fitted(
+    config: DataConfig, references: dict[str, float], origin: str, known: dict[str, float]
+) -> frozenset[str]:
+    if origin != "fit":
+        return frozenset()
+    return frozenset(references) - (known.keys() if config.references == "auto" else set())
 
 
 def _built(

@@ -15,6 +15,7 @@ from torch import Tensor
 from clebsch.data.ahead import BatchesAhead
 from clebsch.data.loader import BatchSampler
 from clebsch.errors import ClebschError, ModelFileError
+from clebsch.training.calibration import energy_residuals, reference_shift
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict
 from clebsch.training.gradient import add_gradient, divided
@@ -52,7 +53,8 @@ class Trainer:
         state: where the run stands; the loop moves its epoch and position.
         average: the averaged weights.
         helpers: processes that share in every step; they run while their context lasts.
-        best: the averaged weights of the best evaluation, or None before the first.
+        best: the averaged weights of the best evaluation and its references, or None before the
+            first.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Trainer:
         self.run = run
         self.log = log
         self.parameters = trained_parameters(self.potential)
+        self._stored = self.parameters | {"references": self.potential.references}
         self.optimizer = make_optimizer(self.potential, self.settings)
         self.schedule = Schedule(self.settings)
         self.average = MovingAverage(self.parameters, self.settings.ema_decay)
@@ -210,8 +213,37 @@ class Trainer:
         self._train_sums = LossSums()
         if best:
             state.best = record
-            self.best = copied(self.average.average)
+            self.best = copied(self.average.average | {"references": self.potential.references})
             self._model_is_current = False
+
+    def calibrate(self) -> None:
+        """Fit the best model's references once more, to validation structures.
+
+        Networks that know few structures by heart are off by much the same energy wherever they
+        have not been. Where references are fitted they have no meaning of their own, so that
+        their fit may take that away; energies of lone atoms stay what they are.
+        """
+        if self.best is None or not self.prepared.fitted:
+            return
+        fitted = [symbol in self.prepared.fitted for symbol in self.potential.species]
+        valid, batches = self.prepared.valid, self.valid_batches
+        with swapped_in(self.best, self._stored):
+            residuals = energy_residuals(self.potential, valid, batches)
+            shift = reference_shift(*residuals, fitted)
+            if shift is None:
+                return
+            references = self.potential.references
+            references += torch.from_numpy(shift).to(references)
+            self.best["references"] = references.clone()
+            found = validate(self.potential, valid, batches, self.settings.loss)
+        assert self.state.best is not None
+        self.state.best["calibrated"] = found
+        self._model_is_current = False
+        before, after = (1000 * one["energy_rmse"] for one in (self.state.best["valid"], found))
+        self.log.say(
+            "References fitted once more, to validation structures: energy RMSE "
+            f"{before:.4g} meV before, {after:.4g} meV now."
+        )
 
     # --- saving -----------------------------------------------------------------------------------
 
@@ -266,7 +298,7 @@ class Trainer:
         """Write the best model, unless the file has it already."""
         if self.best is None or self._model_is_current:
             return
-        with swapped_in(self.best, self.parameters):
+        with swapped_in(self.best, self._stored):
             self.potential.save(self.model_path, provenance=self._provenance())
         self._model_is_current = True
 
@@ -276,7 +308,7 @@ class Trainer:
         return {
             **run_provenance(self.config, self._data_provenance),
             "training": {key: best[key] for key in ("epoch", "step", "seconds", "lr")},
-            "metrics": best["valid"],
+            "metrics": best.get("calibrated", best["valid"]),
         }
 
     def restore(self, state: TrainingState, tensors: dict[str, Tensor]) -> None:

@@ -1,0 +1,68 @@
+"""Fitted references, fitted once more to what a trained model says of validation structures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from clebsch.data.loader import LabelledGraphs
+from clebsch.potential import Potential
+
+
+def energy_residuals(
+    potential: Potential, graphs: LabelledGraphs, batches: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compositions, and label less prediction, of the structures that have an energy.
+
+    Returns:
+        Counts [n, n_species], and residuals [n] in eV.
+    """
+    counts, residuals = [], []
+    n_species = len(potential.species)
+    for indices in batches:
+        batch = graphs.batch(indices).to(potential.device)
+        if not batch.counts.energy:
+            continue
+        energy = potential(batch.graph, ("energy",)).energy
+        assert energy is not None
+        labelled = batch.labels.has_energy.cpu().numpy()
+        residuals.append((batch.labels.energy - energy).cpu().numpy()[labelled])
+        atoms = torch.stack([batch.graph.frame, batch.graph.species]).cpu().numpy()
+        table = np.zeros((batch.graph.n_frames, n_species))
+        np.add.at(table, tuple(atoms), 1.0)
+        counts.append(table[labelled])
+    if not counts:
+        return np.zeros((0, n_species)), np.zeros(0)
+    return np.concatenate(counts), np.concatenate(residuals)
+
+
+def reference_shift(
+    counts: np.ndarray, residuals: np.ndarray, fitted: Sequence[bool]
+) -> np.ndarray | None:
+    """What to add to references so that they leave the least of some residuals.
+
+    The squared residual of a structure with N atoms counts 1/N. Where compositions leave a
+    direction undetermined, the shortest shift is taken. Akaike's criterion, corrected for few
+    structures (Hurvich and Tsai 1989), decides whether residuals shrink by more than they would by
+    chance.
+
+    Args:
+        counts: [n, n_species] of structures that were not trained on.
+        residuals: [n], eV.
+        fitted: [n_species], the references that may change.
+
+    Returns:
+        [n_species] in eV; None if references are as good as these structures can tell.
+    """
+    n = len(residuals)
+    root = np.sqrt(counts.sum(axis=1))
+    matrix, target = counts * np.asarray(fitted) / root[:, None], residuals / root
+    shift, _, rank, _ = np.linalg.lstsq(matrix, target, rcond=1e-10)
+    before, after = np.square(target).sum(), np.square(target - matrix @ shift).sum()
+    if n <= rank + 1 or after >= before:
+        return None
+    gain = n * math.log(before / after) if after > 0 else math.inf
+    return shift if gain > 2 * rank * n / (n - rank - 1) else None

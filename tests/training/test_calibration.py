@@ -1,0 +1,118 @@
+"""Fitted references are fitted once more when training is over, where that is no chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.emt import EMT
+
+import clebsch
+from clebsch.data.loader import LabelledGraphs
+from clebsch.training.calibration import energy_residuals, reference_shift
+from clebsch.training.configfile import load_config
+from clebsch.training.loop import resume, train
+from clebsch.training.report import run_sets
+from training.toy import MODEL, cluster, data_file, labelled
+
+COUNTS = np.array([[2.0, 1.0], [1.0, 3.0], [4.0, 0.0], [2.0, 2.0]] * 5)
+BOTH = (True, True)
+
+
+def noise(size: float) -> np.ndarray:
+    return size * np.random.default_rng(0).normal(size=len(COUNTS))
+
+
+def test_a_shift_of_elements_is_found() -> None:
+    found = reference_shift(COUNTS, COUNTS @ [0.3, -0.2] + noise(0.01), BOTH)
+    assert np.allclose(found, [0.3, -0.2], atol=0.01)
+
+
+def test_elements_that_are_not_fitted_stay() -> None:
+    found = reference_shift(COUNTS, COUNTS @ [0.3, 0.0], (True, False))
+    assert np.allclose(found, [0.3, 0.0])
+    assert reference_shift(COUNTS, COUNTS @ [0.0, 0.0] + noise(0.01), (False, False)) is None
+
+
+def test_of_one_composition_the_shortest_shift_is_taken() -> None:
+    counts = np.tile([3.0, 4.0], (10, 1))
+    assert np.allclose(reference_shift(counts, np.full(10, 5.0), BOTH), [0.6, 0.8])
+
+
+def test_structures_count_by_their_size() -> None:
+    """Large ones are off by more: squared residuals count 1/N."""
+    counts, residuals = np.array([[1.0], [1.0], [1.0], [100.0]]), np.array([1.0, 1.0, 1.0, 50.0])
+    found = reference_shift(counts, residuals, (True,))
+    assert np.allclose(found, (3 * 1.0 + 50.0) / (3 + 100))
+
+
+def test_what_may_be_chance_changes_nothing() -> None:
+    """Of pure noise Akaike's criterion lets a few parts in a hundred through, least squares all."""
+    rng = np.random.default_rng(1)
+    counts = np.tile([3.0, 4.0], (50, 1))
+    shifted = [reference_shift(counts, rng.normal(size=50), BOTH) is not None for _ in range(400)]
+    assert 0.05 < np.mean(shifted) < 0.25
+    assert reference_shift(counts[:2], np.array([5.0, 5.1]), BOTH) is None
+    assert reference_shift(np.zeros((0, 2)), np.zeros(0), BOTH) is None
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    """A training whose validation structures have energies that are 1 eV per atom higher."""
+    data = data_file(tmp_path, [cluster(seed) for seed in range(16)])
+    higher = []
+    for atoms in (cluster(seed) for seed in range(20, 28)):
+        atoms.calc.results["energy"] += len(atoms)
+        higher.append(atoms)
+    valid = data_file(tmp_path, higher, "valid.xyz")
+    return [
+        *(MODEL, f"data.train={data}", f"data.valid={valid}", "processes=1", "threads=1"),
+        *("training.max_epochs=2", f"run={tmp_path / 'run'}"),
+    ]
+
+
+def mean_residual(run: Path) -> float:
+    sets = run_sets(load_config(run / "config.yaml"))
+    potential = clebsch.load(run / "model.safetensors")
+    valid = LabelledGraphs(potential, sets["Validation"])
+    counts, residuals = energy_residuals(potential, valid, [range(5), range(5, len(valid))])
+    assert counts.sum(axis=1).tolist() == [len(frame) for frame in valid.frames]
+    return float(np.mean(residuals))
+
+
+def test_a_trained_model_is_right_on_average(tmp_path: Path, settings: list[str]) -> None:
+    result = train(load_config(None, settings))
+    run = tmp_path / "run"
+    assert result.best is not None
+    before, after = result.best["valid"], result.best["calibrated"]
+    assert before["energy_rmse"] > 3
+    assert after["energy_rmse"] < 0.3 * before["energy_rmse"]
+    assert after["forces_rmse"] == before["forces_rmse"]
+    assert abs(mean_residual(run)) < 0.2 * after["energy_rmse"]
+    assert "References fitted once more" in (run / "log.txt").read_text(encoding="utf-8")
+    stored = clebsch.load(run / "model.safetensors").provenance["metrics"]
+    assert stored == after
+
+
+def test_a_training_that_goes_on_is_calibrated_at_its_new_end(
+    tmp_path: Path, settings: list[str]
+) -> None:
+    train(load_config(None, settings))
+    result = resume(tmp_path / "run", max_epochs=4)
+    assert result.best is not None
+    assert result.best["valid"]["energy_rmse"] > 3, "training goes on with its own references"
+    assert abs(mean_residual(tmp_path / "run")) < 0.5
+
+
+def test_energies_of_lone_atoms_stay(tmp_path: Path, settings: list[str]) -> None:
+    lone = data_file(tmp_path, [labelled(Atoms(symbol)) for symbol in ("Cu", "Au")], "lone.xyz")
+    result = train(load_config(None, [*settings, f"data.isolated_atoms={lone}"]))
+    assert result.best is not None
+    assert "calibrated" not in result.best
+    potential = clebsch.load(tmp_path / "run" / "model.safetensors")
+    for symbol, reference in zip(potential.species, potential.references, strict=True):
+        alone = Atoms(symbol)
+        alone.calc = EMT()
+        assert float(reference) == pytest.approx(alone.get_potential_energy(), abs=1e-9)
