@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 # torch comes first and alone, so that nothing but its pin decides which build is taken.
 PIP := -m pip install -qq --disable-pip-version-check -c constraints.txt
 WHEEL_TEST := build/wheel-test
+# One process per core. Each takes neighbouring tests, which share what modules prepare once.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 # Their requirements contradict each other, so each has an environment of its own.
 PEERS := mace-torch==0.3.16 nequip==0.19.1
 PEERS_INSTALLED := $(foreach peer,$(PEERS),.peers/$(firstword $(subst ==, ,$(peer)))/.installed)
@@ -55,9 +57,9 @@ $(VENV)/.developer: $(VENV)/.package
 demo: $(VENV)/.package
 	$(BIN)/clebsch demo $(ARGS)
 
-# One process per core and one thread in each: most structures in tests are too small for more.
+# One thread per process: most structures in tests are too small for more.
 test: $(VENV)/.developer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/.developer
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -82,7 +84,7 @@ peers: $(PEERS_INSTALLED)
 	@touch $@
 
 test-peers: $(VENV)/.developer $(PEERS_INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m peers -n auto --maxprocesses 8 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m peers $(PARALLEL) $(ARGS)
 
 wheel: $(VENV)/.developer
 	rm -rf build/lib build/bdist.* dist

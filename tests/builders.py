@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -174,6 +176,22 @@ def potential(
         seed=seed,
     )
     return built.to(DEVICE).use_backend(backend)
+
+
+def copied_potential(
+    model: str = "mace", dtype: torch.dtype = torch.float64, backend: str = "auto"
+) -> clebsch.Potential:
+    """What ``potential`` returns, copied from one that each process builds and checks once.
+
+    A copy costs a twentieth. It has its own weights, counts and recordings. What is tested of
+    building itself needs ``potential``.
+    """
+    return copy.deepcopy(_built_once(model, dtype, backend, DEVICE))
+
+
+@functools.cache
+def _built_once(model: str, dtype: torch.dtype, backend: str, device: str) -> clebsch.Potential:
+    return potential(model, dtype, backend)
 
 
 def rattled(atoms: Atoms, seed: int = 0, by: float = 0.1) -> Atoms:

@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 import clebsch
-from builders import MODELS, STRUCTURES, ethanol, potential, skewed_cell
+from builders import MODELS, STRUCTURES, copied_potential, ethanol, skewed_cell
 from clebsch.recording import Recording
 
 OUTPUTS = ("energy", "forces", "virial", "site_energies", "layer_energies")
@@ -38,7 +38,7 @@ def test_a_replayed_evaluation_has_the_bits_of_the_modules(
     model: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recorded once, replayed for other sizes, alone and in batches."""
-    tested = potential(model, dtype)
+    tested = copied_potential(model, dtype)
     batches = [[build()] for build in STRUCTURES.values()] + [[ethanol(), skewed_cell()] * 2]
     for atoms in batches:
         graph = tested.graph(atoms)
@@ -68,7 +68,7 @@ def gradients(tested: clebsch.Potential, atoms: Atoms | list[Atoms]) -> list[Ten
 def test_a_replayed_gradient_has_the_bits_of_autograd(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tested = potential(model)
+    tested = copied_potential(model)
     for atoms in (skewed_cell(), [skewed_cell(), skewed_cell(), ethanol()]):
         monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
         expected = gradients(tested, atoms)
@@ -79,7 +79,7 @@ def test_a_replayed_gradient_has_the_bits_of_autograd(
 
 @pytest.mark.parametrize("how", ["fused optimiser", "data", "copy_", "load_state_dict"])
 def test_every_change_of_weights_is_noticed(always: None, how: str) -> None:
-    tested = potential()
+    tested = copied_potential()
     graph = tested.graph(ethanol())
     before = tested(graph).energy
     parameters = [p for p in tested.model.parameters() if p.requires_grad]
@@ -107,7 +107,7 @@ def test_every_change_of_weights_is_noticed(always: None, how: str) -> None:
 
 
 def test_parameters_unfrozen_later_get_their_gradients(always: None) -> None:
-    tested = potential().requires_grad_(False)
+    tested = copied_potential().requires_grad_(False)
     tested.model.embedding.requires_grad_(True)
     graph = tested.graph(ethanol())
     for unfrozen in ([], [tested.model.layers[0].product.weights]):
@@ -120,7 +120,7 @@ def test_parameters_unfrozen_later_get_their_gradients(always: None) -> None:
 
 
 def test_structures_too_small_to_replay_are_evaluated(always: None) -> None:
-    tested = potential()
+    tested = copied_potential()
     for atoms in (Atoms("O"), Atoms("OH", [[0, 0, 0], [0, 0, 20]]), ethanol()):
         prediction = tested(tested.graph(atoms))
         assert prediction.forces is not None
@@ -128,7 +128,7 @@ def test_structures_too_small_to_replay_are_evaluated(always: None) -> None:
 
 
 def test_copies_and_other_backends_do_not_inherit_recordings(always: None) -> None:
-    tested = potential()
+    tested = copied_potential()
     graph = tested.graph(ethanol())
     forces = tested(graph).forces
     assert tested._recordings
@@ -145,7 +145,7 @@ def test_copies_and_other_backends_do_not_inherit_recordings(always: None) -> No
 
 def test_recording_comes_after_a_number_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 3)
-    tested = potential()
+    tested = copied_potential()
     graph = tested.graph(ethanol())
     for call in range(5):
         tested(graph)

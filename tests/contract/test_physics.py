@@ -12,7 +12,16 @@ from scipy.spatial.transform import Rotation
 
 import builders
 import clebsch
-from builders import MODELS, REFERENCES, STRUCTURES, ethanol, potential, rattled, skewed_cell, slab
+from builders import (
+    MODELS,
+    REFERENCES,
+    STRUCTURES,
+    copied_potential,
+    ethanol,
+    rattled,
+    skewed_cell,
+    slab,
+)
 from clebsch.kernels.dispatch import best_backend
 
 BACKENDS = list(dict.fromkeys(["reference", best_backend(torch.device(builders.DEVICE)).name]))
@@ -45,7 +54,7 @@ def central_difference(function, step: float) -> float:  # type: ignore[no-untyp
 def test_energy_is_invariant_and_forces_rotate(
     model: str, backend: str, dtype: torch.dtype, structure: str
 ) -> None:
-    tested = potential(model, dtype, backend)
+    tested = copied_potential(model, dtype, backend)
     atoms = STRUCTURES[structure]()
     forces, energy = forces_and_energy(tested, atoms)
     tolerance = ROUNDING[dtype] * (1 + np.abs(forces).max())
@@ -61,7 +70,7 @@ def test_energy_is_invariant_and_forces_rotate(
 
 @pytest.mark.parametrize("structure", list(STRUCTURES))
 def test_the_order_of_atoms_means_nothing(model: str, backend: str, structure: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     atoms = STRUCTURES[structure]()
     order = np.random.default_rng(5).permutation(len(atoms))
     forces, energy = forces_and_energy(tested, atoms)
@@ -75,7 +84,7 @@ def test_the_order_of_atoms_means_nothing(model: str, backend: str, structure: s
 def test_forces_are_minus_the_derivative_of_the_energy(
     model: str, backend: str, structure: str
 ) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     atoms = STRUCTURES[structure]()
     forces, _ = forces_and_energy(tested, atoms)
     for atom, axis in ((0, 0), (1, 1), (len(atoms) - 1, 2)):
@@ -95,7 +104,7 @@ def test_forces_are_minus_the_derivative_of_the_energy(
 def test_virial_is_minus_the_derivative_with_respect_to_strain(
     model: str, backend: str, structure: str
 ) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     atoms = STRUCTURES[structure]()
     outputs = ("virial", "stress") if structure == "skewed cell" else ("virial",)
     prediction = tested(tested.graph(atoms), outputs)
@@ -122,7 +131,7 @@ def test_virial_is_minus_the_derivative_with_respect_to_strain(
 def test_forces_hold_for_every_periodicity(
     model: str, backend: str, pbc: tuple[bool, bool, bool]
 ) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     atoms = skewed_cell()
     atoms.pbc = pbc
     forces, _ = forces_and_energy(tested, atoms)
@@ -140,7 +149,7 @@ def test_forces_hold_for_every_periodicity(
 
 
 def test_the_energy_is_smooth_at_the_cutoff(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     base = ethanol()
 
     def energy_and_force(distance: float) -> tuple[float, float]:
@@ -159,7 +168,7 @@ def test_the_energy_is_smooth_at_the_cutoff(model: str, backend: str) -> None:
 
 
 def test_fragments_beyond_reach_add_up(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     first, second = ethanol(0), ethanol(1)
     second.positions += [40, 0, 0]
     _, e1 = forces_and_energy(tested, first)
@@ -172,7 +181,7 @@ def test_fragments_beyond_reach_add_up(model: str, backend: str) -> None:
 def test_a_lone_atom_gives_its_reference(model: str, backend: str) -> None:
     if not MODELS[model].keeps_lone_atoms:
         pytest.skip("the published form does not promise it")
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     for symbol, reference in REFERENCES.items():
         for atoms in (Atoms(symbol), Atoms(symbol, cell=[9, 9, 9], pbc=True)):
             forces, energy = forces_and_energy(tested, atoms)
@@ -182,7 +191,7 @@ def test_a_lone_atom_gives_its_reference(model: str, backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_batching_changes_nothing(model: str, backend: str, dtype: torch.dtype) -> None:
-    tested = potential(model, dtype, backend)
+    tested = copied_potential(model, dtype, backend)
     structures = [ethanol(0), skewed_cell(), Atoms("O"), slab(), ethanol(1)]
     batch = tested(tested.graph(structures), ("energy", "forces", "virial", "site_energies"))
     singles = [tested(tested.graph(atoms), ("energy", "forces", "virial")) for atoms in structures]
@@ -197,7 +206,7 @@ def test_batching_changes_nothing(model: str, backend: str, dtype: torch.dtype) 
 
 
 def test_whole_lattice_vectors_change_nothing(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     atoms = skewed_cell()
     shifted = atoms.copy()
     shifted.positions += [[0, 0, 0], *([[2, -1, 3]] * (len(atoms) - 1))] @ atoms.cell.array
@@ -208,7 +217,7 @@ def test_whole_lattice_vectors_change_nothing(model: str, backend: str) -> None:
 
 
 def test_a_dummy_box_changes_nothing(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     free = ethanol()
     boxed = free.copy()
     boxed.set_cell([50, 50, 50])
@@ -220,7 +229,7 @@ def test_a_dummy_box_changes_nothing(model: str, backend: str) -> None:
 
 
 def test_a_supercell_has_the_energy_of_its_cells(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     atoms = skewed_cell()
     _, energy = forces_and_energy(tested, atoms)
     _, eightfold = forces_and_energy(tested, atoms * 2)
@@ -229,9 +238,9 @@ def test_a_supercell_has_the_energy_of_its_cells(model: str, backend: str) -> No
 
 def test_float32_agrees_with_float64(model: str, backend: str) -> None:
     atoms = ethanol()
-    forces, energy = forces_and_energy(potential(model, torch.float64, backend), atoms)
+    forces, energy = forces_and_energy(copied_potential(model, torch.float64, backend), atoms)
     rounded_forces, rounded_energy = forces_and_energy(
-        potential(model, torch.float32, backend), atoms
+        copied_potential(model, torch.float32, backend), atoms
     )
     rms = np.sqrt((forces**2).mean())
     assert np.abs(rounded_forces - forces).max() <= 1e-4 * rms
@@ -240,7 +249,7 @@ def test_float32_agrees_with_float64(model: str, backend: str) -> None:
 
 
 def test_the_hessian_is_the_derivative_of_the_forces(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     atoms = rattled(Atoms("HOH", [[0, 0, 0], [0.9, 0.1, 0], [1.2, 0.8, 0.3]]))
     hessian = tested(tested.graph(atoms), ("hessian",)).hessian.cpu().numpy()
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-9 * np.abs(hessian).max())
@@ -256,7 +265,7 @@ def test_the_hessian_is_the_derivative_of_the_forces(model: str, backend: str) -
 
 def test_a_force_loss_has_the_right_gradient(model: str, backend: str) -> None:
     """Second derivatives: the loss's slope along a random direction of all weights."""
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     graph = tested.graph([ethanol(), skewed_cell()])
     parameters = list(tested.model.parameters())
     generator = torch.Generator().manual_seed(1)
@@ -295,7 +304,7 @@ def test_a_force_loss_has_the_right_gradient(model: str, backend: str) -> None:
 
 
 def test_only_what_was_asked_for_is_returned(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     graph = tested.graph(ethanol())
     prediction = tested(graph, ("energy",))
     assert prediction.energy is not None
@@ -308,7 +317,7 @@ def test_only_what_was_asked_for_is_returned(model: str, backend: str) -> None:
 
 
 def test_stress_without_a_cell_is_an_error(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     for atoms in (ethanol(), slab()):
         with pytest.raises(clebsch.ClebschError, match="no cell with a volume"):
             tested(tested.graph(atoms), ("stress",))
@@ -317,7 +326,7 @@ def test_stress_without_a_cell_is_an_error(model: str, backend: str) -> None:
 
 
 def test_an_unknown_element_is_named(model: str, backend: str) -> None:
-    tested = potential(model, backend=backend)
+    tested = copied_potential(model, backend=backend)
     with pytest.raises(
         clebsch.ClebschError, match=r"structure 1: element Xe \(atom 2\).*H, C, O, Cu, Au"
     ):
