@@ -297,10 +297,11 @@ def test_weights_may_change_and_move(capturer: InPlace, monkeypatch: pytest.Monk
 
 def toy(capturer: Any) -> tuple[CapturedRecording, Captures]:
     """Sums over edges and atoms of a graph."""
+    ones = torch.ones(3, dtype=torch.float64)
 
     def function(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         graph = AtomGraph(*tensors)
-        ends = graph.positions.index_select(0, graph.senders)
+        ends = (ones * graph.positions).index_select(0, graph.senders)
         reached = torch.zeros_like(graph.positions).index_add(0, graph.receivers, ends)
         return (reached, graph.cell.sum((1, 2))), ()
 

@@ -26,13 +26,12 @@ from clebsch.errors import BackendError, ClebschError, DataError, UnknownElement
 from clebsch.graph import AtomGraph, batch_graphs, blank_graph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend, load_backend
-from clebsch.kernels.reference import segment_sum
 from clebsch.models.config import ModelConfig
 from clebsch.models.network import Network
-from clebsch.neighbors import neighbor_graph
+from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
 from clebsch.recording import Recording
-from clebsch.replay import CapturedRecording, Captures, Rows, captures_of, tensors_of
+from clebsch.replay import CapturedRecording, Captures, Rows, captures_of, is_small, tensors_of
 
 #: Evaluations after which one is recorded: recording takes a few seconds.
 RECORD_AFTER = 20
@@ -231,6 +230,13 @@ class Potential(nn.Module):
         self._recordings = {}
         self._captures = None
 
+    def replays(self, graph: AtomGraph) -> bool:
+        """Whether evaluations of such a graph are replayed as CUDA graphs, edge by edge alike.
+
+        Then edges beyond the cut-off cost less than to find them would.
+        """
+        return self.device.type == "cuda" and self.backend == "triton" and is_small(graph)
+
     @property
     def references(self) -> Tensor:
         """[n_species] float64: the energy of each element's isolated atom, eV."""
@@ -259,12 +265,14 @@ class Potential(nn.Module):
                 f"{place + ': ' if place else ''}element {symbol} (atom {atom}) is unknown to "
                 f"this model, which knows {', '.join(self.species)}"
             )
+        device = search_place(self.device)
+        species = [self._index_of_number[int(z)] for z in numbers]
         try:
             return neighbor_graph(
-                torch.tensor(np.asarray(structure.positions), dtype=torch.float64),
-                torch.tensor(np.asarray(structure.cell), dtype=torch.float64),
-                torch.tensor(np.asarray(structure.pbc), dtype=torch.bool),
-                torch.tensor([self._index_of_number[int(z)] for z in numbers], dtype=torch.int64),
+                torch.tensor(np.asarray(structure.positions), dtype=torch.float64, device=device),
+                torch.tensor(np.asarray(structure.cell), dtype=torch.float64, device=device),
+                torch.tensor(np.asarray(structure.pbc), dtype=torch.bool, device=device),
+                torch.tensor(species, dtype=torch.int64, device=device),
                 self.cutoff,
             )
         except DataError as error:
@@ -428,7 +436,7 @@ class Potential(nn.Module):
         contributions = self._contributions(vectors, graph)
         site_energies = contributions.sum(1)
         results = {
-            "energy": segment_sum(site_energies, graph.frame_ptr),
+            "energy": self._kernels.segment_sum(site_energies, graph.frame_ptr),
             "site_energies": site_energies,
             "layer_energies": contributions,
         }
@@ -436,8 +444,8 @@ class Potential(nn.Module):
             (gradient,) = torch.autograd.grad(
                 site_energies.sum(), vectors, create_graph=create_graph, materialize_grads=True
             )
-            results["forces"] = edge_forces(gradient, graph)
-            results["virial"] = _virial(gradient, vectors, graph)
+            results["forces"] = edge_forces(gradient, graph, self._kernels)
+            results["virial"] = _virial(gradient, vectors, graph, self._kernels)
         return results
 
     def _contributions(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
@@ -518,20 +526,20 @@ def edge_vectors(graph: AtomGraph, positions: Tensor) -> Tensor:
     return vectors + torch.einsum("ea,eab->eb", graph.images, cells)
 
 
-def edge_forces(gradient: Tensor, graph: AtomGraph) -> Tensor:
+def edge_forces(gradient: Tensor, graph: AtomGraph, kernels: Kernels) -> Tensor:
     """[N, 3] from the energy's derivatives by edge vectors [E, 3].
 
     An edge pulls its sender one way and its receiver the other.
     """
-    pulled = segment_sum(gradient[graph.sender_order], graph.sender_ptr)
-    return pulled - segment_sum(gradient, graph.row_ptr)
+    pulled = kernels.to_senders(gradient, graph)
+    return pulled - kernels.segment_sum(gradient, graph.row_ptr)
 
 
-def _virial(gradient: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
+def _virial(gradient: Tensor, vectors: Tensor, graph: AtomGraph, kernels: Kernels) -> Tensor:
     """[n_frames, 3, 3]: minus the derivative with respect to a symmetric strain."""
     outer = vectors[:, :, None] * gradient[:, None, :]
     edge_ptr = graph.row_ptr[graph.frame_ptr]
-    total = segment_sum(outer, edge_ptr)
+    total = kernels.segment_sum(outer, edge_ptr)
     return -0.5 * (total + total.transpose(1, 2))
 
 

@@ -148,6 +148,11 @@ class PaddedGraph:
         graph.frame_ptr[real.frames + 1 :] = sizes.atoms
 
 
+def is_small(graph: AtomGraph) -> bool:
+    """Whether a graph is small enough for its evaluation to be captured."""
+    return graph.n_edges <= MOST_EDGES
+
+
 def tensors_of(graph: AtomGraph) -> Tensors:
     """The tensors of a graph in the order of ``AtomGraph``."""
     return tuple(getattr(graph, field.name) for field in fields(AtomGraph))
@@ -346,7 +351,7 @@ class CapturedRecording:
         sizes = Sizes.of(graph)
         padded = bucket(sizes)
         capture = None
-        if sizes.edges <= MOST_EDGES:
+        if is_small(graph):
             capture = self._captures.find(
                 (self, padded), lambda capturer: self._capture(padded, graph, capturer)
             )
