@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,10 +17,10 @@ import pytest
 import torch
 from ase import Atoms
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import clebsch
 from builders import ethanol, potential, skewed_cell, slab
+from captures import InPlace, capture_with, gradients
 from clebsch.graph import AtomGraph, blank_graph
 from clebsch.recording import Recording
 from clebsch.replay import (
@@ -48,34 +47,6 @@ MODELS = [
 OUTPUTS = ("energy", "forces", "virial", "site_energies", "layer_energies")
 
 
-class InPlace:
-    """Captures functions of a CPU: their tensors are written over when they are replayed.
-
-    Attributes:
-        captures: how many there have been.
-        live: those whose results somebody still holds.
-    """
-
-    def __init__(self) -> None:
-        self.captures = 0
-        self.live: weakref.WeakSet[Tensor] = weakref.WeakSet()
-
-    def capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
-        held = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, function())
-        self.captures += 1
-        tensors = [x for x in pytree.tree_leaves(held) if isinstance(x, Tensor)]
-        for tensor in tensors:
-            tensor.fill_(0)
-        self.live.update(tensors[:1])
-
-        def replay() -> None:
-            now = [x for x in pytree.tree_leaves(function()) if isinstance(x, Tensor)]
-            for tensor, value in zip(tensors, now, strict=True):
-                tensor.copy_(value)
-
-        return held, replay
-
-
 class Broken:
     """Captures nothing."""
 
@@ -94,12 +65,6 @@ def capturer(monkeypatch: pytest.MonkeyPatch) -> InPlace:
     found = InPlace()
     capture_with(monkeypatch, found)
     return found
-
-
-def capture_with(monkeypatch: pytest.MonkeyPatch, capturer: Any) -> None:
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
-    monkeypatch.setattr("clebsch.replay.CAPTURE_AT", 1)
-    monkeypatch.setattr("clebsch.potential.captures_of", lambda device: Captures(capturer))
 
 
 # --- buckets ---
@@ -231,16 +196,6 @@ def test_stress_is_that_of_cells_that_were_given(
     assert virial is not None
     expected = -virial / torch.linalg.det(graph.cell).abs()[:, None, None]
     torch.testing.assert_close(found.stress, expected, rtol=1e-9, atol=1e-12)
-
-
-def gradients(tested: clebsch.Potential, graphs: list[AtomGraph]) -> list[Tensor]:
-    """Of a loss on all of some batches, evaluated before the first is differentiated."""
-    loss = torch.zeros((), dtype=torch.float64)
-    for graph in graphs:
-        prediction = tested(graph, ("energy", "forces", "virial"), differentiable=True)
-        for name in ("energy", "forces", "virial"):
-            loss = loss + getattr(prediction, name).square().sum()
-    return list(torch.autograd.grad(loss, list(tested.parameters()), materialize_grads=True))
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -109,23 +109,29 @@ def loss_sums(prediction: Prediction, batch: Batch, config: LossConfig) -> LossS
     n_energy = n_forces = n_stress = 0
     if prediction.energy is not None:
         mask = labels.has_energy
-        residual = ((prediction.energy - labels.energy) / root)[mask]
-        energy = (labels.energy_weight[mask] * _square(residual, config)).sum()
-        n_energy = residual.numel()
+        residual = _labelled(mask, (prediction.energy - labels.energy) / root)
+        energy = (labels.energy_weight * _square(residual, config)).sum()
+        n_energy = int(mask.sum())
     if prediction.forces is not None:
         mask = labels.has_forces[graph.frame]
-        residual = (prediction.forces - labels.forces)[mask]
-        weight = labels.forces_weight[graph.frame][mask]
+        residual = _labelled(mask, prediction.forces - labels.forces)
+        weight = labels.forces_weight[graph.frame]
         forces = (weight[:, None] * _square(residual, config)).sum()
-        n_forces = residual.numel()
+        n_forces = 3 * int(mask.sum())
     if prediction.virial is not None:
         mask = labels.has_stress
         virial = -labels.stress * volumes(batch)[:, None, None]
-        residual = ((prediction.virial - virial) / root[:, None, None])[mask]
-        weight = labels.stress_weight[mask]
+        residual = _labelled(mask, (prediction.virial - virial) / root[:, None, None])
+        weight = labels.stress_weight
         stress = (weight[:, None, None] * _square(residual, config)).sum()
-        n_stress = residual.numel()
+        n_stress = 9 * int(mask.sum())
     return LossSums(energy, forces, stress, n_energy, n_forces, n_stress)
+
+
+def _labelled(mask: Tensor, residuals: Tensor) -> Tensor:
+    """Residuals, zero where there is no label: picking rows out would be undone row by row."""
+    shaped = mask.reshape(-1, *[1] * (residuals.dim() - 1))
+    return torch.where(shaped, residuals, torch.zeros_like(residuals))
 
 
 def volumes(batch: Batch) -> Tensor:
