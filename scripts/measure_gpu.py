@@ -304,7 +304,7 @@ class Measurements:
         potential = self.potential(case)
         rng, frame = np.random.default_rng(0), case.system.frames[0]
         end = time.monotonic() + SHARE * self.left()
-        n_calls = 100 if self.options.tiny else SIZES
+        n_calls = 30 if self.options.tiny else SIZES
         calls, memory = 0, []
         while calls < n_calls and time.monotonic() < end:
             some = frame[rng.permutation(len(frame))[: rng.integers(1, len(frame) + 1)]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,9 @@ from clebsch.replay import Captures
 class InPlace:
     """Captures functions of a CPU: their tensors are written over when they are replayed.
 
+    Captures share memory: replaying one also destroys the results of all later ones, which may lie
+    where it has temporary tensors.
+
     Attributes:
         captures: how many there have been.
         live: those whose results somebody still holds.
@@ -27,6 +32,7 @@ class InPlace:
     def __init__(self) -> None:
         self.captures = 0
         self.live: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self._results: list[list[weakref.ref[Tensor]]] = []
 
     def capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
         held = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, function())
@@ -35,8 +41,14 @@ class InPlace:
         for tensor in tensors:
             tensor.fill_(0)
         self.live.update(tensors[:1])
+        self._results.append([weakref.ref(tensor) for tensor in tensors])
+        later = len(self._results)
 
         def replay() -> None:
+            for reference in itertools.chain(*self._results[later:]):
+                tensor = reference()
+                if tensor is not None and tensor.is_floating_point():
+                    tensor.fill_(math.nan)
             now = [x for x in pytree.tree_leaves(function()) if isinstance(x, Tensor)]
             for tensor, value in zip(tensors, now, strict=True):
                 tensor.copy_(value)

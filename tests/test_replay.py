@@ -217,6 +217,22 @@ def test_captured_gradients_are_the_plain_ones(
     assert capturer.captures == 6  # each of three buckets in two stages
 
 
+def test_a_gradient_survives_an_evaluation_of_another_size_before_it(
+    capturer: InPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a later capture hands on may lie where an earlier one has temporary tensors."""
+    tested = potential()
+    small, large = tested.graph(ethanol()), tested.graph([ethanol(), skewed_cell()])
+    gradients(tested, [small])
+    found = gradients(tested, [large, small])
+    assert capturer.captures == 4
+    with monkeypatch.context() as patch:
+        patch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+        expected = gradients(tested, [large, small])
+    for here, there in zip(found, expected, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-8, atol=1e-6)
+
+
 def test_results_are_not_overwritten_by_the_next_evaluation(capturer: InPlace) -> None:
     tested = potential()
     first = tested(tested.graph(ethanol()), OUTPUTS)

@@ -120,11 +120,11 @@ class PaddedGraph:
         if sizes != self._filled:
             self._make_ghosts(sizes)
             self._filled = sizes
-        targets, sources = self.tensors, tensors_of(graph)
-        torch._foreach_copy_(
-            [target[: len(source)] for target, source in zip(targets, sources, strict=True)],
-            list(sources),
-        )
+        pairs = list(zip(self.tensors, tensors_of(graph), strict=True))
+        for dtype in (torch.float64, torch.int64, torch.bool):  # of one dtype in one launch
+            some = [pair for pair in pairs if pair[1].dtype == dtype]
+            targets = [target[: len(source)] for target, source in some]
+            torch._foreach_copy_(targets, [source for _, source in some])
 
     def _make_ghosts(self, real: Sizes) -> None:
         """Write what lies behind a graph of these sizes; edges are dealt evenly to ghosts."""
@@ -182,7 +182,7 @@ class CudaCapturer:
             function()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = function()
         return results, graph.replay
 
@@ -193,11 +193,14 @@ class Captures:
     Attributes:
         capturer: what captures; None after it has failed.
         captured: by what they are of, the most recently used last.
+        turn: how often an early stage has run; since they share memory, each may overwrite what
+            the others have handed on to their late stages.
     """
 
     def __init__(self, capturer: Capturer) -> None:
         self.capturer: Capturer | None = capturer
         self.captured: OrderedDict[Any, _Capture] = OrderedDict()
+        self.turn = 0
         self._seen: OrderedDict[Any, int] = OrderedDict()
 
     def find(self, key: Any, make: Callable[[Capturer], _Capture]) -> _Capture | None:
@@ -273,7 +276,6 @@ class _Capture:
         )
         self._results: Tensors = ()
         self._second: Callable[[], object] | None = None
-        self.turn = 0
 
     def is_valid(self) -> bool:
         """Whether the weights lie where they lay."""
@@ -288,7 +290,6 @@ class _Capture:
         """Compute ``values``."""
         self.padded.fill(graph)
         self._first()
-        self.turn += 1
 
     def finish(self) -> Tensors:
         """The late results, for what is in ``late``; they are overwritten by the next ones."""
@@ -302,7 +303,7 @@ class _Capture:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A capture whose early stage has run, for which graph, and as which of its turns."""
+    """A capture whose early stage has run, for which graph, and at which turn of all captures."""
 
     capture: _Capture
     graph: AtomGraph
@@ -357,8 +358,8 @@ class CapturedRecording:
             )
         if capture is None:
             return self._plain(graph, padded)
-        capture.begin(graph)
-        return self._cut(capture.values, sizes), _Begun(capture, graph, capture.turn)
+        self._run(capture, graph)
+        return self._cut(capture.values, sizes), _Begun(capture, graph, self._captures.turn)
 
     def finish(self, begun: Any, *inputs: Tensor) -> Tensors:
         """The late results."""
@@ -367,13 +368,17 @@ class CapturedRecording:
                 _fill(begun.padded, inputs)
             return self._recording.finish(begun.state, *(begun.padded or inputs))
         capture = begun.capture
-        if capture.turn != begun.turn:  # another evaluation has overwritten it
-            capture.begin(begun.graph)
+        if self._captures.turn != begun.turn:  # another evaluation may have overwritten it
+            self._run(capture, begun.graph)
         _fill(capture.late, inputs)
         results = self._captures.attempt(capture.finish)
         if results is None:
             return self.finish(self._plain(begun.graph, capture.padded.sizes)[1], *inputs)
         return tuple(result.clone() for result in results)
+
+    def _run(self, capture: _Capture, graph: AtomGraph) -> None:
+        capture.begin(graph)
+        self._captures.turn += 1
 
     def _plain(self, graph: AtomGraph, padded: Sizes) -> tuple[Tensors, _Plain]:
         """Without a capture; padded where a size is special to a recording."""
