@@ -228,6 +228,8 @@ class Potential(nn.Module):
 
     def _forget_recordings(self) -> None:
         self._recordings = {}
+        if self._captures is not None:
+            self._captures.captured.clear()  # frees its memory now: it lies in a cycle
         self._captures = None
 
     def replays(self, graph: AtomGraph) -> bool:

@@ -294,8 +294,9 @@ class _Capture:
     def finish(self) -> Tensors:
         """The late results, for what is in ``late``; they are overwritten by the next ones."""
         if self._second is None:
+            recording, handed, late = self._recording, self._handed, self.late  # and no cycle
             self._results, self._second = self._capturer.capture(
-                lambda: self._recording.finish(self._handed, *self.late)
+                lambda: recording.finish(handed, *late)
             )
         self._second()
         return self._results
