@@ -17,9 +17,10 @@ Then, as the command of the tool ``device``, with carry [".gpu"] and timeout_s 6
 ``$OUT/measurements.json`` is written anew after every stage, ``$OUT/bench.json`` (the form of
 ``clebsch bench --out``) after every process; ``$OUT/tests.log`` is pytest's. Stages, most important
 first: the machine, its matrix product and copies; kernels compiled, and the contract battery beside
-that; the comparison with mace-torch without and with cuEquivariance, a case at a time; rates of
-kernels. What there is no time for is skipped and said. Training to published errors is not among
-them: it takes ten minutes of its own (``clebsch reproduce``).
+that; one molecule run by modules, recorded and as a CUDA graph; the comparison with mace-torch
+without and with cuEquivariance, a case at a time; rates of kernels; memory over 10 000 differently
+sized evaluations. What there is no time for is skipped and said. Training to published errors is
+not among them: it takes ten minutes of its own (``clebsch reproduce``).
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ PLATFORMS = ("2_34", "2_31", "2_28", "2_27", "2_24", "2_17")
 LEAST = 20.0
 #: Processes that compile at the same time; the tests take others.
 COMPILERS = 4
+#: Differently sized evaluations, and the largest share of the time left that they may take.
+SIZES, SHARE = 10_000, 0.6
 TESTS = "tests/contract -n 8 --device {device}"
 
 
@@ -163,9 +166,11 @@ class Measurements:
         cases = self.cases()
         self.stage("machine", self.machine)
         self.stage("kernels compiled, tests", lambda: self.prepare(cases))
+        self.stage("one molecule replayed", lambda: self.replayed(cases[0]))
         for i, case in enumerate(cases):
             if i == len(cases) - 2:  # the largest systems come last
                 self.stage("rates of kernels", lambda: self.rates(cases))
+                self.stage("memory over many sizes", lambda: self.many_sizes(cases[0]))
             self.stage(f"{case.system.name}, {case.name}", lambda case=case: self.compare(case))
         self.show()
 
@@ -259,6 +264,68 @@ class Measurements:
                 status = None
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return {"status": status, "last_line": lines[-1] if lines else ""}
+
+    def replayed(self, case: Any) -> dict[str, Any]:
+        """Energies and forces of a case by three ways: milliseconds, and the forces' difference."""
+        import torch
+
+        import clebsch.potential
+        from clebsch.benchmarks.speed import energy_forces
+        from clebsch.benchmarks.timing import accelerator, measure
+
+        potential, found, forces = self.potential(case), {}, []
+        frames = list(case.system.frames)
+        timing = {"min_calls": 20, "min_seconds": 0.5, "max_seconds": 5.0}
+        captures, after = clebsch.potential.captures_of, clebsch.potential.RECORD_AFTER
+        ways = {
+            "modules": (10**9, captures),
+            "recorded": (0, lambda device: None),
+            "captured": (0, captures),
+        }
+        try:
+            for way, settings in ways.items():
+                clebsch.potential.RECORD_AFTER, clebsch.potential.captures_of = settings
+                potential.use_backend()
+                call = energy_forces(potential, frames)
+                timed = measure(call, **timing, device=accelerator(torch, self.device))
+                held = potential._captures
+                found[way] = {**timed, "captures": 0 if held is None else len(held.captured)}
+                forces.append(potential(potential.graph(frames)).forces)
+        finally:
+            clebsch.potential.RECORD_AFTER, clebsch.potential.captures_of = after, captures
+        off = max(float((here - forces[0]).abs().max()) for here in forces)
+        return {**found, "backend": potential.backend, "largest_force_difference": off}
+
+    def many_sizes(self, case: Any) -> dict[str, Any]:
+        """MiB that torch holds and has reserved as sizes go by, and how many captures there are."""
+        import numpy as np
+        import torch
+
+        potential = self.potential(case)
+        rng, frame = np.random.default_rng(0), case.system.frames[0]
+        end = time.monotonic() + SHARE * self.left()
+        n_calls = 30 if self.options.tiny else SIZES
+        calls, memory = 0, []
+        while calls < n_calls and time.monotonic() < end:
+            some = frame[rng.permutation(len(frame))[: rng.integers(1, len(frame) + 1)]]
+            some.positions *= rng.uniform(0.8, 1.2)
+            potential(potential.graph(some))
+            calls += 1
+            if calls % (n_calls // 10) == 0 and self.device != "cpu":
+                held = (torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
+                memory.append([one / 2**20 for one in held])
+        captures = potential._captures
+        n_captures = 0 if captures is None else len(captures.captured)
+        return {"calls": calls, "allocated, reserved": memory, "captures": n_captures}
+
+    def potential(self, case: Any) -> Any:
+        """That of a case, with random weights."""
+        import torch
+
+        import clebsch
+
+        built = clebsch.build(case.config, case.species, dtype=torch.float32)
+        return built.to(self.device).use_backend()
 
     def compare(self, case: Any) -> dict[str, Any]:
         """One case by all contenders, in turns: their summaries, and atoms per GiB."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from ase import Atoms
 from ase.neighborlist import primitive_neighbor_list
 
-from clebsch.errors import DataError
-from clebsch.graph import AtomGraph, batch_graphs
-from clebsch.neighbors import neighbor_graph
+from clebsch import neighbors
+from clebsch.errors import BackendError, DataError
+from clebsch.graph import AtomGraph, batch_graphs, lexicographic, make_graph
+from clebsch.neighbors import complete_cell, neighbor_graph, search_on_device, search_place
 
 CELLS = {
     "cubic": np.diag([6.0, 6.0, 6.0]),
@@ -98,3 +100,67 @@ def test_an_impossible_cell_is_refused(cell: list[list[float]], message: str) ->
 def test_a_position_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(DataError, match="atom 1"):
         graph_of(Atoms("H2", [[0, 0, 0], [np.nan, 0, 0]]), 3.0)
+
+
+# --- the search on GPUs, whose package takes tensors of CPUs as well ---
+
+
+def graph_by_device_search(atoms: Atoms, cutoff: float) -> AtomGraph:
+    positions, cell = torch.from_numpy(atoms.positions), torch.from_numpy(atoms.cell.array)
+    pbc, species = torch.from_numpy(atoms.pbc), torch.zeros(len(atoms), dtype=torch.int64)
+    box = complete_cell(atoms.cell.array, atoms.pbc)
+    found = search_on_device(positions, box, pbc, cutoff)
+    return make_graph(positions, cell, pbc, species, *found)
+
+
+@pytest.mark.parametrize("room", [1, 64])
+@pytest.mark.parametrize("pbc", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_search_on_devices_gives_the_same_graph(
+    cell: str, pbc: tuple[bool, bool, bool], room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same edges in the same order; with room for all neighbours, and with too little."""
+    pytest.importorskip("nvalchemiops")
+    monkeypatch.setattr(neighbors, "ROOM", room)
+    fractional = np.random.default_rng(1).uniform(-0.7, 1.8, (7, 3))
+    atoms = Atoms("H7", positions=fractional @ CELLS[cell], cell=CELLS[cell], pbc=pbc)
+    found, expected = graph_by_device_search(atoms, 3.3), graph_of(atoms, 3.3)
+    assert expected.n_edges > 0
+    for name, tensor in vars(expected).items():
+        assert torch.equal(getattr(found, name), tensor), name
+
+
+@pytest.mark.parametrize("n_atoms", [0, 1, 400])
+def test_the_search_on_devices_of_molecules_without_a_cell(n_atoms: int) -> None:
+    pytest.importorskip("nvalchemiops")
+    positions = np.random.default_rng(3).uniform(-20, 5, (n_atoms, 3))
+    atoms = Atoms(["H"] * n_atoms, positions=positions)
+    found, expected = graph_by_device_search(atoms, 3.0), graph_of(atoms, 3.0)
+    for name, tensor in vars(expected).items():
+        assert torch.equal(getattr(found, name), tensor), name
+
+
+def test_orders_by_several_keys_are_numpys() -> None:
+    rng = np.random.default_rng(4)
+    keys = [torch.from_numpy(rng.integers(-1, 2, 200)) for _ in range(4)]
+    expected = np.lexsort([key.numpy() for key in keys])
+    assert torch.equal(lexicographic(keys), torch.from_numpy(expected))
+
+
+def test_without_its_package_gpus_are_searched_for_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(neighbors, "GPU_MODULE", "math")
+    assert search_place(gpu) == gpu
+    assert search_place(torch.device("cpu")).type == "cpu"
+    monkeypatch.setattr(neighbors, "GPU_MODULE", "no_such_module")
+    assert search_place(gpu).type == "cpu"
+
+
+def test_tensors_on_a_device_without_a_search_are_an_error_that_names_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvalchemiops.torch.neighbors", None)
+    with pytest.raises(BackendError, match="pip install nvalchemi-toolkit-ops"):
+        search_on_device(torch.rand(2, 3), np.eye(3), torch.zeros(3, dtype=torch.bool), 1.0)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph
-from clebsch.kernels.reference import segment_sum
 from clebsch.models.ace import ACE
 from clebsch.potential import Potential, edge_forces, edge_vectors
 
@@ -60,6 +59,6 @@ def uncertainty(potential: Potential, graph: AtomGraph) -> Uncertainty:
             (gradient,) = torch.autograd.grad(
                 draw.sum(), vectors, retain_graph=True, materialize_grads=True
             )
-            forces.append(edge_forces(gradient, graph))
-    totals = segment_sum(scaled.detach().t(), graph.frame_ptr)  # [n_frames, draws]
+            forces.append(edge_forces(gradient, graph, network.kernels))
+    totals = network.kernels.segment_sum(scaled.detach().t(), graph.frame_ptr)  # [n_frames, draws]
     return Uncertainty(totals.square().mean(1).sqrt(), torch.stack(forces).square().mean(0).sqrt())

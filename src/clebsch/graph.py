@@ -112,8 +112,8 @@ def make_graph(
         row_ptr=_row_pointer(receivers, n_atoms),
         sender_order=torch.argsort(senders, stable=True),
         sender_ptr=_row_pointer(senders, n_atoms),
-        frame=torch.zeros(n_atoms, dtype=torch.int64),
-        frame_ptr=torch.tensor([0, n_atoms]),
+        frame=torch.zeros(n_atoms, dtype=torch.int64, device=positions.device),
+        frame_ptr=torch.tensor([0, n_atoms], device=positions.device),
     )
 
 
@@ -196,4 +196,15 @@ def _row_pointer(sorted_or_not: Tensor, n_rows: int) -> Tensor:
 def _lexicographic_order(receivers: Tensor, senders: Tensor, images: Tensor) -> Tensor:
     """The order of edges by receiver, sender, image: the same whatever found the neighbours."""
     keys = (images[:, 2], images[:, 1], images[:, 0], senders, receivers)
-    return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+    if receivers.device.type == "cpu":
+        return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+    return lexicographic(keys)
+
+
+def lexicographic(keys: Sequence[Tensor]) -> Tensor:
+    """The order by the last key, then by the one before it, and so on, on any device."""
+    first, *others = keys
+    order = torch.argsort(first, stable=True)
+    for key in others:
+        order = order[torch.argsort(key[order], stable=True)]
+    return order

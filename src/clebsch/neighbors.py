@@ -1,14 +1,34 @@
-"""Full neighbour lists, any cell, any periodicity: vesin finds the pairs."""
+"""Full neighbour lists, any cell, any periodicity: the same pairs in the same order on any device.
+
+On CPUs vesin finds them. On GPUs NVIDIA's nvalchemi-toolkit-ops does where it is installed, so that
+nothing but the sizes of results leaves the device.
+"""
 
 from __future__ import annotations
+
+import importlib.util
 
 import numpy as np
 import torch
 import vesin
 from torch import Tensor
 
-from clebsch.errors import DataError
+from clebsch.errors import BackendError, DataError
 from clebsch.graph import AtomGraph, make_graph
+
+#: The package that searches on GPUs, and the module it brings.
+GPU_PACKAGE, GPU_MODULE = "nvalchemi-toolkit-ops", "nvalchemiops"
+#: Neighbours of an atom that there is room for at first, on GPUs.
+ROOM = 64
+
+#: Senders [E], receivers [E] and images [E, 3], int64.
+_Pairs = tuple[Tensor, Tensor, Tensor]
+
+
+def search_place(device: torch.device) -> torch.device:
+    """Where structures for a device are searched: there, if something can, or on the CPU."""
+    on_device = device.type == "cuda" and importlib.util.find_spec(GPU_MODULE) is not None
+    return device if on_device else torch.device("cpu")
 
 
 def neighbor_graph(
@@ -25,7 +45,11 @@ def neighbor_graph(
         species: [n_atoms] int64.
         cutoff: Angstrom; pairs at a distance below it are neighbours.
 
+    Returns:
+        The graph, on the device of the positions, where all tensors must be.
+
     Raises:
+        BackendError: that is no CPU, and the package is missing that searches there.
         DataError: a periodic direction has no lattice vector, the periodic lattice vectors are
             linearly dependent, or a position is not a finite number.
     """
@@ -34,20 +58,75 @@ def neighbor_graph(
         raise DataError(f"the position of atom {atom} is not a finite number")
     if not torch.isfinite(cell).all():
         raise DataError("a lattice vector is not a finite number")
-    points = positions.detach().cpu().numpy()
+    search = _search_on_cpu if positions.device.type == "cpu" else search_on_device
     box = complete_cell(cell.detach().cpu().numpy(), pbc.cpu().numpy())
-    periodic = [bool(p) for p in pbc]
-    finder = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=1)
-    senders, receivers, images = finder.compute(points, box, periodic, quantities="ijS")
+    senders, receivers, images = search(positions.detach(), box, pbc, float(cutoff))
     return make_graph(
         positions=positions,
         cell=cell,
         pbc=pbc,
         species=species,
-        senders=torch.from_numpy(senders.astype(np.int64)),
-        receivers=torch.from_numpy(receivers.astype(np.int64)),
-        images=torch.from_numpy(images.astype(np.int64).reshape(-1, 3)),
+        senders=senders,
+        receivers=receivers,
+        images=images,
     )
+
+
+def _search_on_cpu(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: float) -> _Pairs:
+    periodic = [bool(p) for p in pbc]
+    finder = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    senders, receivers, images = finder.compute(positions.numpy(), box, periodic, quantities="ijS")
+    return (
+        torch.from_numpy(senders.astype(np.int64)),
+        torch.from_numpy(receivers.astype(np.int64)),
+        torch.from_numpy(images.astype(np.int64).reshape(-1, 3)),
+    )
+
+
+def search_on_device(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: float) -> _Pairs:
+    """The pairs of one structure by nvalchemi-toolkit-ops, in no particular order.
+
+    Args:
+        positions: [n_atoms, 3] float64; the package takes those of CPUs too.
+        box: [3, 3], of ``complete_cell``.
+        pbc: [3] bool.
+        cutoff: Angstrom.
+
+    Returns:
+        senders [E], receivers [E], images [E, 3], int64.
+
+    Raises:
+        BackendError: the package is missing.
+    """
+    try:
+        from nvalchemiops.torch.neighbors import neighbor_list
+    except ImportError as error:
+        raise BackendError(
+            f"a neighbour list of tensors on {positions.device} needs {GPU_PACKAGE} "
+            f"(pip install {GPU_PACKAGE}[torch]), or structures on the CPU: {error}"
+        ) from None
+    device = positions.device
+    if not len(positions):
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        return empty, empty, empty.reshape(0, 3)
+    cell = torch.tensor(box, device=device)
+    # The search divides the cell, which therefore has to hold the atoms where it is not periodic.
+    along = positions @ torch.linalg.inv(cell)
+    lowest = torch.where(pbc, 0.0, along.amin(0))
+    length = torch.where(pbc, 1.0, along.amax(0) - lowest + cutoff)
+    inside, cell = positions - lowest @ cell, cell * length[:, None]
+    room = min(ROOM, len(positions) * 27)
+    while True:
+        found, counts, images = neighbor_list(
+            inside, cutoff, cell=cell[None], pbc=pbc[None], max_neighbors=room
+        )
+        most = int(counts.max())
+        if most <= room:
+            break
+        room = most
+    there = torch.arange(found.shape[1], device=device) < counts[:, None]
+    senders, column = there.nonzero(as_tuple=True)
+    return senders, found[senders, column].long(), images[senders, column].long()
 
 
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,15 +26,25 @@ from clebsch.errors import BackendError, ClebschError, DataError, UnknownElement
 from clebsch.graph import AtomGraph, batch_graphs, blank_graph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend, load_backend
-from clebsch.kernels.reference import segment_sum
 from clebsch.models.config import ModelConfig
 from clebsch.models.network import Network
-from clebsch.neighbors import neighbor_graph
+from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
 from clebsch.recording import Recording
+from clebsch.replay import CapturedRecording, Captures, Rows, captures_of, is_small, tensors_of
 
 #: Evaluations after which one is recorded: recording takes a few seconds.
 RECORD_AFTER = 20
+#: What the results of recordings have a row for.
+ROWS: dict[str, Rows] = {
+    "energy": "frames",
+    "forces": "atoms",
+    "virial": "frames",
+    "site_energies": "atoms",
+    "layer_energies": "atoms",
+}
+#: Sizes besides of those that can be differentiated.
+SIZES: dict[str, tuple[int, ...]] = {"energy": (), "forces": (3,), "virial": (3, 3)}
 
 
 class Structure(Protocol):
@@ -107,7 +117,8 @@ class Potential(nn.Module):
         self._choose_again = False
         self.is_tabulated = False
         self._n_calls = {False: 0, True: 0}
-        self._recordings: dict[Any, tuple[list[str], list[nn.Parameter], Recording]] = {}
+        self._recordings: dict[Any, _Recorded | None] = {}
+        self._captures: Captures | None = None
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
 
     @property
@@ -153,11 +164,11 @@ class Potential(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own recordings."""
-        return {**self.__dict__, "_recordings": {}}
+        return {**self.__dict__, "_recordings": {}, "_captures": None}
 
     def _install(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._recordings = {}
+        self._forget_recordings()
         for module in self.modules():
             if hasattr(module, "kernels"):
                 setattr(module, "kernels", kernels)  # noqa: B010
@@ -210,10 +221,23 @@ class Potential(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
         before = (self.device, self.dtype)
         super()._apply(fn, recurse)
-        self._recordings = {}
+        self._forget_recordings()
         if (self.device, self.dtype) != before and self._kernels.name != "reference":
             self._choose_again = True
         return self
+
+    def _forget_recordings(self) -> None:
+        self._recordings = {}
+        if self._captures is not None:
+            self._captures.captured.clear()  # frees its memory now: it lies in a cycle
+        self._captures = None
+
+    def replays(self, graph: AtomGraph) -> bool:
+        """Whether evaluations of such a graph are replayed as CUDA graphs, edge by edge alike.
+
+        Then edges beyond the cut-off cost less than to find them would.
+        """
+        return self.device.type == "cuda" and self.backend == "triton" and is_small(graph)
 
     @property
     def references(self) -> Tensor:
@@ -243,12 +267,14 @@ class Potential(nn.Module):
                 f"{place + ': ' if place else ''}element {symbol} (atom {atom}) is unknown to "
                 f"this model, which knows {', '.join(self.species)}"
             )
+        device = search_place(self.device)
+        species = [self._index_of_number[int(z)] for z in numbers]
         try:
             return neighbor_graph(
-                torch.tensor(np.asarray(structure.positions), dtype=torch.float64),
-                torch.tensor(np.asarray(structure.cell), dtype=torch.float64),
-                torch.tensor(np.asarray(structure.pbc), dtype=torch.bool),
-                torch.tensor([self._index_of_number[int(z)] for z in numbers], dtype=torch.int64),
+                torch.tensor(np.asarray(structure.positions), dtype=torch.float64, device=device),
+                torch.tensor(np.asarray(structure.cell), dtype=torch.float64, device=device),
+                torch.tensor(np.asarray(structure.pbc), dtype=torch.bool, device=device),
+                torch.tensor(species, dtype=torch.int64, device=device),
                 self.cutoff,
             )
         except DataError as error:
@@ -283,9 +309,10 @@ class Potential(nn.Module):
             raise ClebschError(
                 "forces are derivatives, which torch.inference_mode rules out; use torch.no_grad"
             )
+        results = None
         if self._replayable(graph, asked, differentiable):
             results = self._replayed(graph, asked, needs_gradient, differentiable)
-        else:
+        if results is None:
             results = self._eager(graph, asked, needs_gradient, differentiable)
         if "stress" in asked:
             results["stress"] = -results["virial"] / volumes[:, None, None]
@@ -314,32 +341,57 @@ class Potential(nn.Module):
         if "hessian" in asked or (differentiable and graph.positions.requires_grad):
             return False
         self._n_calls[differentiable] += 1
-        usable = self.backend == "llvm" and min(graph.n_atoms, graph.n_edges) > 1
-        if differentiable:
-            usable = usable and not asked & {"site_energies", "layer_energies"}
-        return usable and self._n_calls[differentiable] > RECORD_AFTER
+        if self.backend == "reference" or self._n_calls[differentiable] <= RECORD_AFTER:
+            return False
+        if differentiable and asked & {"site_energies", "layer_energies"}:
+            return False
+        if self._captures is None:
+            self._captures = captures_of(self.device)
+        return self._captures is not None or min(graph.n_atoms, graph.n_edges) > 1
 
     def _replayed(
         self, graph: AtomGraph, asked: set[str], needs_gradient: bool, differentiable: bool
-    ) -> dict[str, Tensor]:
-        """Results by replaying a recording, which is made when it is first needed."""
+    ) -> dict[str, Tensor] | None:
+        """Results by replaying a recording, which is made when it is first needed.
+
+        None where none can be made.
+        """
         wanted = tuple(sorted(asked - {"stress"} | ({"virial"} if "stress" in asked else set())))
         key: Any = needs_gradient
         if differentiable:
             key = (needs_gradient, wanted, *(p.requires_grad for p in self.parameters()))
         if key not in self._recordings:
-            self._recordings[key] = self._record(needs_gradient, wanted, differentiable)
-        names, parameters, recording = self._recordings[key]
-        tensors = [getattr(graph, field.name) for field in fields(graph)]
+            self._recordings[key] = self._attempt(needs_gradient, wanted, differentiable)
+        recorded = self._recordings[key]
+        if recorded is None:
+            return None
+        names, parameters, recording = recorded
+        tensors = tensors_of(graph)
         if differentiable:
             values = _Replay.apply(recording, len(tensors), *tensors, *parameters)
         else:
             values = recording(*tensors)
         return dict(zip(names, values, strict=True))
 
+    def _attempt(
+        self, needs_gradient: bool, wanted: tuple[str, ...], differentiable: bool
+    ) -> _Recorded | None:
+        """A recording; None, with a warning, where a backend's operations cannot be recorded."""
+        if self.backend == "llvm":
+            return self._record(needs_gradient, wanted, differentiable)
+        try:
+            return self._record(needs_gradient, wanted, differentiable)
+        except Exception as error:  # what is not an operation on tensors alone, for any reason
+            warnings.warn(
+                f"evaluations on the {self.backend} backend are not recorded, because that "
+                f"failed: {error}; they run as before",
+                stacklevel=5,
+            )
+            return None
+
     def _record(
         self, needs_gradient: bool, wanted: tuple[str, ...], differentiable: bool
-    ) -> tuple[list[str], list[nn.Parameter], Recording]:
+    ) -> _Recorded:
         """Names of results, the parameters they are differentiated by, and the recording.
 
         With ``differentiable`` the recording takes the cotangents of what is wanted late, and
@@ -363,10 +415,18 @@ class Potential(nn.Module):
                     )
             return tuple(value.detach() for value in values), gradients
 
-        n_atoms, n_frames = len(early[0]), len(early[1])
-        shapes = {"energy": (n_frames,), "forces": (n_atoms, 3), "virial": (n_frames, 3, 3)}
-        late = [torch.zeros(shapes[name], dtype=torch.float64) for name in names]
-        return names, parameters, Recording(evaluate, early, late)
+        n_rows = {"atoms": len(early[0]), "frames": len(early[1])}
+        late = [
+            torch.zeros((n_rows[ROWS[name]], *SIZES[name]), dtype=torch.float64, device=self.device)
+            for name in names
+        ]
+        late_rows = [(ROWS[name], SIZES[name]) for name in names] if differentiable else []
+        recording = Recording(evaluate, early, late)
+        if self._captures is None:
+            return names, parameters, recording
+        rows = [ROWS[name] for name in names]
+        captured = CapturedRecording(recording, rows, late_rows, self.cutoff, self._captures)
+        return names, parameters, captured
 
     def _results(
         self, graph: AtomGraph, positions: Tensor, needs_gradient: bool, create_graph: bool
@@ -378,7 +438,7 @@ class Potential(nn.Module):
         contributions = self._contributions(vectors, graph)
         site_energies = contributions.sum(1)
         results = {
-            "energy": segment_sum(site_energies, graph.frame_ptr),
+            "energy": self._kernels.segment_sum(site_energies, graph.frame_ptr),
             "site_energies": site_energies,
             "layer_energies": contributions,
         }
@@ -386,8 +446,8 @@ class Potential(nn.Module):
             (gradient,) = torch.autograd.grad(
                 site_energies.sum(), vectors, create_graph=create_graph, materialize_grads=True
             )
-            results["forces"] = edge_forces(gradient, graph)
-            results["virial"] = _virial(gradient, vectors, graph)
+            results["forces"] = edge_forces(gradient, graph, self._kernels)
+            results["virial"] = _virial(gradient, vectors, graph, self._kernels)
         return results
 
     def _contributions(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
@@ -426,11 +486,17 @@ class Potential(nn.Module):
         save_potential(self, path, provenance=provenance, reference=reference)
 
 
+#: Names of results, the parameters they are differentiated by, and the recording.
+_Recorded = tuple[list[str], list[nn.Parameter], Recording | CapturedRecording]
+
+
 class _Replay(torch.autograd.Function):
     """A recording's results, differentiable by parameters."""
 
     @staticmethod
-    def forward(ctx: Any, recording: Recording, n_tensors: int, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, recording: Recording | CapturedRecording, n_tensors: int, *tensors: Tensor
+    ) -> Any:
         ctx.recording = recording
         values, ctx.begun = recording.begin(*tensors[:n_tensors])
         ctx.n_tensors = n_tensors
@@ -462,20 +528,20 @@ def edge_vectors(graph: AtomGraph, positions: Tensor) -> Tensor:
     return vectors + torch.einsum("ea,eab->eb", graph.images, cells)
 
 
-def edge_forces(gradient: Tensor, graph: AtomGraph) -> Tensor:
+def edge_forces(gradient: Tensor, graph: AtomGraph, kernels: Kernels) -> Tensor:
     """[N, 3] from the energy's derivatives by edge vectors [E, 3].
 
     An edge pulls its sender one way and its receiver the other.
     """
-    pulled = segment_sum(gradient[graph.sender_order], graph.sender_ptr)
-    return pulled - segment_sum(gradient, graph.row_ptr)
+    pulled = kernels.to_senders(gradient, graph)
+    return pulled - kernels.segment_sum(gradient, graph.row_ptr)
 
 
-def _virial(gradient: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
+def _virial(gradient: Tensor, vectors: Tensor, graph: AtomGraph, kernels: Kernels) -> Tensor:
     """[n_frames, 3, 3]: minus the derivative with respect to a symmetric strain."""
     outer = vectors[:, :, None] * gradient[:, None, :]
     edge_ptr = graph.row_ptr[graph.frame_ptr]
-    total = segment_sum(outer, edge_ptr)
+    total = kernels.segment_sum(outer, edge_ptr)
     return -0.5 * (total + total.transpose(1, 2))
 
 

@@ -56,6 +56,8 @@ class Recording:
         ]
         self._n_results = n_results[0]
         self._prepare, self._first, self._second = _stages(traced, len(early), n_results[0])
+        # Elsewhere it would be waiting for an answer: work on weights is done every time.
+        self._asks_for_changes = early[0].device.type == "cpu"
         self._prepared: tuple[Any, ...] = ()
         self._state: list[Any] = []
 
@@ -66,11 +68,22 @@ class Recording:
     def begin(self, *inputs: Tensor) -> tuple[Tensors, tuple[Any, ...]]:
         """The early results, and what ``finish`` needs."""
         with torch.no_grad():
-            state = self._state_of_weights()
-            if state != self._state:
-                self._prepared, self._state = self._prepare(), state
-            values = self._first(*self._prepared, *inputs)
-        return values[: self._n_results], (self._prepared, values[self._n_results :])
+            prepared = self._prepared_now()
+            values = self._first(*prepared, *inputs)
+        return values[: self._n_results], (prepared, values[self._n_results :])
+
+    def places(self) -> list[int]:
+        """Where the weights lie; they may change there."""
+        return [weight.data_ptr() for weight in self._weights]
+
+    def _prepared_now(self) -> tuple[Any, ...]:
+        """What depends on weights alone."""
+        if not self._asks_for_changes:
+            return tuple(self._prepare())
+        state = self._state_of_weights()
+        if state != self._state:
+            self._prepared, self._state = self._prepare(), state
+        return self._prepared
 
     def _state_of_weights(self) -> list[Any]:
         """Changes when a weight does.

@@ -54,7 +54,9 @@ def test_without_time_everything_is_skipped_and_said(script: ModuleType, tmp_pat
     assert list(written) == [
         "machine",
         "kernels compiled, tests",
+        "one molecule replayed",
         "rates of kernels",
+        "memory over many sizes",
         "ethanol, tiny",
         "Si 8, tiny",
     ]
@@ -87,6 +89,18 @@ def test_a_peer_runs_on_this_python_with_its_own_packages(
         assert (environments / peer / ".installed").exists()
     assert str(tmp_path / "there" / "ours") in sys.path
     assert list((tmp_path / "there" / "ours").glob("clebsch-*.dist-info/METADATA"))
+
+
+def test_replays_and_memory_are_measured(script: ModuleType, tmp_path: Path):
+    """On a CPU there is nothing to capture with, and torch counts no memory."""
+    run = measurements(script, tmp_path, 10_000.0)
+    (case, *_) = run.cases()
+    replayed = run.replayed(case)
+    assert {"modules", "recorded", "captured"} <= set(replayed)
+    assert replayed["largest_force_difference"] < 1e-4
+    sizes = run.many_sizes(case)
+    assert sizes["calls"] == 30
+    assert sizes["captures"] == 0
 
 
 @pytest.mark.slow

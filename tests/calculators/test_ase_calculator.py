@@ -205,6 +205,26 @@ def test_changing_cells_and_positions_never_miss_an_edge(
     assert lists.n_builds < 100
 
 
+def test_where_evaluations_are_captured_edges_of_the_skin_stay(
+    potential: Potential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number then stays between two searches; they change no result."""
+    rng = np.random.default_rng(3)
+    monkeypatch.setattr(type(potential), "replays", lambda self, graph: True)
+    atoms = crystal()
+    lists = VerletList(potential, skin=0.5)
+    n_edges = lists.graph(atoms).n_edges
+    for _ in range(5):
+        atoms.positions += 0.02 * rng.standard_normal((len(atoms), 3))
+        graph, fresh = lists.graph(atoms), potential.graph(atoms)
+        assert graph.n_edges == n_edges > fresh.n_edges
+        forces, expected = potential(graph).forces, potential(fresh).forces
+        assert forces is not None
+        assert expected is not None
+        torch.testing.assert_close(forces, expected, rtol=1e-9, atol=1e-9)
+    assert lists.n_builds == 1
+
+
 def test_wrapping_atoms_changes_nothing(potential: Potential) -> None:
     atoms = crystal()
     atoms.calc = clebsch.calculator(potential)

@@ -29,6 +29,7 @@ LAYERS = (
     "nn",
     "models",
     "recording",
+    "replay",
     "potential",
     "committee",
     "factory",

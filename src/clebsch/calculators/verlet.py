@@ -25,7 +25,7 @@ from torch import Tensor
 
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph
-from clebsch.neighbors import neighbor_graph
+from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.potential import Potential
 
 
@@ -58,7 +58,10 @@ class VerletList:
         self._listing: _Listing | None = None
 
     def graph(self, atoms: Atoms) -> AtomGraph:
-        """The graph of ``atoms`` with exactly the edges shorter than the cutoff.
+        """The graph of ``atoms`` with the edges shorter than the cutoff.
+
+        Where evaluations are replayed as CUDA graphs it has those in the skin as well: their number
+        then stays as it is, and nothing of the list leaves the device.
 
         Raises:
             UnknownElementError: an element that the potential does not know.
@@ -72,7 +75,7 @@ class VerletList:
             torch.tensor(atoms.positions, device=device),
             torch.tensor(atoms.cell.array, device=device)[None],
         )
-        return within_cutoff(moved, self._cutoff)
+        return moved if self._potential.replays(moved) else within_cutoff(moved, self._cutoff)
 
     def _build(self, atoms: Atoms) -> _Listing:
         old = self._listing
@@ -80,12 +83,12 @@ class VerletList:
             species = old.graph.species
         else:
             species = self._potential.graph(atoms).species
-        cell = atoms.cell.array.copy()
+        cell, place = atoms.cell.array.copy(), search_place(species.device)
         graph = neighbor_graph(
-            torch.tensor(atoms.positions),
-            torch.tensor(cell),
-            torch.tensor(atoms.pbc),
-            species.cpu(),
+            torch.tensor(atoms.positions, device=place),
+            torch.tensor(cell, device=place),
+            torch.tensor(atoms.pbc, device=place),
+            species.to(place),
             self._cutoff + self._skin,
         ).to(species.device)
         self.n_builds += 1

@@ -30,3 +30,8 @@ class Kernels:
     linear: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]], Tensor]
     spherical_harmonics: Callable[[Tensor, int], Tensor]
     tree_polynomial: Callable[[PolynomialForest, Tensor, Tensor, Tensor], Tensor]
+    segment_sum: Callable[[Tensor, Tensor], Tensor]
+    rows: Callable[[Tensor, Tensor], Tensor]
+    from_senders: Callable[[Tensor, AtomGraph], Tensor]
+    from_receivers: Callable[[Tensor, AtomGraph], Tensor]
+    to_senders: Callable[[Tensor, AtomGraph], Tensor]

@@ -33,10 +33,14 @@ __all__ = [
     "convolve_radial",
     "convolve_table",
     "edge_product",
+    "from_receivers",
+    "from_senders",
     "linear",
+    "rows",
     "segment_sum",
     "silu",
     "spherical_harmonics",
+    "to_senders",
     "tree_polynomial",
 ]
 
@@ -111,6 +115,26 @@ def segment_sum(values: Tensor, row_ptr: Tensor) -> Tensor:
     )
     out = values.new_zeros((n_rows, *values.shape[1:]))
     return out.index_add(0, rows, values)
+
+
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]``: rows of a table of parameters, [R, ...] by index [E] int64."""
+    return table.index_select(0, index)
+
+
+def from_senders(nodes: Tensor, graph: AtomGraph) -> Tensor:
+    """What each edge's sender has: nodes [N, ...] give [E, ...]."""
+    return nodes.index_select(0, graph.senders)
+
+
+def from_receivers(nodes: Tensor, graph: AtomGraph) -> Tensor:
+    """What each edge's receiver has: nodes [N, ...] give [E, ...]."""
+    return nodes.index_select(0, graph.receivers)
+
+
+def to_senders(values: Tensor, graph: AtomGraph) -> Tensor:
+    """The sum over the edges that each atom sends along: values [E, ...] give [N, ...]."""
+    return segment_sum(values.index_select(0, graph.sender_order), graph.sender_ptr)
 
 
 def convolve(
@@ -225,7 +249,11 @@ def edge_product(
     Returns:
         [E, C, K] in the order of ``plan.out_blocks``.
     """
-    around = environment.index_select(0, graph.receivers)
+    return product_around(plan, tensors, from_receivers(environment, graph))
+
+
+def product_around(plan: ConvolutionPlan, tensors: Tensor, around: Tensor) -> Tensor:
+    """``edge_product`` with the environment of each edge's receiver, [E, S, K]."""
     shaped = around.split([irrep.dim for irrep in plan.harmonic_irreps], dim=1)
     parts = tensors.split([irrep.dim for irrep in plan.node_irreps], dim=1)
     products: list[list[Tensor]] = [[] for _ in plan.out_irreps]

@@ -23,10 +23,10 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import convolution_plan
-from clebsch.kernels.reference import segment_sum
 from clebsch.models.allegro_config import AllegroConfig
 from clebsch.models.network import Network, envelope, radial_basis
 from clebsch.nn.linear import IrrepsLinear
+from clebsch.nn.path_weights import pair_of_edge
 from clebsch.nn.perceptron import Perceptron
 
 #: Standard deviation of the last readout matrix's initial weights.
@@ -218,9 +218,11 @@ class Allegro(Network):
         tensors = _times_harmonics(self.weights(latents), harmonics)  # (2)
         for layer in self.layers:
             latents, tensors = layer(latents, tensors, harmonics, envelope, graph)
-        scale = self.pair_scale[graph.species[graph.receivers], graph.species[graph.senders]]
+        pair = pair_of_edge(graph, len(self.pair_scale))
+        scale = self.kernels.rows(self.pair_scale.flatten(), pair)
         energies = self.readout(latents) * scale[:, None]  # (8)
-        return segment_sum(energies, graph.row_ptr) / math.sqrt(self.avg_num_neighbors)  # (9)
+        summed = self.kernels.segment_sum(energies, graph.row_ptr)
+        return summed / math.sqrt(self.avg_num_neighbors)  # (9)
 
     def tabulate(self, spacing: float) -> None:
         """Refuse: nothing here is a function of the distance alone.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
-from clebsch.kernels.reference import segment_sum
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import load_backend
 from clebsch.nn.radial import EdgeGeometry
 
 
@@ -21,6 +22,7 @@ class NeighborDensity(nn.Module):
 
     def __init__(self, n_basis: int) -> None:
         super().__init__()
+        self.kernels: Kernels = load_backend("reference")
         self.weight = nn.Parameter(torch.randn(n_basis))
 
     def forward(self, edges: EdgeGeometry, graph: AtomGraph) -> Tensor:
@@ -29,4 +31,4 @@ class NeighborDensity(nn.Module):
         terms = torch.tanh(projected.square())
         if edges.envelope is not None:
             terms = terms * edges.envelope
-        return segment_sum(terms, graph.row_ptr)
+        return self.kernels.segment_sum(terms, graph.row_ptr)

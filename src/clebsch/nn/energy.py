@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
-from clebsch.kernels.reference import segment_sum
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import load_backend
 from clebsch.nn.radial import PolynomialEnvelope, polynomial_envelope
 
 #: Coulomb constant e^2 / (4 pi eps0), eV Angstrom (CODATA 2018).
@@ -61,6 +62,7 @@ class EnergyHead(Float64Module):
         cutoff: float,
     ) -> None:
         super().__init__()
+        self.kernels: Kernels = load_backend("reference")
         self.form = form
         self.envelope = PolynomialEnvelope(cutoff, 5)
         self.hold(stored=True, references=references, scale=scale, mean_energy=mean_energy)
@@ -80,7 +82,7 @@ class EnergyHead(Float64Module):
         if self.form == "constant":
             offset = offset + self.mean_energy
         elif self.form == "density":
-            density = segment_sum(self.envelope(lengths), graph.row_ptr)
+            density = self.kernels.segment_sum(self.envelope(lengths), graph.row_ptr)
             offset = offset - self.mean_energy * torch.expm1(-(density**2))
         return torch.cat([offset[:, None], self.scale * layer_energies.to(torch.float64)], dim=1)
 
@@ -102,6 +104,7 @@ class ZBLRepulsion(Float64Module):
 
     def __init__(self, atomic_numbers: Sequence[int], cutoff: float, exponent: int = 6) -> None:
         super().__init__()
+        self.kernels: Kernels = load_backend("reference")
         self.cutoff = cutoff
         self.exponent = exponent
         radii = [float(ase.data.covalent_radii[z]) for z in atomic_numbers]
@@ -123,7 +126,7 @@ class ZBLRepulsion(Float64Module):
         reach = (self.radii[first] + self.radii[second]).clamp(max=self.cutoff)
         envelope = PolynomialEnvelope(1.0, self.exponent)(lengths / reach)
         energy = 0.5 * COULOMB * z1 * z2 / lengths * phi * envelope
-        return segment_sum(energy, graph.row_ptr)
+        return self.kernels.segment_sum(energy, graph.row_ptr)
 
 
 class StoredZBLRepulsion(Float64Module):
@@ -144,6 +147,7 @@ class StoredZBLRepulsion(Float64Module):
 
     def __init__(self, numbers: Sequence[int], cutoff: float) -> None:
         super().__init__()
+        self.kernels: Kernels = load_backend("reference")
         self.cutoff = cutoff
         radii = [float(ase.data.covalent_radii[z]) for z in numbers]
         self.hold(
@@ -169,4 +173,4 @@ class StoredZBLRepulsion(Float64Module):
         t = lengths / (self.radii[first] + self.radii[second])
         energy = 0.5 * 14.3996 * self.scale * z1 * z2 / lengths * phi
         energy = energy * polynomial_envelope(t, exponent) * (lengths < self.cutoff)
-        return segment_sum(energy, graph.row_ptr)
+        return self.kernels.segment_sum(energy, graph.row_ptr)

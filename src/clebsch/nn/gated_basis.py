@@ -25,7 +25,6 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import ConvolutionPlan
-from clebsch.kernels.reference import segment_sum
 from clebsch.nn.gate import Gate, gates
 from clebsch.nn.linear import IrrepsLinear
 from clebsch.nn.radial import EdgeGeometry
@@ -146,8 +145,11 @@ class GatedAtomicBasis(nn.Module):
     def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> tuple[Tensor]:
         """Args: nodes [N, H, K]. Returns: A, [N, Q, K]."""
         sent = self.linear_up(nodes)
-        species = graph.species
-        elements = [self.source[species[graph.senders]], self.target[species[graph.receivers]]]
+        kernels, species = self.kernels, graph.species
+        elements = [
+            kernels.from_senders(kernels.rows(self.source, species), graph),
+            kernels.from_receivers(kernels.rows(self.target, species), graph),
+        ]
         inputs = torch.cat([edges.basis, *elements], dim=1)
         assert edges.envelope is not None
         hidden = self.radial(inputs) * edges.envelope[:, None]
@@ -156,7 +158,7 @@ class GatedAtomicBasis(nn.Module):
         summed = self.kernels.convolve_radial(
             self.plan, hidden, weight, edges.harmonics, sent, graph
         )
-        divisor = self.alpha + self.beta * segment_sum(near, graph.row_ptr)
+        divisor = self.alpha + self.beta * self.kernels.segment_sum(near, graph.row_ptr)
         message = self.linear_1(summed) / divisor[:, None, None] + self.linear_res(sent)
         (linear_2,) = self.linears
         return (linear_2(self.gate(message)),)

@@ -90,12 +90,14 @@ class EdgeScalars(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
+        self.kernels: Kernels = load_backend("reference")
         self.weight = nn.Parameter(torch.randn(channels, width))
 
     def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> EdgeGeometry:
         """Args: nodes [N, H, K], scalars first. Returns: edges with x_e as their basis."""
         made = nodes[:, 0] @ (self.weight / math.sqrt(len(self.weight)))
-        of_atoms = [made.index_select(0, end) for end in (graph.senders, graph.receivers)]
+        kernels = self.kernels
+        of_atoms = [kernels.from_senders(made, graph), kernels.from_receivers(made, graph)]
         return edges._replace(basis=torch.cat([edges.basis, *of_atoms], dim=1))
 
 
@@ -159,10 +161,12 @@ class PairAmplitudes(nn.Module):
         pair = pair_of_edge(graph, math.isqrt(len(self.pairs)))
         inner = self.norm(self.pairs @ (self.inner / math.sqrt(len(self.inner))))
         embedded = self.kernels.silu(inner) @ (self.outer / math.sqrt(len(self.outer)))
-        plain = embedded[pair][:, None, :] * self.radial.path_weights(basis)
-        weights = self.boost.path_weights(basis) + self.boost_of_pair.path_weights(self.pairs)[pair]
-        sources = [path.node for path in self.plan.paths]
-        boosted = self.mixing @ (weights * plain[:, sources])
+        of_pair = self.kernels.rows(self.boost_of_pair.path_weights(self.pairs), pair)
+        plain = self.kernels.rows(embedded, pair)[:, None, :] * self.radial.path_weights(basis)
+        weights = self.boost.path_weights(basis) + of_pair
+        of_degree = plain.unbind(1)
+        sources = torch.stack([of_degree[path.node] for path in self.plan.paths], dim=1)
+        boosted = self.mixing @ (weights * sources)
         return torch.cat([plain, boosted], dim=2)
 
 
@@ -195,10 +199,11 @@ class PairWeights(nn.Module):
     ) -> Tensor:
         """The convolution of equation 8 with these path weights: [N, C, K]."""
         assert edges.amplitudes is not None
-        weights = edges.amplitudes[:, [path.harmonic for path in plan.paths]]
+        of_degree = edges.amplitudes.unbind(1)
+        weights = torch.stack([of_degree[path.harmonic] for path in plan.paths], dim=1)
         if self.of_distance is not None:
             pair = pair_of_edge(graph, math.isqrt(len(self.pairs)))
-            of_pair = self.of_pair.path_weights(self.pairs)[pair]
+            of_pair = self.kernels.rows(self.of_pair.path_weights(self.pairs), pair)
             weights = weights * (self.of_distance.path_weights(edges.basis) + of_pair)
         return self.kernels.convolve(plan, weights, edges.harmonics, nodes, graph)
 

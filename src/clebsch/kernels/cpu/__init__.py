@@ -18,6 +18,7 @@ from clebsch.kernels.cpu.harmonics import spherical_harmonics
 from clebsch.kernels.cpu.linear import linear
 from clebsch.kernels.cpu.product import contract, contract_slots
 from clebsch.kernels.cpu.tree import tree_polynomial
+from clebsch.kernels.reference import from_receivers, from_senders, rows, segment_sum, to_senders
 from clebsch.memory import keep_freed_memory
 
 __all__ = [
@@ -27,9 +28,14 @@ __all__ = [
     "convolve_radial",
     "convolve_table",
     "edge_product",
+    "from_receivers",
+    "from_senders",
     "linear",
+    "rows",
+    "segment_sum",
     "silu",
     "spherical_harmonics",
+    "to_senders",
     "tree_polynomial",
 ]
 

@@ -4,7 +4,10 @@
 ``harmonics_code`` write them, ``machine`` has Triton take them, ``convolution``, ``product`` and
 ``harmonics`` are the operators that torch sees, with first and second derivatives. Values and
 derivatives equal those of ``clebsch.kernels.reference`` to rounding, and have the same bits in
-every run. Everything else is the reference, which torch runs on the GPU. With
+every run: ``rows`` takes and sums rows without atomics. Linear maps and products on edges are made
+of it and of torch's matrix products in ``linear_maps`` and ``edge_product``. Nothing waits for the
+device, so that evaluations can be captured as CUDA graphs. Linear ACE's polynomial alone is the
+reference's, which does wait and adds with atomics. With
 ``TRITON_INTERPRET=1`` kernels are interpreted on the CPU: slow, and meant for tests.
 """
 
@@ -12,15 +15,13 @@ from __future__ import annotations
 
 from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu.convolution import convolve, convolve_radial
+from clebsch.kernels.gpu.edge_product import edge_product
 from clebsch.kernels.gpu.harmonics import spherical_harmonics
+from clebsch.kernels.gpu.linear_maps import linear
 from clebsch.kernels.gpu.product import contract, contract_slots
+from clebsch.kernels.gpu.rows import from_receivers, from_senders, rows, segment_sum, to_senders
 from clebsch.kernels.gpu.tabulated import convolve_table
-from clebsch.kernels.reference import (
-    edge_product,
-    linear,
-    silu,
-    tree_polynomial,
-)
+from clebsch.kernels.reference import silu, tree_polynomial
 
 __all__ = [
     "contract",
@@ -29,9 +30,14 @@ __all__ = [
     "convolve_radial",
     "convolve_table",
     "edge_product",
+    "from_receivers",
+    "from_senders",
     "linear",
+    "rows",
+    "segment_sum",
     "silu",
     "spherical_harmonics",
+    "to_senders",
     "tree_polynomial",
 ]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu import polynomial_code as code
 from clebsch.kernels.gpu.operators import operators
-from clebsch.kernels.gpu.segments import segment_sum
+from clebsch.kernels.gpu.segments import blocks, segment_sum
 from clebsch.kernels.plan import ContractionPlan
 from clebsch.kernels.polynomial import Polynomial, coefficient_table, polynomial
 from clebsch.kernels.polynomial_operators import define_product_basis
@@ -56,33 +56,15 @@ def _table(key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def atoms_of_block(n_atoms: int, channels: int) -> int:
-    """Atoms of a program: few where there would be too few programs otherwise."""
-    n_warps = -(-channels // machine.WARP)
-    return min(MOST_ATOMS, max(FEWEST_ATOMS, n_atoms * n_warps // PROGRAMS))
+    """Atoms of a program: few where there would be too few programs otherwise.
 
-
-def blocks(ptr: Tensor, n_atoms: int, size: int) -> tuple[Tensor, Tensor]:
-    """Atoms sorted by species in blocks of one species each.
-
-    There are as many blocks as there could be for any species, so that sizes do not depend on
-    values: the last ones may be empty.
-
-    Args:
-        ptr: [n_species + 1] int64, where each species begins.
-        n_atoms: how many they are.
-        size: atoms of a block, at most.
-
-    Returns:
-        Where each block begins, [n_blocks + 1], and the first block of each species,
-        [n_species + 1], int64.
+    A symbol where the number of atoms is one.
     """
-    n_species = ptr.shape[0] - 1
-    counts = torch.div(ptr.diff() + (size - 1), size, rounding_mode="floor")
-    block_ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    number = torch.arange(n_atoms // size + n_species + 1, device=ptr.device)
-    kind = torch.searchsorted(block_ptr, number, right=True).clamp(max=n_species) - 1
-    begin = ptr[kind] + (number - block_ptr[kind]) * size
-    return torch.minimum(begin, ptr[kind + 1]), block_ptr
+    n_warps = -(-channels // machine.WARP)
+    size: int = torch.sym_min(
+        MOST_ATOMS, torch.sym_max(FEWEST_ATOMS, n_atoms * n_warps // PROGRAMS)
+    )
+    return size
 
 
 # --- operators ---

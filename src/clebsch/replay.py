@@ -1,0 +1,421 @@
+"""Recordings replayed as CUDA graphs: captured once for a bucket of sizes, over padded structures.
+
+On a GPU a small structure costs what it takes to launch some hundred kernels one by one. A CUDA
+graph launches them all at once, but for tensors of fixed sizes and places. Structures are therefore
+padded to one of few sizes with ghosts: atoms in a structure of their own, joined to themselves by
+edges beyond the cut-off. Nothing real meets a ghost, and cotangents of ghosts are zero.
+
+Captures are few: the least recently used is given up for a new one, all take their memory out of
+one pool, and a size is captured when it has come several times.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from clebsch.graph import AtomGraph
+from clebsch.recording import Recording, Tensors
+
+#: Sizes within an octave: padding adds less than one part in so many.
+STEPS_PER_OCTAVE = 8
+#: Larger structures keep a GPU busy as they are, and padding them would cost more than it gains.
+MOST_EDGES = 2**16
+#: A bucket is captured when it comes for the second time.
+CAPTURE_AT = 2
+#: Captures of a potential, and the memory that they may hold between calls.
+MOST_CAPTURES, MOST_BYTES = 32, 2 * 2**30
+#: Buckets that are remembered without being captured.
+MOST_SEEN = 256
+#: Length of ghosts' edges, in units of the cut-off.
+GHOST_LENGTH = 1.25
+
+#: What a tensor has one row for.
+Rows = Literal["atoms", "frames"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many atoms, edges and structures a graph has."""
+
+    atoms: int
+    edges: int
+    frames: int
+
+    @staticmethod
+    def of(graph: AtomGraph) -> Sizes:
+        """Those of a graph."""
+        return Sizes(graph.n_atoms, graph.n_edges, graph.n_frames)
+
+
+def bucket(sizes: Sizes) -> Sizes:
+    """The padded sizes: room for a structure of ghosts, which have few enough edges each.
+
+    A kernel that walks over an atom's edges would otherwise wait for a ghost with all of them.
+    """
+    edges = _rounded(sizes.edges, 16)
+    per_ghost = 2 * max(8, sizes.edges // max(sizes.atoms, 1))
+    ghosts = max(1, -(-(edges - sizes.edges) // per_ghost))
+    return Sizes(_rounded(sizes.atoms + ghosts, 4), edges, _rounded(sizes.frames + 1, 2))
+
+
+def _rounded(n: int, least: int) -> int:
+    """The next of ``STEPS_PER_OCTAVE`` even steps from one power of 2 to the next."""
+    step = max(least, (1 << n.bit_length()) // (2 * STEPS_PER_OCTAVE))
+    return max(least, -(-n // step) * step)
+
+
+class PaddedGraph:
+    """The tensors of a graph of fixed sizes, filled with graphs that are smaller.
+
+    Args:
+        sizes: of the tensors.
+        cutoff: Angstrom.
+        device: where they lie.
+
+    Attributes:
+        graph: the padded graph; its tensors stay where they are.
+    """
+
+    def __init__(self, sizes: Sizes, cutoff: float, device: torch.device) -> None:
+        self.sizes, self._length = sizes, GHOST_LENGTH * cutoff
+        self._filled: Sizes | None = None
+        atoms, edges, frames = sizes.atoms, sizes.edges, sizes.frames
+
+        def real(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        def whole(size: int) -> Tensor:
+            return torch.zeros(size, dtype=torch.int64, device=device)
+
+        self.graph = AtomGraph(
+            positions=real(atoms, 3),
+            cell=real(frames, 3, 3),
+            pbc=torch.zeros((frames, 3), dtype=torch.bool, device=device),
+            species=whole(atoms),
+            senders=whole(edges),
+            receivers=whole(edges),
+            images=real(edges, 3),
+            row_ptr=whole(atoms + 1),
+            sender_order=whole(edges),
+            sender_ptr=whole(atoms + 1),
+            frame=whole(atoms),
+            frame_ptr=whole(frames + 1),
+        )
+
+    @property
+    def tensors(self) -> Tensors:
+        """In the order of ``AtomGraph``."""
+        return tensors_of(self.graph)
+
+    def fill(self, graph: AtomGraph) -> None:
+        """Put a graph, with room for a structure of ghosts beside it, into the tensors."""
+        sizes = Sizes.of(graph)
+        if sizes != self._filled:
+            self._make_ghosts(sizes)
+            self._filled = sizes
+        pairs = list(zip(self.tensors, tensors_of(graph), strict=True))
+        for dtype in (torch.float64, torch.int64, torch.bool):  # of one dtype in one launch
+            some = [pair for pair in pairs if pair[1].dtype == dtype]
+            targets = [target[: len(source)] for target, source in some]
+            torch._foreach_copy_(targets, [source for _, source in some])
+
+    def _make_ghosts(self, real: Sizes) -> None:
+        """Write what lies behind a graph of these sizes; edges are dealt evenly to ghosts."""
+        graph, sizes = self.graph, self.sizes
+        ghosts, edges = sizes.atoms - real.atoms, sizes.edges - real.edges
+        device = graph.positions.device
+        number = torch.arange(edges, device=device)
+        ends = real.atoms + number * ghosts // max(edges, 1)
+        upto = real.edges - (-torch.arange(1, ghosts + 1, device=device) * edges) // ghosts
+        graph.positions[real.atoms :] = 0
+        graph.cell[real.frames :] = self._length * torch.eye(3, device=device)
+        graph.pbc[real.frames :] = False
+        graph.species[real.atoms :] = 0
+        graph.senders[real.edges :] = ends
+        graph.receivers[real.edges :] = ends
+        graph.images[real.edges :] = torch.eye(3, device=device)[0]
+        graph.row_ptr[real.atoms + 1 :] = upto
+        graph.sender_order[real.edges :] = real.edges + number
+        graph.sender_ptr[real.atoms + 1 :] = upto
+        graph.frame[real.atoms :] = real.frames
+        graph.frame_ptr[real.frames + 1 :] = sizes.atoms
+
+
+def is_small(graph: AtomGraph) -> bool:
+    """Whether a graph is small enough for its evaluation to be captured."""
+    return graph.n_edges <= MOST_EDGES
+
+
+def tensors_of(graph: AtomGraph) -> Tensors:
+    """The tensors of a graph in the order of ``AtomGraph``."""
+    return tuple(getattr(graph, field.name) for field in fields(AtomGraph))
+
+
+# --- capturing ---
+
+
+class Capturer(Protocol):
+    """What makes a function of no arguments, whose tensors stay in place, quick to repeat."""
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
+        """The function's results, and what computes them anew, in place."""
+
+
+class CudaCapturer:
+    """CUDA graphs that share a pool of memory, as they never run at the same time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
+        """See ``Capturer``. Kernels are compiled and libraries set up before, in a first run."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            results = function()
+        return results, graph.replay
+
+
+class Captures:
+    """The captures of a potential: a bounded number, used or given up.
+
+    Attributes:
+        capturer: what captures; None after it has failed.
+        captured: by what they are of, the most recently used last.
+        turn: how often an early stage has run; since they share memory, each may overwrite what
+            the others have handed on to their late stages.
+    """
+
+    def __init__(self, capturer: Capturer) -> None:
+        self.capturer: Capturer | None = capturer
+        self.captured: OrderedDict[Any, _Capture] = OrderedDict()
+        self.turn = 0
+        self._seen: OrderedDict[Any, int] = OrderedDict()
+
+    def find(self, key: Any, make: Callable[[Capturer], _Capture]) -> _Capture | None:
+        """The capture of that key, made if it has come often enough; None if there is none."""
+        found = self.captured.get(key)
+        if found is not None and found.is_valid():
+            self.captured.move_to_end(key)
+            return found
+        self.captured.pop(key, None)
+        if self.capturer is None or (found is None and not self._comes_again(key)):
+            return None
+        self._bound()
+        made = self.attempt(lambda: make(self.capturer))  # type: ignore[arg-type]
+        if made is not None:
+            self.captured[key] = made
+        return made
+
+    def attempt(self, capture: Callable[[], Any]) -> Any:
+        """What a capture gives; None, and no other attempt ever, if it fails."""
+        try:
+            return capture()
+        except Exception as error:  # whatever it is, there is a plain way to the result
+            self.capturer = None
+            self.captured.clear()
+            warnings.warn(
+                f"evaluations are not captured as CUDA graphs, because that failed: {error}; "
+                "they go on one kernel at a time",
+                stacklevel=2,
+            )
+            return None
+
+    def _comes_again(self, key: Any) -> bool:
+        times = self._seen.pop(key, 0) + 1
+        if times >= CAPTURE_AT:
+            return True
+        self._seen[key] = times
+        while len(self._seen) > MOST_SEEN:
+            self._seen.popitem(last=False)
+        return False
+
+    def _bound(self) -> None:
+        """Make room for another."""
+        while self.captured and (
+            len(self.captured) >= MOST_CAPTURES
+            or sum(one.n_bytes() for one in self.captured.values()) > MOST_BYTES
+        ):
+            self.captured.popitem(last=False)
+
+
+def captures_of(device: torch.device) -> Captures | None:
+    """The captures of a potential on a device; None where nothing is captured."""
+    return Captures(CudaCapturer()) if device.type == "cuda" else None
+
+
+class _Capture:
+    """A recording captured for one bucket.
+
+    Args:
+        recording: of a graph's tensors.
+        padded: what it reads.
+        late: what its late stage reads besides.
+        capturer: what captures.
+    """
+
+    def __init__(
+        self, recording: Recording, padded: PaddedGraph, late: Tensors, capturer: Capturer
+    ) -> None:
+        self.padded, self.late = padded, late
+        self._recording, self._capturer = recording, capturer
+        self._places = recording.places()
+        (self.values, self._handed), self._first = capturer.capture(
+            lambda: recording.begin(*padded.tensors)
+        )
+        self._results: Tensors = ()
+        self._second: Callable[[], object] | None = None
+
+    def is_valid(self) -> bool:
+        """Whether the weights lie where they lay."""
+        return self._recording.places() == self._places
+
+    def n_bytes(self) -> int:
+        """Memory that it holds between calls, but for weights."""
+        held = (*self.padded.tensors, *self.late, *self.values, *self._handed[1], *self._results)
+        return sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor))
+
+    def begin(self, graph: AtomGraph) -> None:
+        """Compute ``values``."""
+        self.padded.fill(graph)
+        self._first()
+
+    def finish(self) -> Tensors:
+        """The late results, for what is in ``late``; they are overwritten by the next ones."""
+        if self._second is None:
+            recording, handed, late = self._recording, self._handed, self.late  # and no cycle
+            self._results, self._second = self._capturer.capture(
+                lambda: recording.finish(handed, *late)
+            )
+        self._second()
+        return self._results
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A capture whose early stage has run, for which graph, and at which turn of all captures."""
+
+    capture: _Capture
+    graph: AtomGraph
+    turn: int
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """What a recording's late stage needs, and padded room for its inputs if it ran padded."""
+
+    state: tuple[Any, ...]
+    padded: Tensors | None
+
+
+class CapturedRecording:
+    """A recording of graphs, replayed as CUDA graphs where sizes allow.
+
+    It is called as the recording is.
+
+    Args:
+        recording: its early inputs are those of ``blank_graph``.
+        early: what the early results have a row for.
+        late: what the late inputs have a row for, and their other sizes.
+        cutoff: Angstrom.
+        captures: where captures are kept.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        early: Sequence[Rows],
+        late: Sequence[tuple[Rows, tuple[int, ...]]],
+        cutoff: float,
+        captures: Captures,
+    ) -> None:
+        self._recording, self._early, self._late = recording, early, late
+        self._cutoff, self._captures = cutoff, captures
+
+    def __call__(self, *inputs: Tensor) -> Tensors:
+        """The early results for these inputs and the weights as they are now."""
+        return self.begin(*inputs)[0]
+
+    def begin(self, *inputs: Tensor) -> tuple[Tensors, Any]:
+        """The early results, and what ``finish`` needs."""
+        graph = AtomGraph(*inputs)
+        sizes = Sizes.of(graph)
+        padded = bucket(sizes)
+        capture = None
+        if is_small(graph):
+            capture = self._captures.find(
+                (self, padded), lambda capturer: self._capture(padded, graph, capturer)
+            )
+        if capture is None:
+            return self._plain(graph, padded)
+        self._run(capture, graph)
+        return self._cut(capture.values, sizes), _Begun(capture, graph, self._captures.turn)
+
+    def finish(self, begun: Any, *inputs: Tensor) -> Tensors:
+        """The late results."""
+        if isinstance(begun, _Plain):
+            if begun.padded is not None:
+                _fill(begun.padded, inputs)
+            return self._recording.finish(begun.state, *(begun.padded or inputs))
+        capture = begun.capture
+        if self._captures.turn != begun.turn:  # another evaluation may have overwritten it
+            self._run(capture, begun.graph)
+        _fill(capture.late, inputs)
+        results = self._captures.attempt(capture.finish)
+        if results is None:
+            return self.finish(self._plain(begun.graph, capture.padded.sizes)[1], *inputs)
+        return tuple(result.clone() for result in results)
+
+    def _run(self, capture: _Capture, graph: AtomGraph) -> None:
+        capture.begin(graph)
+        self._captures.turn += 1
+
+    def _plain(self, graph: AtomGraph, padded: Sizes) -> tuple[Tensors, _Plain]:
+        """Without a capture; padded where a size is special to a recording."""
+        if min(graph.n_atoms, graph.n_edges) > 1:
+            values, state = self._recording.begin(*tensors_of(graph))
+            return values, _Plain(state, None)
+        values, state = self._recording.begin(*self._padded(padded, graph).tensors)
+        late = self._late_inputs(padded, graph.positions.device)
+        return self._cut(values, Sizes.of(graph)), _Plain(state, late)
+
+    def _capture(self, sizes: Sizes, graph: AtomGraph, capturer: Capturer) -> _Capture:
+        padded = self._padded(sizes, graph)
+        late = self._late_inputs(sizes, graph.positions.device)
+        return _Capture(self._recording, padded, late, capturer)
+
+    def _padded(self, sizes: Sizes, graph: AtomGraph) -> PaddedGraph:
+        padded = PaddedGraph(sizes, self._cutoff, graph.positions.device)
+        padded.fill(graph)
+        return padded
+
+    def _late_inputs(self, sizes: Sizes, device: torch.device) -> Tensors:
+        return tuple(
+            torch.zeros((getattr(sizes, rows), *others), dtype=torch.float64, device=device)
+            for rows, others in self._late
+        )
+
+    def _cut(self, values: Tensors, sizes: Sizes) -> Tensors:
+        """Results of what is real, out of the way of the next evaluation."""
+        return tuple(
+            value[: getattr(sizes, rows)].clone()
+            for value, rows in zip(values, self._early, strict=True)
+        )
+
+
+def _fill(targets: Tensors, sources: Sequence[Tensor]) -> None:
+    """Put late inputs into padded ones; what is behind them is zero."""
+    for target, source in zip(targets, sources, strict=True):
+        target[: len(source)] = source
+        target[len(source) :] = 0
