@@ -11,9 +11,10 @@ every run. Everything else is the reference, which torch runs on the GPU. With
 from __future__ import annotations
 
 from clebsch.kernels.gpu import machine
-from clebsch.kernels.gpu.convolution import convolve, convolve_radial
+from clebsch.kernels.gpu.convolution import convolve
 from clebsch.kernels.gpu.harmonics import spherical_harmonics
 from clebsch.kernels.gpu.product import contract, contract_slots
+from clebsch.kernels.gpu.radial import convolve_radial
 from clebsch.kernels.gpu.tabulated import convolve_table
 from clebsch.kernels.reference import (
     edge_product,
