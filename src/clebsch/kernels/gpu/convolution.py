@@ -27,8 +27,8 @@ PER_THREAD = {
 }
 
 #: Warps of a program that makes path weights, and its channels, at most: a value of 16 edges is
-#: then 4 registers of a thread.
-WARPS, MOST_CHANNELS = 4, 32
+#: then 2 registers of a thread; with 4 warps they spilled.
+WARPS, MOST_CHANNELS = 8, 32
 
 
 def convolve(
