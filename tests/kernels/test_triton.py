@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,15 +19,17 @@ from triton_checks import (
     assert_equal,
     clear_kernels,
     inputs_of,
+    line_of_atoms,
     product_inputs,
     randn,
 )
 
 from clebsch.algebra import Irreps, all_irreps, spherical_irreps
+from clebsch.graph import AtomGraph
 from clebsch.kernels import gpu, reference
-from clebsch.kernels.gpu import convolution_code, polynomial_code, product
+from clebsch.kernels.gpu import convolution_code, polynomial_code, product, radial
 from clebsch.kernels.gpu.convolution_walk import parts_by_output
-from clebsch.kernels.plan import contraction_plan, convolution_plan
+from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
 
 
 def of_sizes(*channels: int) -> pytest.MarkDecorator:
@@ -91,15 +94,83 @@ def test_convolutions_in_several_parts(summed: bool, monkeypatch: pytest.MonkeyP
     clear_kernels()
 
 
+def radial_inputs(
+    graph: AtomGraph, width: int, channels: int, **options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden layer, last weight, harmonics and nodes."""
+    _, harmonics, nodes = inputs_of(SMALL, graph, channels, **options)
+    hidden = randn(graph.n_edges, width, **options)
+    return hidden, randn(width, SMALL.n_paths, channels, **options), harmonics, nodes
+
+
+def assert_evaluated_as_reference(
+    plan: ConvolutionPlan, inputs: Sequence[Tensor], graph: AtomGraph
+) -> None:
+    """Values and first derivatives of an evaluation, by all but the last layer's weight.
+
+    Path weights are stored, then made inside the convolution.
+    """
+    moving = (inputs[0], *inputs[2:])
+    results = []
+    for backend, most in ((reference, 0), (gpu, 2**30), (gpu, -1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(radial, "MOST_STORED", most)
+            out = backend.convolve_radial(plan, *inputs, graph)
+            results.append([out, *torch.autograd.grad(out.square().sum(), moving)])
+    for found in results[1:]:
+        assert_equal(found, results[0])
+
+
 @DTYPES
-def test_convolutions_with_the_last_radial_layer(dtype: torch.dtype) -> None:
-    _, harmonics, nodes = inputs_of(SMALL, SOME, 3, dtype=dtype)
-    hidden = randn(SOME.n_edges, 5, dtype=dtype)
-    last = randn(5, SMALL.n_paths, 3, dtype=dtype)
+@pytest.mark.parametrize(("width", "channels"), [(5, 3), (17, 33)], ids=str)
+def test_evaluations_with_the_last_radial_layer(
+    width: int, channels: int, dtype: torch.dtype
+) -> None:
+    """Widths and channels that fill no block, and channels of two blocks."""
+    inputs = radial_inputs(SOME, width, channels, dtype=dtype)
+    assert_evaluated_as_reference(SMALL, inputs, SOME)
+
+
+def test_evaluations_of_more_neighbours_than_a_block_takes() -> None:
+    """18 atoms within reach of each other: 17 edges of each sender and receiver, in two blocks."""
+    graph = line_of_atoms(*(0.1 * place for place in range(18)))
+    assert graph.n_edges == 18 * 17
+    assert_evaluated_as_reference(SMALL, radial_inputs(graph, 2, 2), graph)
+
+
+@pytest.mark.parametrize("graph", list(EMPTY))
+def test_evaluations_with_the_last_radial_layer_without_edges(graph: str) -> None:
+    assert_evaluated_as_reference(SMALL, radial_inputs(EMPTY[graph], 3, 3), EMPTY[graph])
+
+
+def test_evaluations_of_strided_tensors() -> None:
+    assert_evaluated_as_reference(SMALL, radial_inputs(SOME, 3, 3, strided=True), SOME)
+
+
+def test_evaluations_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part adds to the derivatives by hidden layer and harmonics."""
+    monkeypatch.setattr(convolution_code, "ROWS", dict.fromkeys(convolution_code.ROWS, 2))
+    clear_kernels()
+    assert_evaluated_as_reference(SMALL, radial_inputs(PAIR, 3, 2), PAIR)
+    clear_kernels()
+
+
+@DTYPES
+def test_trainings_with_the_last_radial_layer(dtype: torch.dtype) -> None:
+    """Second derivatives, and those by the layer's weight."""
     assert_as_reference(
         lambda backend, *inputs: backend.convolve_radial(SMALL, *inputs, SOME),
-        (hidden, last, harmonics, nodes),
+        radial_inputs(SOME, 5, 3, dtype=dtype),
     )
+
+
+def test_a_gradient_by_the_last_layer_alone() -> None:
+    inputs = radial_inputs(SOME, 3, 2)
+    here, there = (
+        torch.autograd.grad(backend.convolve_radial(SMALL, *inputs, SOME).square().sum(), inputs[1])
+        for backend in (gpu, reference)
+    )
+    assert_equal(here, there)
 
 
 @of_sizes(3, 130)

@@ -120,8 +120,11 @@ sources = {
     "convolve": convolution_code.write_forward(plan),
     "convolve_gradients": convolution_code.write_gradients(plan, wanted),
     "convolve_node_gradient": convolution_code.write_node_gradient(plan),
-    "tabulated": convolution_code.write_forward(plan, True),
-    "tabulated_gradients": convolution_code.write_gradients(plan, wanted, True),
+    "tabulated": convolution_code.write_forward(plan, "table"),
+    "tabulated_gradients": convolution_code.write_gradients(plan, wanted, "table"),
+    "layer": convolution_code.write_forward(plan, "layer"),
+    "layer_gradients": convolution_code.write_gradients(plan, wanted, "layer"),
+    "layer_node_gradient": convolution_code.write_node_gradient(plan, "layer"),
     "convolve_second": convolution_code.write_second(plan, wanted, True),
     "convolve_second_node": convolution_code.write_second_node(plan),
     "polynomial": polynomial_code.write_forward(product, 1),
@@ -132,25 +135,27 @@ sources = {
     "harmonics_second": harmonics_code.write_second(2),
 }
 kernels = {
-    name: machine.kernel(name.replace("tabulated", "convolve"), source)
+    name: machine.kernel(name.replace("tabulated", "convolve").replace("layer", "convolve"), source)
     for name, source in sources.items()
 }
 kernels["sum_rows"] = segments._sum_rows
 for bits in (32, 64):
     for name, kernel in kernels.items():
-        if bits == 64 and not name.endswith("_second"):  # the longest
+        if bits == 64 and not name.endswith(("_second", "layer_gradients")):  # the longest
             continue
         signature = {}
         for argument in kernel.arg_names:
-            if argument in ("CHANNELS", "WIDTH", "BLOCK"):
+            if argument.isupper():
                 signature[argument] = "constexpr"
             elif argument == "n_edges":
                 signature[argument] = "i32"
             else:
                 signature[argument] = "*i64" if argument in WHOLE else f"*fp{bits}"
-        sizes = {a: 32 if a == "BLOCK" else 20 for a in signature if signature[a] == "constexpr"}
+        values = {"CHANNELS": 20, "WIDTH": 20, "BLOCK": 32, "FILLED": 32, "EDGES": 16}
+        sizes = {a: values[a] for a in signature if signature[a] == "constexpr"}
+        warps = {"num_warps": 8 if "EDGES" in sizes else 1}
         source = ASTSource(kernel, signature, sizes)
-        triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+        triton.compile(source, target=GPUTarget("cuda", 90, 32), options=warps)
         print(name, bits)
 """
 
@@ -158,4 +163,4 @@ for bits in (32, 64):
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For one of compute capability 9.0 (H100, H200), which need not be there."""
     done = python(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(done.splitlines()) == 17
+    assert len(done.splitlines()) == 21

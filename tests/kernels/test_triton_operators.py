@@ -73,6 +73,9 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
             places = torch.tensor([0.5, 1.5], dtype=torch.float64, device=DEVICE).requires_grad_()
             table = randn(3, 2, scalars.n_paths, 2).detach()
             gpu.convolve_table(scalars, places, table, harmonics, nodes, PAIR).sum().backward()
+        elif kind == "convolve_radial":
+            hidden, last = randn(2, 3), randn(3, scalars.n_paths, 2).detach()
+            gpu.convolve_radial(scalars, hidden, last, harmonics, nodes, PAIR).sum().backward()
         elif kind == "polynomial":
             plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 2)
             *inputs, species = product_inputs(plan, (2, 0), 2)
@@ -85,7 +88,13 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.parametrize(
     ("kind", "n_operators", "constants"),
-    [("convolve", 3, ()), ("convolve_table", 2, (2,)), ("polynomial", 3, ()), ("harmonics", 3, ())],
+    [
+        ("convolve", 3, ()),
+        ("convolve_table", 2, (2,)),
+        ("convolve_radial", 2, ()),
+        ("polynomial", 3, ()),
+        ("harmonics", 3, ()),
+    ],
 )
 def test_operators_are_what_torch_expects(
     kind: str, n_operators: int, constants: tuple[int, ...]
@@ -94,7 +103,7 @@ def test_operators_are_what_torch_expects(
     samples = calls(kind)
     assert len(samples) == n_operators
     for name, args in samples.items():
-        is_last = name.endswith("_second") or name == "convolve_table_gradients"
+        is_last = name.endswith(("_second", "_table_gradients", "_radial_gradients"))
         copied = [
             a.detach()
             .clone()
@@ -113,6 +122,21 @@ def test_derivatives_not_asked_for_are_left_out() -> None:
             torch.autograd.grad(gpu.convolve(SMALL, *inputs, PAIR).sum(), inputs[asked])
         (flags,) = (args[1] for name, args in found.seen if name == "convolve_gradients")
         assert flags == [place == asked for place in range(3)]
+
+
+def test_only_evaluations_make_path_weights_in_the_convolution() -> None:
+    """A backward pass that is differentiated, or wants the layer's weight, stores them."""
+    _, harmonics, nodes = inputs_of(SMALL, PAIR, 2)
+    inputs = (randn(2, 3), randn(3, SMALL.n_paths, 2), harmonics, nodes)
+    for asked, differentiated, name in (
+        (0, False, "convolve_radial_gradients"),
+        (0, True, "convolve_gradients"),
+        (1, False, "convolve_gradients"),
+    ):
+        with Calls("clebsch_gpu") as found:
+            out = gpu.convolve_radial(SMALL, *inputs, PAIR).sum()
+            torch.autograd.grad(out, inputs[asked], create_graph=differentiated)
+        assert [seen for seen, _ in found.seen] == ["convolve_radial", name]
 
 
 def test_third_derivatives_are_refused_not_wrong() -> None:

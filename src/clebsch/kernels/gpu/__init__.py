@@ -14,11 +14,12 @@ reference's, which does wait and adds with atomics. With
 from __future__ import annotations
 
 from clebsch.kernels.gpu import machine
-from clebsch.kernels.gpu.convolution import convolve, convolve_radial
+from clebsch.kernels.gpu.convolution import convolve
 from clebsch.kernels.gpu.edge_product import edge_product
 from clebsch.kernels.gpu.harmonics import spherical_harmonics
 from clebsch.kernels.gpu.linear_maps import linear
 from clebsch.kernels.gpu.product import contract, contract_slots
+from clebsch.kernels.gpu.radial import convolve_radial
 from clebsch.kernels.gpu.rows import from_receivers, from_senders, rows, segment_sum, to_senders
 from clebsch.kernels.gpu.tabulated import convolve_table
 from clebsch.kernels.reference import silu, tree_polynomial

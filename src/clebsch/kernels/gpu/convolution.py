@@ -12,7 +12,7 @@ from torch import Tensor
 from clebsch.graph import AtomGraph
 from clebsch.kernels.gpu import convolution_code as code
 from clebsch.kernels.gpu import machine
-from clebsch.kernels.gpu.convolution_walk import parts_by_node, parts_by_output
+from clebsch.kernels.gpu.convolution_walk import Radial, parts_by_node, parts_by_output
 from clebsch.kernels.gpu.operators import define, differentiable, last
 from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
@@ -26,6 +26,10 @@ PER_THREAD = {
     "convolve_second_node": 2,
 }
 
+#: Warps of a program that makes path weights, and its channels, at most: a value of 16 edges is
+#: then 2 registers of a thread; with 4 warps they spilled.
+WARPS, MOST_CHANNELS = 8, 32
+
 
 def convolve(
     plan: ConvolutionPlan, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, graph: AtomGraph
@@ -35,19 +39,6 @@ def convolve(
         plan.key, path_weights, harmonics, nodes, *walked(graph)
     )
     return out
-
-
-def convolve_radial(
-    plan: ConvolutionPlan,
-    hidden: Tensor,
-    last_weight: Tensor,
-    harmonics: Tensor,
-    nodes: Tensor,
-    graph: AtomGraph,
-) -> Tensor:
-    """See ``reference.convolve_radial``. Path weights are stored, [E, P, K]."""
-    weights = (hidden @ last_weight.flatten(1)).unflatten(1, last_weight.shape[1:])
-    return convolve(plan, weights, harmonics, nodes, graph)
 
 
 def walked(graph: AtomGraph) -> tuple[Tensor, ...]:
@@ -232,9 +223,17 @@ last("convolve_second")
 
 
 class Call:
-    """A call of the convolution, or of a derivative: its sizes, and the launch of its kernels."""
+    """A call of the convolution, or of a derivative: its sizes, and the launch of its kernels.
 
-    def __init__(self, plan: str, nodes: Tensor, graph: Sequence[Tensor]) -> None:
+    Args:
+        plan: key of the plan.
+        nodes: [N, H, K].
+        graph: as in ``walked``.
+        width: F, where kernels make path weights of the last hidden layer, [E, F].
+    """
+
+    def __init__(self, plan: str, nodes: Tensor, graph: Sequence[Tensor], width: int = 0) -> None:
+        self.width = width
         self.plan, self.nodes, self.graph = convolution_plan_of(plan), nodes, graph
         self.n_atoms, _, self.channels = nodes.shape
         self.n_edges = graph[1].shape[0]
@@ -266,13 +265,19 @@ class Call:
             return
         held = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
         grid = (self.n_atoms, self.n_blocks(name), n_parts)
-        machine.launch(kernel, grid, held, CHANNELS=self.channels, BLOCK=self._block(name))
+        sizes = {"CHANNELS": self.channels, "BLOCK": self._block(name)}
+        if self.width:
+            filled = machine.filled(self.width)
+            sizes |= {"WIDTH": self.width, "FILLED": filled, "EDGES": machine.LEAST_OF_DOT}
+        machine.launch(kernel, grid, held, WARPS if self.width else 1, **sizes)
 
     def n_blocks(self, name: str) -> int:
         """Blocks of channels."""
         return -(-self.channels // self._block(name))
 
     def _block(self, name: str) -> int:
+        if self.width:
+            return min(MOST_CHANNELS, machine.filled(self.channels))
         return machine.block_of_channels(self.channels, PER_THREAD[name])
 
     def sums(self, name: str, like: Tensor, wanted: bool) -> Tensor:
@@ -285,24 +290,24 @@ class Call:
 
 
 @lru_cache(maxsize=256)
-def forward(plan: str, tabulated: bool = False) -> Any:
-    """The convolution's kernel, for path weights that are given or come out of a table."""
-    return machine.kernel("convolve", code.write_forward(convolution_plan_of(plan), tabulated))
+def forward(plan: str, source: Radial = "given") -> Any:
+    """The convolution's kernel, for path weights that are given, in a table, or made."""
+    return machine.kernel("convolve", code.write_forward(convolution_plan_of(plan), source))
 
 
 @lru_cache(maxsize=256)
-def edge_gradients(plan: str, radial: bool, harmonics: bool, tabulated: bool = False) -> Any:
+def edge_gradients(plan: str, radial: bool, harmonics: bool, source: Radial = "given") -> Any:
     """Its first derivatives by what belongs to edges, likewise."""
     wanted = code.Wanted(radial, harmonics)
-    source = code.write_gradients(convolution_plan_of(plan), wanted, tabulated)
-    return machine.kernel("convolve_gradients", source)
+    text = code.write_gradients(convolution_plan_of(plan), wanted, source)
+    return machine.kernel("convolve_gradients", text)
 
 
 @lru_cache(maxsize=256)
-def node_gradient(plan: str, tabulated: bool = False) -> Any:
+def node_gradient(plan: str, source: Radial = "given") -> Any:
     """Its first derivative by nodes, likewise."""
-    source = code.write_node_gradient(convolution_plan_of(plan), tabulated)
-    return machine.kernel("convolve_node_gradient", source)
+    text = code.write_node_gradient(convolution_plan_of(plan), source)
+    return machine.kernel("convolve_node_gradient", text)
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from clebsch.kernels.gpu.source import ChannelSource, load, products, store
 from clebsch.kernels.plan import ConvolutionPlan
@@ -64,7 +65,7 @@ def edges_of_receiver(k: ChannelSource) -> Iterator[None]:
     """The loop over the edges of a receiver."""
     k.add("first = tl.load(row_ptr + receiver)")
     k.add("last = tl.load(row_ptr + receiver + 1)")
-    with k.block("for edge in range(first, last)"):
+    with _walk(k, "edge"):
         k.add("sender = tl.load(senders + edge)")
         yield
 
@@ -74,9 +75,23 @@ def edges_of_sender(k: ChannelSource) -> Iterator[None]:
     """The loop over the edges of a sender."""
     k.add("first = tl.load(sender_ptr + sender)")
     k.add("last = tl.load(sender_ptr + sender + 1)")
-    with k.block("for place in range(first, last)"):
+    with _walk(k, "place"):
         k.add("edge = tl.load(sender_order + place)")
         k.add("receiver = tl.load(receivers + edge)")
+        yield
+
+
+@contextmanager
+def _walk(k: ChannelSource, name: str) -> Iterator[None]:
+    """The loop from ``first`` to ``last``; where blocks are not full, their last index repeats."""
+    if not k.blocked:
+        with k.block(f"for {name} in range(first, last)"):
+            yield
+        return
+    with k.block("for start in range(first, last, EDGES)"):
+        k.add("unbounded = start + tl.arange(0, EDGES)[:, None]")
+        k.add("exists = unbounded < last")
+        k.add(f"{name} = tl.minimum(unbounded, last - 1)")
         yield
 
 
@@ -141,7 +156,7 @@ def store_sent(k: ChannelSource, plan: ConvolutionPlan, paths: Sequence[int]) ->
     """Write the derivative by a sender's features, as far as some paths use them."""
     k.row("target", "d_nodes", "sender", plan.node_irreps.dim)
     for h in sent_by(plan, paths):
-        k.add(store("target", h, f"d_h{h}"))
+        k.add(store("target", h, k.total(f"d_h{h}")))
 
 
 def load_cotangent(
@@ -190,20 +205,38 @@ class HarmonicSums:
         _row_of_sums(self.k, part)
         self.k.add(f"d_edge = d_harmonics + (row * n_edges + edge) * {size}")
         for y in self.components:
-            self.k.add(f"tl.store(d_edge + {y}, tl.sum(d_y{y}))")
+            self.k.add(of_edge(self.k, f"d_edge + {y}", f"d_y{y}"))
 
 
-# --- path weights, given or out of a table ---
+def of_edge(k: ChannelSource, address: str, value: str) -> str:
+    """Write a vector's sum over channels, for one edge or for each of a block."""
+    if k.blocked:
+        return f"tl.store({address}, tl.sum({value}, 1, keep_dims=True), mask=exists)"
+    return f"tl.store({address}, tl.sum({value}))"
 
 
-def radial_arguments(tabulated: bool) -> tuple[str, ...]:
-    """The arguments that path weights come from."""
-    return ("places", "table") if tabulated else ("path_weights",)
+# --- path weights: given, out of a table, or made of the last hidden layer ---
+
+Radial = Literal["given", "table", "layer"]
+
+#: The arguments that path weights come from, and that of the derivative by the first of them.
+RADIAL_ARGUMENTS: dict[Radial, tuple[tuple[str, ...], str]] = {
+    "given": (("path_weights",), "d_weights"),
+    "table": (("places", "table"), "d_places"),
+    "layer": (("hidden", "last_weight"), "d_hidden"),
+}
 
 
-def weights_of(k: ChannelSource, plan: ConvolutionPlan, tabulated: bool) -> _Weights | _Splines:
+def weights_of(
+    k: ChannelSource, plan: ConvolutionPlan, radial: Radial
+) -> _Weights | _Splines | _Layer:
     """The path weights of an edge, from where they come."""
-    return _Splines(k, plan) if tabulated else _Weights(k, plan)
+    kinds: dict[Radial, type[_Weights | _Splines | _Layer]] = {
+        "given": _Weights,
+        "table": _Splines,
+        "layer": _Layer,
+    }
+    return kinds[radial](k, plan)
 
 
 class _Weights:
@@ -271,6 +304,46 @@ class _Splines:
         """The table's corners times functions of the place."""
         rows = (path + corner * self.plan.n_paths for corner in range(4))
         return products((f"{function}{c}", load("knots", row)) for c, row in enumerate(rows))
+
+
+class _Layer:
+    """The path weights of a block of edges: the last hidden layer times the last layer's weight.
+
+    Edges that do not exist have zeros for a hidden layer, so that they add nothing.
+    """
+
+    def __init__(self, k: ChannelSource, plan: ConvolutionPlan) -> None:
+        self.k, self.plan = k, plan
+        k.add("column = tl.arange(0, FILLED)[None, :]")
+        k.add("unit = tl.arange(0, FILLED)[:, None]")
+        k.add("has_column = exists & (column < WIDTH)")
+        k.add("x = tl.load(hidden + edge * WIDTH + column, mask=has_column, other=0.0)")
+
+    def of(self, path: int) -> str:
+        """The weight of a path."""
+        return f"tl.dot(x, {self._matrix(path)}, input_precision='ieee')"
+
+    def begin_gradient(self, wanted: bool) -> None:
+        """Before the derivatives of all paths."""
+        if wanted:
+            self.k.add("d_x = tl.zeros((EDGES, FILLED), zero.dtype)")
+
+    def add_gradient(self, path: int, value: str) -> None:
+        """Add what the derivative by the weight of a path gives."""
+        matrix = f"tl.trans({self._matrix(path)})"
+        self.k.add(f"d_x += tl.dot({value}, {matrix}, input_precision='ieee')")
+
+    def end_gradient(self, part: int, wanted: bool) -> None:
+        """After the derivatives of all paths."""
+        if wanted:
+            _row_of_sums(self.k, part)
+            address = "d_hidden + (row * n_edges + edge) * WIDTH + column"
+            self.k.add(f"tl.store({address}, d_x, mask=has_column)")
+
+    def _matrix(self, path: int) -> str:
+        """The last layer's weight for a path, [FILLED, BLOCK]."""
+        row = f"unit * ({self.plan.n_paths} * CHANNELS) + {path} * CHANNELS + channel"
+        return f"tl.load(last_weight + {row}, mask=(unit < WIDTH) & inside, other=0.0)"
 
 
 def _row_of_sums(k: ChannelSource, part: int) -> None:

@@ -20,6 +20,8 @@ from clebsch.kernels.cache import cache_folder
 
 #: Threads of a warp.
 WARP = 32
+#: Rows and columns that ``tl.dot`` takes, at least.
+LEAST_OF_DOT = 16
 
 
 def is_interpreted() -> bool:
@@ -78,10 +80,19 @@ def block_of_channels(channels: int, per_thread: int) -> int:
     return min(WARP * per_thread, max(WARP, triton.next_power_of_2(channels)))
 
 
+def filled(size: int) -> int:
+    """A side of a matrix that ``tl.dot`` multiplies: a power of 2."""
+    return max(LEAST_OF_DOT, triton.next_power_of_2(size))
+
+
 def launch(
-    function: Any, grid: tuple[int, ...], arguments: tuple[Tensor | int, ...], **constants: int
+    function: Any,
+    grid: tuple[int, ...],
+    arguments: tuple[Tensor | int, ...],
+    n_warps: int = 1,
+    **constants: int,
 ) -> None:
-    """Run a kernel, one warp a program, on the device of its first argument.
+    """Run a kernel on the device of its first argument; programs are one warp or more.
 
     Raises:
         BackendError: that is no GPU, and Triton does not interpret.
@@ -96,4 +107,4 @@ def launch(
             f"the triton backend computes on GPUs, and was given tensors on {first.device}"
         )
     with torch.cuda.device(first.device):
-        function[grid](*arguments, **constants, num_warps=1)
+        function[grid](*arguments, **constants, num_warps=n_warps)

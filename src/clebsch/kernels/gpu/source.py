@@ -65,13 +65,24 @@ class ChannelSource(Source):
         doc: what it computes.
         arguments: pointers and numbers, in order.
         result: the pointer whose target has the type that is computed in.
+        blocked: what is computed are ``EDGES`` such vectors at a time, [EDGES, BLOCK], with a
+            radial layer ``WIDTH`` wide that is filled up to ``FILLED``.
     """
 
-    def __init__(self, name: str, doc: str, arguments: Sequence[str], result: str) -> None:
-        super().__init__(name, doc, arguments, ("CHANNELS", "BLOCK"))
-        self.add("channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)")
+    def __init__(
+        self, name: str, doc: str, arguments: Sequence[str], result: str, blocked: bool = False
+    ) -> None:
+        sizes = ("WIDTH", "FILLED", "EDGES") if blocked else ()
+        super().__init__(name, doc, arguments, ("CHANNELS", "BLOCK", *sizes))
+        self.blocked = blocked
+        row, shape = ("[None, :]", "EDGES, BLOCK") if blocked else ("", "BLOCK,")
+        self.add(f"channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK){row}")
         self.add("inside = channel < CHANNELS")
-        self.add(f"zero = tl.zeros((BLOCK,), {result}.dtype.element_ty)")
+        self.add(f"zero = tl.zeros(({shape}), {result}.dtype.element_ty)")
+
+    def total(self, value: str) -> str:
+        """A vector of channels: the sum over the edges of blocks, or what has been summed."""
+        return f"tl.sum({value}, 0, keep_dims=True)" if self.blocked else value
 
     def clear(self, names: Iterable[str]) -> None:
         """Begin sums with zeros."""

@@ -47,7 +47,7 @@ def _convolve(
 ) -> Tensor:
     call = Call(plan, nodes, graph)
     out = call.of_atoms(call.plan.out_dim)
-    call.by_receiver("convolve", forward(plan, True), places, table, harmonics, nodes, out)
+    call.by_receiver("convolve", forward(plan, "table"), places, table, harmonics, nodes, out)
     return out
 
 
@@ -73,9 +73,9 @@ def _gradients(
     by_place, by_harmonic = call.sums(name, places, radial), call.sums(name, harmonics, harmonic)
     if radial or harmonic:
         given = (places, table, harmonics, nodes, cotangent, by_place, by_harmonic, call.n_edges)
-        call.by_receiver(name, edge_gradients(plan, radial, harmonic, True), *given)
+        call.by_receiver(name, edge_gradients(plan, radial, harmonic, "table"), *given)
     inputs = (places, table, harmonics, cotangent)
-    d_nodes = call.of_senders("convolve_node_gradient", node_gradient(plan, True), node, *inputs)
+    d_nodes = call.of_senders("convolve_node_gradient", node_gradient(plan, "table"), node, *inputs)
     d_places = by_place.sum(0) if radial else by_place
     return d_places, by_harmonic.sum(0) if harmonic else by_harmonic, d_nodes
 
