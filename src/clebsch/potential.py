@@ -35,6 +35,8 @@ from clebsch.replay import CapturedRecording, Captures, Rows, captures_of, is_sm
 
 #: Evaluations after which one is recorded: recording takes a few seconds.
 RECORD_AFTER = 20
+#: Backends whose operations do not depend on values that are read on the way.
+RECORDED = ("llvm", "triton")
 #: What the results of recordings have a row for.
 ROWS: dict[str, Rows] = {
     "energy": "frames",
@@ -341,7 +343,7 @@ class Potential(nn.Module):
         if "hessian" in asked or (differentiable and graph.positions.requires_grad):
             return False
         self._n_calls[differentiable] += 1
-        if self.backend == "reference" or self._n_calls[differentiable] <= RECORD_AFTER:
+        if self.backend not in RECORDED or self._n_calls[differentiable] <= RECORD_AFTER:
             return False
         if differentiable and asked & {"site_energies", "layer_energies"}:
             return False
@@ -382,9 +384,10 @@ class Potential(nn.Module):
         try:
             return self._record(needs_gradient, wanted, differentiable)
         except Exception as error:  # what is not an operation on tensors alone, for any reason
+            reason = str(error) or type(error).__name__
             warnings.warn(
                 f"evaluations on the {self.backend} backend are not recorded, because that "
-                f"failed: {error}; they run as before",
+                f"failed ({reason.splitlines()[0]}); they run as before",
                 stacklevel=5,
             )
             return None

@@ -44,6 +44,7 @@ class Spy:
         self.asked: list[set[str]] = []
         self.cutoff = potential.cutoff
         self.graph = potential.graph
+        self.replays = potential.replays
 
     def __call__(self, graph: AtomGraph, outputs: Sequence[str]) -> Prediction:
         self.asked.append(set(outputs))

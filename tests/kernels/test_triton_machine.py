@@ -152,6 +152,7 @@ for bits in (32, 64):
             else:
                 signature[argument] = "*i64" if argument in WHOLE else f"*fp{bits}"
         values = {"CHANNELS": 20, "WIDTH": 20, "BLOCK": 32, "FILLED": 32, "EDGES": 16}
+        values |= {"ROWS": 16, "ORDERED": True}
         sizes = {a: values[a] for a in signature if signature[a] == "constexpr"}
         warps = {"num_warps": 8 if "EDGES" in sizes else 1}
         source = ASTSource(kernel, signature, sizes)

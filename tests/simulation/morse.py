@@ -34,6 +34,9 @@ class Morse(torch.nn.Module):
             self.cutoff,
         )
 
+    def replays(self, graph: AtomGraph) -> bool:
+        return False
+
     def pair_energy(self, distance: Tensor) -> Tensor:
         decay = torch.exp(-WIDTH * (distance - LENGTH))
         envelope = (1 - (distance / self.cutoff).clamp(max=1) ** 2) ** 3

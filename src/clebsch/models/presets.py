@@ -133,7 +133,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "mace_few": Preset(
         _mace(2).model_copy(
-            update={"channels": 32, "radial": RadialConfig(envelope_exponent=2)},
+            update={"channels": 64, "radial": RadialConfig(envelope_exponent=2)},
         ),
         "our own: learns from tens of structures",
     ),
