@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import tempfile
 import types
 from functools import lru_cache
@@ -18,6 +19,8 @@ from clebsch.errors import BackendError
 from clebsch.files import atomic_write
 from clebsch.kernels.cache import cache_folder
 
+#: The oldest Triton with what is used here; kernels were only run with 3.7.
+LEAST_TRITON = (3, 4)
 #: Threads of a warp.
 WARP = 32
 #: Rows and columns that ``tl.dot`` takes, at least.
@@ -30,11 +33,18 @@ def is_interpreted() -> bool:
 
 
 def check() -> None:
-    """Find out whether Triton has something to run kernels on.
+    """Find out whether Triton is new enough and has something to run kernels on.
 
     Raises:
-        RuntimeError: it has not.
+        RuntimeError: it is not, or has not.
     """
+    version = triton.__version__
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < LEAST_TRITON:
+        least = ".".join(map(str, LEAST_TRITON))
+        raise RuntimeError(
+            f"it needs Triton {least} or later, and this is {version} (torch is "
+            f"{torch.__version__}; pip install --upgrade triton)"
+        )
     if not is_interpreted() and not torch.cuda.is_available():
         raise RuntimeError(
             "torch finds no GPU (TRITON_INTERPRET=1 interprets kernels on the CPU, for tests)"
