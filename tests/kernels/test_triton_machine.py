@@ -53,7 +53,7 @@ print(*(str(warning.message) for warning in caught))
         (None, (6, 1), "3.7.1", "of compute capability 7.0 or higher, and this Some GPU has 6.1"),
         ("6.4.1", (9, 4), "3.7.1", "never been tried on AMD's GPUs, as this Some GPU with torch"),
         ("6.4.1", (9, 4), "3.7.1", "ROCm 6.4.1"),
-        (None, (9, 0), "3.3.1", "needs Triton 3.4 or later, and this is 3.3.1"),
+        (None, (9, 0), "3.4.0", "needs Triton 3.5 or later, and this is 3.4.0"),
     ],
 )
 def test_a_gpu_that_the_backend_is_not_for_gets_the_reference_and_one_sentence_says_why(
