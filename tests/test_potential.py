@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ase import Atoms
 
 import clebsch
 from builders import ethanol, potential, skewed_cell
-from clebsch.errors import BackendError, DataError
+from clebsch.errors import BackendError, ClebschError, DataError
 from clebsch.kernels import cpu
 from clebsch.kernels.cpu import machine
 from clebsch.nn.energy import ZBLRepulsion
@@ -45,6 +46,14 @@ def test_a_cast_potential_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> N
     tested.float()
     with pytest.raises(BackendError, match="disagrees"):
         tested(tested.graph(ethanol()))
+
+
+def test_apples_gpus_are_refused_for_want_of_float64_before_anything_has_moved() -> None:
+    tested = potential(backend="reference")
+    on_mps = SimpleNamespace(device=torch.device("mps"))
+    with pytest.raises(ClebschError, match=r'use the device "cpu" \(torch'):
+        tested._apply(lambda tensor: on_mps)  # type: ignore[arg-type, return-value]
+    assert torch.isfinite(tested(tested.graph(ethanol())).energy).all()
 
 
 def test_a_backend_with_wrong_second_derivatives_is_refused(

@@ -222,6 +222,11 @@ class Potential(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
         before = (self.device, self.dtype)
+        if fn(torch.empty(0)).device.type == "mps":
+            raise ClebschError(
+                "geometry and sums of energies are float64, which Apple's GPUs (mps) do not have; "
+                f'use the device "cpu" (torch {torch.__version__})'
+            )
         super()._apply(fn, recurse)
         self._forget_recordings()
         if (self.device, self.dtype) != before and self._kernels.name != "reference":

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -42,7 +43,67 @@ print(*(str(warning.message) for warning in caught))
     name, warning = python(code).splitlines()
     assert name == "reference"
     assert warning.startswith("the triton backend cannot be used on this machine: import of triton")
+    assert f"pip install triton; torch is {torch.__version__}" in warning
     assert warning.endswith("the slower reference is used instead")
+
+
+@pytest.mark.parametrize(
+    ("hip", "capability", "version", "reason"),
+    [
+        (None, (6, 1), "3.7.1", "of compute capability 7.0 or higher, and this Some GPU has 6.1"),
+        ("6.4.1", (9, 4), "3.7.1", "never been tried on AMD's GPUs, as this Some GPU with torch"),
+        ("6.4.1", (9, 4), "3.7.1", "ROCm 6.4.1"),
+        (None, (9, 0), "3.4.0", "needs Triton 3.5 or later, and this is 3.4.0"),
+    ],
+)
+def test_a_gpu_that_the_backend_is_not_for_gets_the_reference_and_one_sentence_says_why(
+    hip: str | None,
+    capability: tuple[int, int],
+    version: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _pretend(monkeypatch, hip, capability, version)
+    with pytest.warns(UserWarning, match=f"{reason}.*; the slower reference is used") as caught:
+        assert dispatch.best_backend(torch.device("cuda")).name == "reference"
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (9, 0), (12, 0)])
+def test_a_gpu_that_the_backend_is_for_gets_it(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    _pretend(monkeypatch, None, capability, "3.10.0+git1")
+    assert dispatch.best_backend(torch.device("cuda")).name == "triton"
+    assert not recwarn
+
+
+def test_amd_gpus_can_be_tried_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend(monkeypatch, "6.4.1", (9, 4), "3.7.1")
+    assert dispatch.load_backend("triton").name == "triton"
+
+
+def _pretend(
+    monkeypatch: pytest.MonkeyPatch, hip: str | None, capability: tuple[int, int], version: str
+) -> None:
+    """A machine with such a GPU and such a Triton, whose backend is imported anew."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(machine.triton, "__version__", version)
+
+    def imported(name: str) -> ModuleType:
+        if name == dispatch.BACKENDS["triton"]:
+            machine.check()
+        return sys.modules[name]
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", imported)
+
+
+def test_other_devices_get_the_reference_and_one_sentence_says_why() -> None:
+    with pytest.warns(UserWarning, match="no fast backend for mps devices .* reference is used"):
+        assert dispatch.best_backend(torch.device("mps")).name == "reference"
 
 
 def python(code: str, **environment: str) -> str:

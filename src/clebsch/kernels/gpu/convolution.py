@@ -14,6 +14,7 @@ from clebsch.kernels.gpu import convolution_code as code
 from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu.convolution_walk import Radial, parts_by_node, parts_by_output
 from clebsch.kernels.gpu.operators import define, differentiable, last
+from clebsch.kernels.gpu.tuning import Setting
 from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
@@ -25,6 +26,11 @@ PER_THREAD = {
     "convolve_second": 2,
     "convolve_second_node": 2,
 }
+
+#: Kernels that neither sum over channels nor read what they write: more warps, with fewer channels
+#: for each thread, leave every bit as it is, and the GPU at hand says how many are fastest.
+FREE = ("convolve", "convolve_node_gradient", "convolve_second_node")
+MOST_WARPS = 4
 
 #: Warps of a program that makes path weights, and its channels, at most: a value of 16 edges is
 #: then 2 registers of a thread; with 4 warps they spilled.
@@ -269,7 +275,14 @@ class Call:
         if self.width:
             filled = machine.filled(self.width)
             sizes |= {"WIDTH": self.width, "FILLED": filled, "EDGES": machine.LEAST_OF_DOT}
-        machine.launch(kernel, grid, held, WARPS if self.width else 1, **sizes)
+        machine.launch(kernel, grid, held, self.settings(name), **sizes)
+
+    def settings(self, name: str) -> tuple[Setting, ...]:
+        """What a kernel may be launched with, the default first."""
+        if self.width:
+            return (Setting(WARPS), Setting(WARPS, n_stages=1))
+        most = min(MOST_WARPS, self._block(name) // machine.WARP) if name in FREE else 1
+        return tuple(Setting(warps) for warps in (1, 2, 4) if warps <= most)
 
     def n_blocks(self, name: str) -> int:
         """Blocks of channels."""

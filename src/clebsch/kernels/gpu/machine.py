@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import tempfile
 import types
 from functools import lru_cache
@@ -17,7 +18,12 @@ from torch import Tensor
 from clebsch.errors import BackendError
 from clebsch.files import atomic_write
 from clebsch.kernels.cache import cache_folder
+from clebsch.kernels.gpu import tuning
+from clebsch.kernels.gpu.tuning import Setting
 
+#: The oldest Triton that compiles all kernels: 3.4 multiplies no matrices in float64, 3.3 has no
+#: ``knobs``. Tests run with 3.7.
+LEAST_TRITON = (3, 5)
 #: Threads of a warp.
 WARP = 32
 #: Rows and columns that ``tl.dot`` takes, at least.
@@ -30,11 +36,18 @@ def is_interpreted() -> bool:
 
 
 def check() -> None:
-    """Find out whether Triton has something to run kernels on.
+    """Find out whether Triton is new enough and has something to run kernels on.
 
     Raises:
-        RuntimeError: it has not.
+        RuntimeError: it is not, or has not.
     """
+    version = triton.__version__
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < LEAST_TRITON:
+        least = ".".join(map(str, LEAST_TRITON))
+        raise RuntimeError(
+            f"it needs Triton {least} or later, and this is {version} (torch is "
+            f"{torch.__version__}; newer ones bring a newer Triton)"
+        )
     if not is_interpreted() and not torch.cuda.is_available():
         raise RuntimeError(
             "torch finds no GPU (TRITON_INTERPRET=1 interprets kernels on the CPU, for tests)"
@@ -89,10 +102,13 @@ def launch(
     function: Any,
     grid: tuple[int, ...],
     arguments: tuple[Tensor | int, ...],
-    n_warps: int = 1,
+    settings: tuple[Setting, ...] = (Setting(),),
     **constants: int,
 ) -> None:
-    """Run a kernel on the device of its first argument; programs are one warp or more.
+    """Run a kernel on the device of its first argument, with the fastest of some settings.
+
+    Where there are several, the kernel must neither read what it writes nor have other bits with
+    another setting.
 
     Raises:
         BackendError: that is no GPU, and Triton does not interpret.
@@ -106,5 +122,11 @@ def launch(
         raise BackendError(
             f"the triton backend computes on GPUs, and was given tensors on {first.device}"
         )
+
+    def run(setting: Setting) -> None:
+        function[grid](
+            *arguments, **constants, num_warps=setting.n_warps, num_stages=setting.n_stages
+        )
+
     with torch.cuda.device(first.device):
-        function[grid](*arguments, **constants, num_warps=n_warps)
+        run(tuning.choose(function, grid, arguments, constants, settings, run))

@@ -148,9 +148,9 @@ class _Call:
             return
         inputs = (self.order, self.bounds, self.species, self.coefficients, self.variables)
         grid = (len(self.bounds) - 1, -(-self.channels // machine.WARP))
-        constants = {"CHANNELS": self.channels, "BLOCK": machine.WARP}
+        given = (*inputs, *tensors)
         for kernel in kernels:
-            machine.launch(kernel, grid, (*inputs, *tensors), **constants)
+            machine.launch(kernel, grid, given, CHANNELS=self.channels, BLOCK=machine.WARP)
 
 
 # --- kernels: one for each output component that has terms ---
