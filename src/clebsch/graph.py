@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -68,8 +68,11 @@ class AtomGraph:
 
     def to(self, device: torch.device | str) -> AtomGraph:
         """The same graph on another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
-        return AtomGraph(**moved)
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AtomGraph:
+        """The graph with something else in place of each tensor, its copy on a device perhaps."""
+        return AtomGraph(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
     def with_positions(self, positions: Tensor, cell: Tensor | None = None) -> AtomGraph:
         """The same edges over other positions (and cells), as a neighbour list with a skin needs.

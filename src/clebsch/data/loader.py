@@ -71,9 +71,8 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with something else in place of each tensor, its copy on a device perhaps."""
-        graph = {f.name: function(getattr(self.graph, f.name)) for f in fields(AtomGraph)}
         labels = {f.name: function(getattr(self.labels, f.name)) for f in fields(Labels)}
-        return replace(self, graph=AtomGraph(**graph), labels=Labels(**labels))
+        return replace(self, graph=self.graph.map(function), labels=Labels(**labels))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -226,9 +226,7 @@ class MessagePassing(Network):
         amplitudes = None if self.amplitudes is None else self.amplitudes(basis, graph)
         ending = None if self.envelope is None else self.envelope(lengths)
         edges = EdgeGeometry(lengths, basis, harmonics, amplitudes, ending)
-        nodes = self.kernels.rows(self.embedding, graph.species)[
-            :, None, :
-        ]  # h^0_(k 0 0), [N, 1, K]
+        nodes = self.kernels.rows(self.embedding, graph.species)[:, None]  # h^0_(k 0 0), [N, 1, K]
         scalars = []
         for layer in self.layers:
             nodes = layer(nodes, edges, graph)

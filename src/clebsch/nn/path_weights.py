@@ -164,8 +164,7 @@ class PairAmplitudes(nn.Module):
         of_pair = self.kernels.rows(self.boost_of_pair.path_weights(self.pairs), pair)
         plain = self.kernels.rows(embedded, pair)[:, None, :] * self.radial.path_weights(basis)
         weights = self.boost.path_weights(basis) + of_pair
-        of_degree = plain.unbind(1)
-        sources = torch.stack([of_degree[path.node] for path in self.plan.paths], dim=1)
+        sources = _columns(plain, [path.node for path in self.plan.paths])
         boosted = self.mixing @ (weights * sources)
         return torch.cat([plain, boosted], dim=2)
 
@@ -199,8 +198,7 @@ class PairWeights(nn.Module):
     ) -> Tensor:
         """The convolution of equation 8 with these path weights: [N, C, K]."""
         assert edges.amplitudes is not None
-        of_degree = edges.amplitudes.unbind(1)
-        weights = torch.stack([of_degree[path.harmonic] for path in plan.paths], dim=1)
+        weights = _columns(edges.amplitudes, [path.harmonic for path in plan.paths])
         if self.of_distance is not None:
             pair = pair_of_edge(graph, math.isqrt(len(self.pairs)))
             of_pair = self.kernels.rows(self.of_pair.path_weights(self.pairs), pair)
@@ -290,3 +288,9 @@ class RadialTable(nn.Module):
         most = (len(self.table) - 1) * (1 - 1e-6)
         places = (edges.lengths * self.per_angstrom).clamp(max=most)
         return self.kernels.convolve_table(plan, places, self.table, edges.harmonics, nodes, graph)
+
+
+def _columns(values: Tensor, places: Sequence[int]) -> Tensor:
+    """``values[:, places]``, [E, places, ...], whose derivative adds in one order."""
+    columns = values.unbind(1)
+    return torch.stack([columns[place] for place in places], dim=1)

@@ -299,6 +299,34 @@ class Call:
         return like.new_zeros((n_parts * self.n_blocks(name), *like.shape) if wanted else (0,))
 
 
+def read_gradients(
+    call: Call, plan: str, source: Radial, wanted: Sequence[bool], *inputs: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """First derivatives where path weights are read out of something by what each edge has.
+
+    Args:
+        call: as it is launched.
+        plan: its key.
+        source: of path weights.
+        wanted: which of the derivatives by that, by harmonics and by nodes.
+        inputs: what edges have, what it is read out of, harmonics, nodes, cotangent.
+
+    Returns:
+        The derivatives, empty where not wanted.
+    """
+    name, (radial, harmonic, node) = "convolve_gradients", wanted
+    of_edges, read, harmonics, _, cotangent = inputs
+    by_edge, by_harmonic = call.sums(name, of_edges, radial), call.sums(name, harmonics, harmonic)
+    if radial or harmonic:
+        kernel = edge_gradients(plan, radial, harmonic, source)
+        call.by_receiver(name, kernel, *inputs, by_edge, by_harmonic, call.n_edges)
+    given = (of_edges, read, harmonics, cotangent)
+    kernel = node_gradient(plan, source)
+    d_nodes = call.of_senders("convolve_node_gradient", kernel, node, *given)
+    d_edges = by_edge.sum(0) if radial else by_edge
+    return d_edges, by_harmonic.sum(0) if harmonic else by_harmonic, d_nodes
+
+
 # --- kernels ---
 
 

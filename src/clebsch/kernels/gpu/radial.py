@@ -20,11 +20,10 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.gpu.convolution import (
     GRAPH,
     Call,
-    edge_gradients,
     forward,
     gradients_like,
-    node_gradient,
     out_like,
+    read_gradients,
     walked,
 )
 from clebsch.kernels.gpu.operators import define, differentiable, last
@@ -73,6 +72,26 @@ def _path_weights(hidden: Tensor, last_weight: Tensor) -> Tensor:
     return (hidden @ last_weight.flatten(1)).unflatten(1, last_weight.shape[1:])
 
 
+def _stored_gradients(
+    plan: str,
+    wanted: Sequence[bool],
+    inputs: Sequence[Tensor],
+    cotangent: Tensor,
+    graph: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives by path weights, which are made and stored, by harmonics and by nodes."""
+    hidden, last_weight, harmonics, nodes = inputs
+    given = (_path_weights(hidden, last_weight), harmonics, nodes, cotangent)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.clebsch_gpu.convolve_gradients(
+        plan, wanted, *given, *graph
+    )
+    return found
+
+
+def _by_hidden(d_weights: Tensor, last_weight: Tensor) -> Tensor:
+    return d_weights.flatten(1) @ last_weight.flatten(1).T
+
+
 def _convolve_fake(
     plan: str, hidden: Tensor, last_weight: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
 ) -> Tensor:
@@ -90,24 +109,13 @@ def _gradients(
     *graph: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives by the hidden layer, harmonics and nodes; empty where not wanted."""
+    inputs = (hidden, last_weight, harmonics, nodes)
     if _are_stored(hidden, last_weight):
-        weights = _path_weights(hidden, last_weight)
-        d_weights, *others = torch.ops.clebsch_gpu.convolve_gradients(
-            plan, wanted, weights, harmonics, nodes, cotangent, *graph
-        )
-        by_layer = d_weights.flatten(1) @ last_weight.flatten(1).T if wanted[0] else d_weights
-        return by_layer, *others
-    call, name = Call(plan, nodes, graph, hidden.shape[1]), "convolve_gradients"
-    radial, harmonic, node = wanted
-    by_hidden, by_harmonic = call.sums(name, hidden, radial), call.sums(name, harmonics, harmonic)
-    inputs = (hidden, last_weight, harmonics)
-    if radial or harmonic:
-        given = (*inputs, nodes, cotangent, by_hidden, by_harmonic, call.n_edges)
-        call.by_receiver(name, edge_gradients(plan, radial, harmonic, "layer"), *given)
-    kernel = node_gradient(plan, "layer")
-    d_nodes = call.of_senders("convolve_node_gradient", kernel, node, *inputs, cotangent)
-    d_hidden = by_hidden.sum(0) if radial else by_hidden
-    return d_hidden, by_harmonic.sum(0) if harmonic else by_harmonic, d_nodes
+        d_weights, d_harmonics, d_nodes = _stored_gradients(plan, wanted, inputs, cotangent, graph)
+        d_hidden = _by_hidden(d_weights, last_weight) if wanted[0] else d_weights
+        return d_hidden, d_harmonics, d_nodes
+    call = Call(plan, nodes, graph, hidden.shape[1])
+    return read_gradients(call, plan, "layer", wanted, *inputs, cotangent)
 
 
 def _gradients_fake(
@@ -132,14 +140,10 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     (plan,) = ctx.settings
     d_last = None
     if of_last or torch.is_grad_enabled():
-        hidden, last_weight, harmonics, nodes = inputs
-        weights = _path_weights(hidden, last_weight)
-        d_weights, *rest = torch.ops.clebsch_gpu.convolve_gradients(
-            plan,
-            [of_hidden or of_last, *others],
-            *(weights, harmonics, nodes, cotangent, *graph),
-        )
-        d_hidden = d_weights.flatten(1) @ last_weight.flatten(1).T if of_hidden else None
+        hidden, last_weight = inputs[:2]
+        wanted = [of_hidden or of_last, *others]
+        d_weights, *rest = _stored_gradients(plan, wanted, inputs, cotangent, graph)
+        d_hidden = _by_hidden(d_weights, last_weight) if of_hidden else None
         if of_last:
             d_last = (hidden.T @ d_weights.flatten(1)).unflatten(1, last_weight.shape[1:])
     else:

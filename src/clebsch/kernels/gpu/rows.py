@@ -85,7 +85,7 @@ def _take_fake(table: Tensor, index: Tensor, *others: Tensor | None) -> Tensor:
     return table.new_empty((index.shape[0], *table.shape[1:]))
 
 
-def _take_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.n_rows = inputs[0].shape[0]
     remember(ctx, (None, *inputs[1:]), 0)
 
@@ -106,11 +106,6 @@ def _sum_fake(values: Tensor, index: Tensor | None, order: Tensor | None, ptr: T
     return values.new_empty((ptr.shape[0] - 1, *values.shape[1:]))
 
 
-def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.n_rows = inputs[0].shape[0]
-    remember(ctx, (None, *inputs[1:]), 0)
-
-
 def _sum_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     _, index, order, ptr = ctx.saved_tensors
     if index is None:
@@ -124,10 +119,6 @@ def _rearrange(values: Tensor, index: Tensor, back: Tensor) -> Tensor:
         return values.new_zeros((len(index), *values.shape[1:]))
     missing = (index < 0).reshape(-1, *[1] * (values.dim() - 1))
     return values.index_select(0, index.clamp(min=0)).masked_fill_(missing, 0)
-
-
-def _rearrange_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, (None, *inputs[1:]), 0)
 
 
 def _rearrange_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -146,6 +137,6 @@ define(
     _sum_fake,
 )
 define("rearranged(Tensor values, Tensor index, Tensor back) -> Tensor", _rearrange, _take_fake)
-differentiable("take_rows", _take_setup, _take_backward)
-differentiable("sum_rows", _sum_setup, _sum_backward)
-differentiable("rearranged", _rearrange_setup, _rearrange_backward)
+differentiable("take_rows", _setup, _take_backward)
+differentiable("sum_rows", _setup, _sum_backward)
+differentiable("rearranged", _setup, _rearrange_backward)

@@ -15,11 +15,10 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.gpu.convolution import (
     GRAPH,
     Call,
-    edge_gradients,
     forward,
     gradients_like,
-    node_gradient,
     out_like,
+    read_gradients,
     walked,
 )
 from clebsch.kernels.gpu.operators import define, differentiable, last
@@ -68,16 +67,8 @@ def _gradients(
     *graph: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives by places, harmonics and nodes; empty where not wanted."""
-    call, name = Call(plan, nodes, graph), "convolve_gradients"
-    radial, harmonic, node = wanted
-    by_place, by_harmonic = call.sums(name, places, radial), call.sums(name, harmonics, harmonic)
-    if radial or harmonic:
-        given = (places, table, harmonics, nodes, cotangent, by_place, by_harmonic, call.n_edges)
-        call.by_receiver(name, edge_gradients(plan, radial, harmonic, "table"), *given)
-    inputs = (places, table, harmonics, cotangent)
-    d_nodes = call.of_senders("convolve_node_gradient", node_gradient(plan, "table"), node, *inputs)
-    d_places = by_place.sum(0) if radial else by_place
-    return d_places, by_harmonic.sum(0) if harmonic else by_harmonic, d_nodes
+    inputs = (places, table, harmonics, nodes, cotangent)
+    return read_gradients(Call(plan, nodes, graph), plan, "table", wanted, *inputs)
 
 
 def _gradients_fake(
