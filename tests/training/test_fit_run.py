@@ -163,7 +163,8 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(
         cut = fit_anew(run, data, console=console)
     assert (cut.reason, cut.model, cut.best) == ("interrupted", None, None)
     assert signal.getsignal(signal.SIGINT) is before
-    assert {path.name for path in cut.run.iterdir()} == {"config.yaml", "log.txt", "state"}
+    left = {".lock", "config.yaml", "log.txt", "state"}
+    assert {path.name for path in cut.run.iterdir()} == left
     assert isinstance(console.file, io.StringIO)
     assert f"Interrupted; saved. Go on with: clebsch resume {cut.run}" in console.file.getvalue()
     added = []

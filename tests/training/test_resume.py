@@ -176,6 +176,27 @@ def states(run: Path) -> list[Path]:
     return sorted((run / "state").iterdir())
 
 
+def test_a_folder_has_one_process_at_a_time(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Trainer.step
+    refused = []
+
+    def while_others_try(self: Trainer, indices: list[int], progress: float) -> None:
+        if self.state.step == 4:
+            for attempt in (lambda: resume(run), lambda: train(settings(data), run)):
+                with pytest.raises(ConfigError, match="another process is training there"):
+                    attempt()
+                refused.append(attempt)
+        honest(self, indices, progress)
+
+    run, data = tmp_path / "run", whole.parent / "data.xyz"
+    monkeypatch.setattr(Trainer, "step", while_others_try)
+    train(settings(data), run)
+    assert len(refused) == 2
+    assert_same_run(run, whole)
+
+
 def damage(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "truncated":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -85,20 +86,20 @@ def train(
         until: ``time.monotonic()`` at which to save the state and end, as Ctrl-C does.
 
     Raises:
-        ConfigError: the folder holds a run already, or the configuration does not fit the data.
+        ConfigError: the folder holds a run already, or another process trains in it, or the
+            configuration does not fit the data.
         DataError: the data are not what they should be.
         ClebschError: training went wrong, or the disk is full.
     """
     started = time.monotonic()
     run = config.run if run is None else Path(run).absolute()
     config = config.model_copy(update={"run": run})
-    if holds_a_run(run):
-        raise ConfigError(
-            f"{run} holds a run already: continue it with clebsch resume {run}, or choose "
-            "another folder with run=FOLDER"
-        )
-    with _disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
+    with _alone_in(run):
+        if holds_a_run(run):
+            raise ConfigError(
+                f"{run} holds a run already: continue it with clebsch resume {run}, or choose "
+                "another folder with run=FOLDER"
+            )
         log = RunLog(run, console)
         prepared = prepare(config, log.say)
         if config.is_linear:
@@ -133,7 +134,8 @@ def resume(
         until: ``time.monotonic()`` at which to save the state and end, as Ctrl-C does.
 
     Raises:
-        ConfigError: config.yaml is missing, or was changed in a way that would change the run.
+        ConfigError: config.yaml is missing, or was changed in a way that would change the run, or
+            another process trains in the folder.
         ModelFileError: no state can be trusted, or the data have changed.
     """
     started = time.monotonic()
@@ -147,7 +149,7 @@ def resume(
     if new_limits:
         limits = {"max_epochs": max_epochs, "max_minutes": max_minutes}
         config = config.model_copy(update={"training": _with_limits(config.training, limits)})
-    with _disk_errors(run):
+    with _alone_in(run):
         log = RunLog(run, console)
         state, tensors, losses = read_newest_state(run)
         for loss in losses:
@@ -177,7 +179,7 @@ def holds_a_run(run: Path) -> bool:
 def _resume_fit(config: Config, log: RunLog, started: float, until: float | None) -> TrainingResult:
     """Go on with a fit in closed form; one that is finished stays as it is."""
     run = config.run
-    with _disk_errors(run):
+    with _alone_in(run):
         if (run / "model.safetensors").exists():
             log.say(f"{run} is finished: its model is fitted.")
             (line,) = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -265,9 +267,20 @@ def _time_left(begun: float, first: float, progress: float) -> float | None:
 
 
 @contextmanager
-def _disk_errors(run: Path) -> Iterator[None]:
+def _alone_in(run: Path) -> Iterator[None]:
+    """A run's folder, made if need be, for this process alone; what a disk refuses is told.
+
+    The system lets go of the lock when a process ends, however it ends.
+    """
     try:
-        yield
+        run.mkdir(parents=True, exist_ok=True)
+        with FileLock(run / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"{run}: another process is training there; wait for it or stop it, or choose another "
+            "folder with run=FOLDER"
+        ) from None
     except OSError as error:
         raise ClebschError(
             f"{error.filename or run}: {error.strerror or error}. States saved before are "
