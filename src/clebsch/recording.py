@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from clebsch.kernels.operators import kernel_of
+
 #: Operations that return their argument, once nothing is differentiated.
 _IDLE = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
@@ -154,6 +156,7 @@ def _stages(
         for node in nodes[:-1]:
             if stage[node] == number and node.op != "placeholder":
                 copies[node] = graph.node_copy(node, copies.__getitem__)
+                copies[node].target = kernel_of(node.target)
         graph.output(tuple(copies[node] for node in returned[number]))
         modules.append(fx.GraphModule(traced, graph))
     first, second, third = modules

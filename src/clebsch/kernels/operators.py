@@ -7,6 +7,16 @@ from typing import Any
 
 import torch
 
+_kernels: dict[Any, Callable[..., Any]] = {}
+
+
+def kernel_of(operator: Any) -> Callable[..., Any]:
+    """What computes one of our operators, where nothing is differentiated; others as they are.
+
+    On its way to the kernel torch takes longer than the kernel itself on a small molecule.
+    """
+    return _kernels.get(operator, operator)
+
 
 class Operators:
     """The operators of one backend.
@@ -27,6 +37,7 @@ class Operators:
         self._library.define(schema)
         for device in self._devices:
             self._library.impl(name, kernel, device)
+        _kernels[getattr(getattr(torch.ops, self._namespace), name).default] = kernel
         torch.library.register_fake(self._full(name), fake, lib=self._library)
 
     def call(self, name: str, *arguments: Any) -> Any:

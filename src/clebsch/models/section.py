@@ -28,7 +28,7 @@ class RadialBasisConfig(Section):
         "polynomial",
         description="cut-off with two derivatives that vanish at its end, or with all of them",
     )
-    envelope_exponent: int = Field(5, ge=2, description="p of the polynomial cut-off")
+    envelope_exponent: int = Field(5, ge=1, description="p of the polynomial cut-off")
 
     @model_validator(mode="after")
     def _has_frequencies(self) -> RadialBasisConfig:
