@@ -10,7 +10,9 @@ from ase import Atoms
 from torch import Tensor
 
 import clebsch
+import clebsch.kernels.cpu
 from builders import MODELS, STRUCTURES, copied_potential, ethanol, skewed_cell
+from clebsch.kernels.operators import kernel_of
 from clebsch.recording import Recording
 
 OUTPUTS = ("energy", "forces", "virial", "site_energies", "layer_energies")
@@ -170,3 +172,29 @@ def test_work_on_weights_is_done_once() -> None:
     expected = x @ torch.linalg.matrix_exp(weight)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, weight, g)[0])
+
+
+def test_taking_all_of_a_tensor_is_left_out_and_taking_a_part_is_not() -> None:
+    def function(x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[()]]:
+        leaf = x.detach().requires_grad_()
+        y = leaf[:, None] * leaf[1:, :, None].sum(0) + leaf[::2].sum() + leaf[:3].sum()
+        (gradient,) = torch.autograd.grad(y.sum(), leaf)
+        return (y.detach(), gradient), ()
+
+    recording = Recording(function, [torch.zeros(7, 4).double()])
+    names = [str(node.target) for node in recording._first.graph.nodes]
+    assert names.count("aten.slice.Tensor") == 3
+    assert names.count("aten.slice_backward.default") == 3
+    x = torch.randn(6, 4).double()
+    for found, expected in zip(recording(x), function(x)[0], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_replays_call_kernels_and_not_operators() -> None:
+    operator = torch.ops.clebsch.silu.default
+    recording = Recording(lambda x: ((operator(x),), ()), [torch.zeros(7, 4)])
+    (node,) = (n for n in recording._first.graph.nodes if n.op == "call_function")
+    assert node.target is not operator
+    assert node.target is kernel_of(operator)
+    x = torch.randn(5, 4)
+    assert torch.equal(recording(x)[0], operator(x))

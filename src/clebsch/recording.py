@@ -9,6 +9,7 @@ that come later (the cotangents of a backward pass).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,12 @@ from clebsch.kernels.operators import kernel_of
 
 #: Operations that return their argument, once nothing is differentiated.
 _IDLE = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+#: Operations that do so where all of a dimension is meant, with what then stands where in their
+#: arguments: what ``x[:, None]`` leaves behind, and its derivative.
+_PARTS = {
+    torch.ops.aten.slice.Tensor: (2, (0, sys.maxsize)),
+    torch.ops.aten.slice_backward.default: (3, (0, sys.maxsize, 1)),
+}
 
 Tensors = tuple[Tensor, ...]
 
@@ -93,8 +100,10 @@ class Recording:
         Versions alone would not: fused optimisers and ``weight.data`` leave them as they are.
         """
         versions = [(weight.data_ptr(), weight._version) for weight in self._weights]
-        numbers = [weight for weight in self._weights if weight.is_floating_point()]
-        norms = torch.stack([n.double() for n in torch._foreach_norm(numbers)]).tolist()
+        norms = []
+        for dtype in (torch.float32, torch.float64):
+            numbers = [weight for weight in self._weights if weight.dtype == dtype]
+            norms += torch.stack(torch._foreach_norm(numbers)).tolist() if numbers else []
         return [*versions, *norms]
 
     def finish(self, begun: tuple[Any, ...], *inputs: Tensor) -> Tensors:
@@ -109,7 +118,7 @@ def _simplify(graph: fx.Graph) -> None:
     """Drop what does nothing and what nobody uses, and do nothing twice."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in _IDLE:
+        if node.op == "call_function" and _is_idle(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.op in ("call_function", "get_attr"):
@@ -120,6 +129,11 @@ def _simplify(graph: fx.Graph) -> None:
             else:
                 seen[key] = node
     graph.eliminate_dead_code()
+
+
+def _is_idle(node: fx.Node) -> bool:
+    place, whole = _PARTS.get(node.target, (0, None))
+    return node.target in _IDLE or node.args[place:] == whole
 
 
 def _stages(
