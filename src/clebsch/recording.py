@@ -23,7 +23,7 @@ from clebsch.kernels.operators import kernel_of
 _IDLE = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 #: Operations that do so where all of a dimension is meant, with what then stands where in their
 #: arguments: what ``x[:, None]`` leaves behind, and its derivative.
-_PARTS = {
+_PARTS: dict[Any, tuple[int, tuple[int, ...]]] = {
     torch.ops.aten.slice.Tensor: (2, (0, sys.maxsize)),
     torch.ops.aten.slice_backward.default: (3, (0, sys.maxsize, 1)),
 }
@@ -132,8 +132,10 @@ def _simplify(graph: fx.Graph) -> None:
 
 
 def _is_idle(node: fx.Node) -> bool:
-    place, whole = _PARTS.get(node.target, (0, None))
-    return node.target in _IDLE or node.args[place:] == whole
+    if node.target not in _PARTS:
+        return node.target in _IDLE
+    place, whole = _PARTS[node.target]
+    return node.args[place:] == whole
 
 
 def _stages(

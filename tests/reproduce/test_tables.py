@@ -245,6 +245,29 @@ def test_the_command_prints_the_table_and_writes_it(
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {"acac.md", "acac.html"}
 
 
+def test_the_table_of_some_models_and_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for one in (row(), row(model="mace_tiny"), row(model="mace_tiny", task="other")):
+        add_row(results_file(tmp_path, "acac"), one)
+    arguments = ["reproduce", "acac", "--table", "--results", str(tmp_path)]
+    for chosen, lines in (
+        (["--models", "mace_tiny"], ["| mace_tiny | 300K | 1", "| mace_tiny | other | 1"]),
+        (["--tasks", "300K"], ["| mace_small | 300K | 1", "| mace_tiny | 300K | 1"]),
+        (["--models", "mace_tiny", "--tasks", "300K"], ["| mace_tiny | 300K | 1"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, *chosen])
+        assert not ended.value.code
+        runs = capsys.readouterr().out.split("## Our runs")[1].splitlines()
+        ours = [line for line in runs if line.startswith("| mace")]
+        assert [line[: len(start)] for line, start in zip(ours, lines, strict=True)] == lines
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--models", "mace_tinny"])
+    assert ended.value.code == 2
+    assert "Did you mean 'mace_tiny'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/results/*.json")))
 def test_the_results_of_the_repository_can_be_read(path: Path) -> None:
     if path.stem in SUITES:

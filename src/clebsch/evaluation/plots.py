@@ -27,6 +27,9 @@ COLORS = ("#2f7ebc", "#d55e00", "#109e73", "#c7669e", "#e09f1f", "#56b4e9", "#8c
 #: Points of a parity plot beyond which only every k-th is drawn.
 MAX_POINTS = 200_000
 
+#: Letters of a legend that fit into a line.
+_LEGEND_LINE = 40
+
 _SIZE = (4.6, 3.4)
 _SQUARE = (4.3, 4.1)
 
@@ -69,7 +72,9 @@ def line_figure(
     if log:
         _log_axis(axes)
     if len(series) > 1:
-        _legend(axes, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(series))
+        fits = sum(map(len, series)) <= _LEGEND_LINE
+        columns = len(series) if fits else 1
+        _legend(axes, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns)
     return figure
 
 

@@ -54,7 +54,11 @@ def reproduce(
         "benchmarks/results"
     ),
     table: Annotated[
-        bool, typer.Option("--table", help="Train nothing; print the table as Markdown.")
+        bool,
+        typer.Option(
+            "--table",
+            help="Train nothing; print the table as Markdown, of --models and --tasks if given.",
+        ),
     ] = False,
     out: Annotated[
         Path | None,
@@ -66,13 +70,14 @@ def reproduce(
 
     started = time.monotonic()
     chosen = suite_of_name(suite)
+    names = [] if models is None else _listed(models)
+    wanted = [] if tasks is None else _listed(tasks)
     if table:
-        _table(chosen, results, out)
+        _table(chosen, names, wanted, results, out)
         return
     if out is not None:
         raise ConfigError("--out is for --table")
     until = None if budget is None else started + _seconds(budget)
-    names = [] if models is None else _listed(models)
     console = Console()
     if chosen.data is None:
         _cost(chosen, names, settings or [], results, console)
@@ -84,7 +89,7 @@ def reproduce(
         data=data,
         runs=runs,
         models=names,
-        tasks=[] if tasks is None else _listed(tasks),
+        tasks=wanted,
         seeds=[_seed(one) for one in _listed(seeds)],
         recipe=recipe,
         settings=settings or [],
@@ -101,12 +106,24 @@ def reproduce(
         raise typer.Exit(INTERRUPTED)
 
 
-def _table(suite: Suite, results: Path, out: Path | None) -> None:
+def _table(
+    suite: Suite, models: list[str], tasks: list[str], results: Path, out: Path | None
+) -> None:
+    """Print the table of some models and tasks, or of all."""
     from clebsch.files import atomic_write
     from clebsch.reproduce.results import read_rows, results_file
     from clebsch.reproduce.tables import make_document, to_html, to_markdown
 
-    document = make_document(suite, read_rows(results_file(results, suite.name)))
+    for model in models:
+        suite.model_settings(model)
+    for task in tasks:
+        suite.task(task)
+    rows = [
+        row
+        for row in read_rows(results_file(results, suite.name))
+        if (not models or row.model in models) and (not tasks or row.task in tasks)
+    ]
+    document = make_document(suite, rows)
     text = to_markdown(document)
     print(text, end="")
     if out is None:
