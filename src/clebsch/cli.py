@@ -23,6 +23,7 @@ from clebsch.cli_convert import convert
 from clebsch.cli_data import data as data_command
 from clebsch.cli_doctor import doctor
 from clebsch.cli_options import (
+    TF32,
     AsJSON,
     Data,
     Device,
@@ -171,23 +172,26 @@ def evaluate(
     head: Head = None,
     device: Device = "cpu",
     dtype: DType = None,
+    tf32: TF32 = False,
 ) -> None:
     """Judge a model on labelled structures: errors of energy, forces and stress."""
     from clebsch.evaluation.run import run_evaluate
+    from clebsch.rounding import allow_tf32
 
-    judged = run_evaluate(
-        model,
-        data,
-        keys=label_keys(
-            energy_key, forces_key, stress_key, virial_key, stress_convention, virial_convention
-        ),
-        pbc=periodicity(pbc),
-        out=predictions,
-        as_json=as_json,
-        device=usable_device(device),
-        dtype=precision(dtype),
-        head=head,
-    )
+    with allow_tf32(tf32):
+        judged = run_evaluate(
+            model,
+            data,
+            keys=label_keys(
+                energy_key, forces_key, stress_key, virial_key, stress_convention, virial_convention
+            ),
+            pbc=periodicity(pbc),
+            out=predictions,
+            as_json=as_json,
+            device=usable_device(device),
+            dtype=precision(dtype),
+            head=head,
+        )
     if report is not None:
         from clebsch.evaluation.report import potential_facts, write_report
 
@@ -254,10 +258,12 @@ def md(
     head: Head = None,
     device: Device = "cpu",
     dtype: DType = None,
+    tf32: TF32 = False,
     as_json: AsJSON = False,
 ) -> None:
     """Run molecular dynamics. Ctrl-C saves; the same command with --restart goes on."""
     from clebsch.evaluation.run import progress_bar
+    from clebsch.rounding import allow_tf32
     from clebsch.simulation.md import run_md
     from clebsch.simulation.structure import read_structure
 
@@ -269,7 +275,7 @@ def md(
     potential = load_model(model, device, dtype, head)
     if tabulate:
         potential = potential.tabulated()
-    with progress_bar(f"MD ({ensemble})") as advance:
+    with allow_tf32(tf32), progress_bar(f"MD ({ensemble})") as advance:
         result = run_md(
             potential,
             atoms,

@@ -24,6 +24,14 @@ Data = Annotated[
     typer.Argument(help="Files with labelled structures: extended XYZ, .npz, .db, .traj, ..."),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+TF32 = Annotated[
+    bool,
+    typer.Option(
+        "--tf32",
+        help="On NVIDIA GPUs, in float32: round factors of matrix products to 11 bits, as tensor "
+        "cores do. Faster for large structures, less exact.",
+    ),
+]
 DType = Annotated[
     str | None,
     typer.Option(help="Precision of the network: float32 or float64. As saved if not given."),

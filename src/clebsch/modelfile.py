@@ -28,6 +28,7 @@ from clebsch.interop.mace_torch import choose_head, mace_heads, read_mace_torch
 from clebsch.interop.torch_archive import is_torch_file
 from clebsch.models.presets import model_config
 from clebsch.potential import Potential, Structure, example_structure
+from clebsch.rounding import allow_tf32
 
 FORMAT = "clebsch-potential"
 FORMAT_VERSION = 2
@@ -319,7 +320,8 @@ def _answers(potential: Potential, structure: Structure) -> dict[str, Any]:
     """The structure and what the potential says about it, as JSON."""
     graph = potential.graph(structure)
     has_volume = abs(float(torch.linalg.det(graph.cell[0]))) > 1e-10
-    prediction = potential(graph, ("energy", "forces", *(("stress",) if has_volume else ())))
+    with allow_tf32(False):
+        prediction = potential(graph, ("energy", "forces", *(("stress",) if has_volume else ())))
     return {
         "numbers": np.asarray(structure.numbers).tolist(),
         "positions": np.asarray(structure.positions).tolist(),

@@ -32,6 +32,7 @@ from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
 from clebsch.recording import Recording
 from clebsch.replay import CapturedRecording, Captures, Rows, captures_of, is_small, tensors_of
+from clebsch.rounding import allow_tf32, tf32_is_allowed
 
 #: Evaluations after which one is recorded: recording takes a few seconds.
 RECORD_AFTER = 20
@@ -196,12 +197,13 @@ class Potential(nn.Module):
     def _check_backend(self, kernels: Kernels) -> None:
         """Compare energies, forces and the gradient of a loss on the forces."""
         graph = self.graph(example_structure(self))
-        expected = self._backend_answers(graph)
-        self._install(kernels)
-        try:
-            found = self._backend_answers(graph)
-        finally:
-            self._install(load_backend("reference"))
+        with allow_tf32(False):
+            expected = self._backend_answers(graph)
+            self._install(kernels)
+            try:
+                found = self._backend_answers(graph)
+            finally:
+                self._install(load_backend("reference"))
         tolerance = 1e-9 if self.dtype == torch.float64 else 1e-3
         for here, there in zip(found, expected, strict=True):
             off = float((here - there).abs().max() / (1e-6 + there.abs().max()))
@@ -364,9 +366,9 @@ class Potential(nn.Module):
         None where none can be made.
         """
         wanted = tuple(sorted(asked - {"stress"} | ({"virial"} if "stress" in asked else set())))
-        key: Any = needs_gradient
+        key: Any = (needs_gradient, tf32_is_allowed())  # CUDA graphs keep what they had
         if differentiable:
-            key = (needs_gradient, wanted, *(p.requires_grad for p in self.parameters()))
+            key = (*key, wanted, *(p.requires_grad for p in self.parameters()))
         if key not in self._recordings:
             self._recordings[key] = self._attempt(needs_gradient, wanted, differentiable)
         recorded = self._recordings[key]

@@ -27,9 +27,10 @@ from triton_checks import (
 from clebsch.algebra import Irreps, all_irreps, spherical_irreps
 from clebsch.graph import AtomGraph
 from clebsch.kernels import gpu, reference
-from clebsch.kernels.gpu import convolution_code, polynomial_code, product, radial
+from clebsch.kernels.gpu import convolution_code, machine, polynomial_code, product, radial
 from clebsch.kernels.gpu.convolution_walk import parts_by_output
 from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
+from clebsch.rounding import allow_tf32
 
 
 def of_sizes(*channels: int) -> pytest.MarkDecorator:
@@ -129,6 +130,34 @@ def test_evaluations_with_the_last_radial_layer(
     """Widths and channels that fill no block, and channels of two blocks."""
     inputs = radial_inputs(SOME, width, channels, dtype=dtype)
     assert_evaluated_as_reference(SMALL, inputs, SOME)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed", "expected"),
+    [
+        (torch.float32, True, "tf32"),
+        (torch.float32, False, "ieee"),
+        (torch.float64, True, "ieee"),
+    ],
+)
+def test_the_layer_rounds_where_all_products_do(
+    dtype: torch.dtype, allowed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    honest = machine.launch
+
+    def noted(*arguments: Any, **constants: Any) -> None:
+        asked.append(constants.get("PRECISION"))
+        honest(*arguments, **constants)
+
+    monkeypatch.setattr(machine, "launch", noted)
+    monkeypatch.setattr(radial, "MOST_STORED", -1)
+    inputs = [one.requires_grad_() for one in radial_inputs(SOME, 5, 3, dtype=dtype)]
+    with allow_tf32(allowed):
+        out = gpu.convolve_radial(SMALL, *inputs, SOME)
+        torch.autograd.grad(out.sum(), [inputs[0], inputs[3]])
+    assert asked
+    assert set(asked) == {expected}
 
 
 def test_evaluations_of_more_neighbours_than_a_block_takes() -> None:

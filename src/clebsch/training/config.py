@@ -222,6 +222,11 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="of weights, split and shuffles")
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the network")
     device: Device = Field("cpu", description="where to train: cpu, cuda, cuda:1, ...")
+    tf32: bool = Field(
+        False,
+        description="on NVIDIA GPUs and in float32: products of matrices round their factors to 11 "
+        "bits, as tensor cores do",
+    )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="CPU threads of each process; auto: as many as make a step faster, found by "

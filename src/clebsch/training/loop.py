@@ -17,6 +17,7 @@ from rich.console import Console
 
 from clebsch.errors import ClebschError, ConfigError
 from clebsch.interrupt import StopRequest, stop_on_signals
+from clebsch.rounding import allow_tf32
 from clebsch.training.config import Config, TrainingConfig
 from clebsch.training.configfile import config_dict, differences, load_config, write_config
 from clebsch.training.fit_run import FitResult, run_fit
@@ -204,10 +205,11 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
     try:
         if trainer.config.tensorboard:
             log.open_tensorboard(trainer.state.step)
-        assert isinstance(trainer.config.threads, int)
+        config = trainer.config
+        assert isinstance(config.threads, int)
         # Whatever lives now lives until the end: no need to look through it for garbage.
         gc.freeze()
-        with threads(trainer.config.threads), trainer.helpers:
+        with threads(config.threads), allow_tf32(config.tf32), trainer.helpers:
             with log.progress(), stop_on_signals(until) as request:
                 reason: Finished | Literal["interrupted"] = _loop(trainer, request)
             state = trainer.state

@@ -17,6 +17,7 @@ from clebsch.kernels.gpu.operators import define, differentiable, last
 from clebsch.kernels.gpu.tuning import Setting
 from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
+from clebsch.rounding import tf32_is_allowed
 
 #: Channels that a thread takes: what belongs to all channels of an edge is computed once for them.
 PER_THREAD = {
@@ -271,10 +272,12 @@ class Call:
             return
         held = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
         grid = (self.n_atoms, self.n_blocks(name), n_parts)
-        sizes = {"CHANNELS": self.channels, "BLOCK": self._block(name)}
+        sizes: dict[str, int | str] = {"CHANNELS": self.channels, "BLOCK": self._block(name)}
         if self.width:
             filled = machine.filled(self.width)
             sizes |= {"WIDTH": self.width, "FILLED": filled, "EDGES": machine.LEAST_OF_DOT}
+            rounds = tf32_is_allowed() and self.nodes.dtype == torch.float32
+            sizes["PRECISION"] = "tf32" if rounds else "ieee"
         machine.launch(kernel, grid, held, self.settings(name), **sizes)
 
     def settings(self, name: str) -> tuple[Setting, ...]:

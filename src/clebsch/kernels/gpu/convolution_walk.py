@@ -321,7 +321,7 @@ class _Layer:
 
     def of(self, path: int) -> str:
         """The weight of a path."""
-        return f"tl.dot(x, {self._matrix(path)}, input_precision='ieee')"
+        return f"tl.dot(x, {self._matrix(path)}, input_precision=PRECISION)"
 
     def begin_gradient(self, wanted: bool) -> None:
         """Before the derivatives of all paths."""
@@ -331,7 +331,7 @@ class _Layer:
     def add_gradient(self, path: int, value: str) -> None:
         """Add what the derivative by the weight of a path gives."""
         matrix = f"tl.trans({self._matrix(path)})"
-        self.k.add(f"d_x += tl.dot({value}, {matrix}, input_precision='ieee')")
+        self.k.add(f"d_x += tl.dot({value}, {matrix}, input_precision=PRECISION)")
 
     def end_gradient(self, part: int, wanted: bool) -> None:
         """After the derivatives of all paths."""

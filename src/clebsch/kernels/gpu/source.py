@@ -72,7 +72,7 @@ class ChannelSource(Source):
     def __init__(
         self, name: str, doc: str, arguments: Sequence[str], result: str, blocked: bool = False
     ) -> None:
-        sizes = ("WIDTH", "FILLED", "EDGES") if blocked else ()
+        sizes = ("WIDTH", "FILLED", "EDGES", "PRECISION") if blocked else ()
         super().__init__(name, doc, arguments, ("CHANNELS", "BLOCK", *sizes))
         self.blocked = blocked
         row, shape = ("[None, :]", "EDGES, BLOCK") if blocked else ("", "BLOCK,")

@@ -62,7 +62,7 @@ def choose(
     function: Any,
     grid: Sequence[int],
     arguments: Sequence[Tensor | int],
-    constants: dict[str, int],
+    constants: dict[str, int | str],
     settings: tuple[Setting, ...],
     run: Run,
 ) -> Setting:
