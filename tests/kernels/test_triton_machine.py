@@ -214,15 +214,19 @@ for bits in (32, 64):
                 signature[argument] = "*i64" if argument in WHOLE else f"*fp{bits}"
         values = {"CHANNELS": 20, "WIDTH": 20, "BLOCK": 32, "FILLED": 32, "EDGES": 16}
         values |= {"ROWS": 16, "ORDERED": True}
-        sizes = {a: values[a] for a in signature if signature[a] == "constexpr"}
-        warps = {"num_warps": 8 if "EDGES" in sizes else 1}
-        source = ASTSource(kernel, signature, sizes)
-        triton.compile(source, target=GPUTarget("cuda", 90, 32), options=warps)
-        print(name, bits)
+        rounds = "PRECISION" in signature and bits == 32
+        for precision in ("ieee", "tf32") if rounds else ("ieee",):
+            values["PRECISION"] = precision
+            sizes = {a: values[a] for a in signature if signature[a] == "constexpr"}
+            warps = {"num_warps": 8 if "EDGES" in sizes else 1}
+            source = ASTSource(kernel, signature, sizes)
+            made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=warps)
+            assert ("tf32" in made.asm["ptx"]) == (precision == "tf32"), (name, precision)
+            print(name, bits, precision)
 """
 
 
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For one of compute capability 9.0 (H100, H200), which need not be there."""
     done = python(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(done.splitlines()) == 21
+    assert len(done.splitlines()) == 24

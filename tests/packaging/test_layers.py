@@ -22,6 +22,7 @@ LAYERS = (
     "files",
     "memory",
     "interrupt",
+    "rounding",
     "graph",
     "neighbors",
     "algebra",
