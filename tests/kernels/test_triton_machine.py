@@ -160,13 +160,14 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(
 
 
 COMPILE = """
+import re
 import torch, triton
 torch.cuda.is_available = lambda: True  # or the backend would be refused
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from clebsch.algebra import spherical_irreps
 from clebsch.kernels.gpu import (
-    convolution_code, harmonics_code, machine, polynomial_code, segments
+    bessel_code, convolution_code, harmonics_code, machine, polynomial_code, segments
 )
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 from clebsch.kernels.polynomial import polynomial
@@ -191,12 +192,14 @@ sources = {
     "polynomial": polynomial_code.write_forward(product, 1),
     "polynomial_gradients": polynomial_code.write_gradients(product, 1, True),
     "polynomial_second": polynomial_code.write_second(product, 1, True),
+    "bessel": bessel_code.write_basis(5.0, 5, 0),
+    "bessel_second": bessel_code.write_basis(5.0, 5, 2),
     "harmonics": harmonics_code.write_values(2),
     "harmonics_gradient": harmonics_code.write_gradient(2),
     "harmonics_second": harmonics_code.write_second(2),
 }
 kernels = {
-    name: machine.kernel(name.replace("tabulated", "convolve").replace("layer", "convolve"), source)
+    name: machine.kernel(re.search(r"def (\\w+)\\(", source)[1], source)
     for name, source in sources.items()
 }
 kernels["sum_rows"] = segments._sum_rows
@@ -213,7 +216,7 @@ for bits in (32, 64):
             else:
                 signature[argument] = "*i64" if argument in WHOLE else f"*fp{bits}"
         values = {"CHANNELS": 20, "WIDTH": 20, "BLOCK": 32, "FILLED": 32, "EDGES": 16}
-        values |= {"ROWS": 16, "ORDERED": True}
+        values |= {"ROWS": 16, "ORDERED": True, "N_BASIS": 20}
         rounds = "PRECISION" in signature and bits == 32
         for precision in ("ieee", "tf32") if rounds else ("ieee",):
             values["PRECISION"] = precision
@@ -229,4 +232,4 @@ for bits in (32, 64):
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For one of compute capability 9.0 (H100, H200), which need not be there."""
     done = python(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
-    assert len(done.splitlines()) == 24
+    assert len(done.splitlines()) == 27

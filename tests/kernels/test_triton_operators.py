@@ -23,7 +23,7 @@ from triton_checks import (
 
 from builders import potential
 from clebsch.algebra import spherical_irreps
-from clebsch.kernels import dispatch, gpu
+from clebsch.kernels import dispatch, gpu, reference
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 
 CHECKS = (
@@ -61,6 +61,43 @@ def test_harmonics_of_degree_zero_have_no_slope() -> None:
     assert all((derivative == 0).all() for derivative in derivatives)
 
 
+@pytest.mark.parametrize(
+    ("n_edges", "n_basis", "exponent", "dtype"),
+    [
+        (0, 8, 5, torch.float64),
+        (1, 8, 5, torch.float64),
+        (17, 8, 2, torch.float64),
+        (33, 5, 1, torch.float64),
+        (33, 5, 6, torch.float32),
+    ],
+    ids=str,
+)
+def test_bessel_functions_are_those_of_the_reference(
+    n_edges: int, n_basis: int, exponent: int, dtype: torch.dtype
+) -> None:
+    """Short distances, long ones and some beyond the cut-off; numbers that fill no block."""
+    places = torch.linspace(0.4, 4.4, 2 * n_edges, dtype=dtype, device=DEVICE)
+    lengths = places[::2].requires_grad_()
+    weights = torch.linspace(-1, 1, n_basis, dtype=dtype, device=DEVICE)
+    assert_as_reference(
+        lambda backend, lengths: weights * backend.bessel_basis(lengths, 4.2, n_basis, exponent),
+        (lengths,),
+    )
+    assert not gpu.bessel_basis(lengths, 4.2, n_basis, exponent)[lengths >= 4.2].any()
+
+
+def test_bessel_functions_have_derivatives_of_any_order() -> None:
+    lengths = torch.tensor([0.9, 2.5, 4.1], dtype=torch.float64, device=DEVICE).requires_grad_()
+    found = []
+    for backend in (gpu, reference):
+        value = backend.bessel_basis(lengths, 4.2, 3, 5).sum()
+        for _ in range(4):
+            (slope,) = torch.autograd.grad(value, lengths, create_graph=True)
+            value = slope.sum()
+        found.append(slope.detach())
+    torch.testing.assert_close(*found, rtol=1e-10, atol=0)
+
+
 def calls(kind: str) -> dict[str, tuple[Any, ...]]:
     """The operators of a kind, with arguments as the public functions give them."""
     scalars = convolution_plan(spherical_irreps(0), spherical_irreps(1), spherical_irreps(1))
@@ -80,6 +117,9 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
             plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 2)
             *inputs, species = product_inputs(plan, (2, 0), 2)
             twice(gpu.contract(plan, *inputs, species), inputs)
+        elif kind == "bessel":
+            inputs = (torch.tensor([1.0, 3.0], dtype=torch.float64, device=DEVICE),)
+            gpu.bessel_basis(inputs[0].requires_grad_(), 4.0, 3, 5)
         else:
             inputs = (randn(3, 3),)
             twice(gpu.spherical_harmonics(*inputs, 2), inputs)
@@ -94,6 +134,7 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
         ("convolve_radial", 2, ()),
         ("polynomial", 3, ()),
         ("harmonics", 3, ()),
+        ("bessel", 1, ()),
     ],
 )
 def test_operators_are_what_torch_expects(

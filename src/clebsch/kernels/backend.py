@@ -27,6 +27,7 @@ class Kernels:
     contract: Callable[[ContractionPlan, Tensor, Tensor, Tensor], Tensor]
     contract_slots: Callable[[ContractionPlan, tuple[Tensor, ...], Tensor, Tensor], Tensor]
     silu: Callable[[Tensor], Tensor]
+    bessel_basis: Callable[[Tensor, float, int, int], Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int]], Tensor]
     spherical_harmonics: Callable[[Tensor, int], Tensor]
     tree_polynomial: Callable[[PolynomialForest, Tensor, Tensor, Tensor], Tensor]

@@ -13,6 +13,7 @@ components, Q components of the one-particle basis, O components of the messages
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
 from clebsch.kernels.tree import PolynomialForest, PolynomialTree
 
 __all__ = [
+    "bessel_basis",
     "contract",
     "contract_slots",
     "convolve",
@@ -51,6 +53,38 @@ SILU_GAIN = 1.6765324703310907
 def silu(x: Tensor) -> Tensor:
     """x sigma(x), times the factor that keeps the second moment of a standard normal input."""
     return SILU_GAIN * torch.nn.functional.silu(x)
+
+
+def bessel_basis(lengths: Tensor, cutoff: float, n_basis: int, exponent: int) -> Tensor:
+    """Spherical Bessel functions times a polynomial envelope, as most models have them.
+
+    b_n(r) = sqrt(2 / r_c) sin(n pi r / r_c) / r times ``polynomial_envelope(r / r_c)``
+    (Gasteiger et al. 2020, equations 7 and 8).
+
+    Args:
+        lengths: [E], positive, Angstrom.
+        cutoff: r_c, Angstrom.
+        n_basis: n is 1 to this.
+        exponent: of the envelope.
+
+    Returns:
+        [E, n_basis], Angstrom^-3/2; zero beyond the cut-off.
+    """
+    order = torch.arange(1, n_basis + 1, dtype=lengths.dtype, device=lengths.device)
+    values = bessel_functions(lengths, cutoff, math.pi * order)
+    return values * polynomial_envelope(lengths / cutoff, exponent)[:, None]
+
+
+def bessel_functions(lengths: Tensor, cutoff: float, frequencies: Tensor) -> Tensor:
+    """sqrt(2 / r_c) sin(w_n r / r_c) / r, [E, n], of frequencies w."""
+    scaled = math.sqrt(2 / cutoff) / lengths
+    return torch.sin(lengths[:, None] * (frequencies / cutoff)) * scaled[:, None]
+
+
+def polynomial_envelope(t: Tensor, p: int | Tensor) -> Tensor:
+    """The polynomial cut-off of exponent p at t, the distance in units of the cut-off."""
+    envelope = 1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * (p * (p + 1) / 2)))
+    return torch.where(t < 1, envelope, torch.zeros_like(envelope))
 
 
 def linear(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
-from clebsch.nn.radial import PolynomialEnvelope, polynomial_envelope
+from clebsch.kernels.reference import polynomial_envelope
+from clebsch.nn.radial import PolynomialEnvelope
 
 #: Coulomb constant e^2 / (4 pi eps0), eV Angstrom (CODATA 2018).
 COULOMB = 14.399645478425668

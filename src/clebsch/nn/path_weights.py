@@ -264,7 +264,9 @@ class RadialTable(nn.Module):
         n_intervals = math.ceil(cutoff / spacing)
         self.per_angstrom = n_intervals / cutoff
         double, double_basis = copy.deepcopy(network).double(), copy.deepcopy(basis).double()
-        double.kernels = load_backend("reference")
+        for module in (*double.modules(), *double_basis.modules()):
+            if hasattr(module, "kernels"):
+                setattr(module, "kernels", load_backend("reference"))  # noqa: B010
         lengths = torch.linspace(0, cutoff, n_intervals + 1, dtype=torch.float64)
         lengths[0] = 1e-6  # the basis at 0 is a limit
 

@@ -9,6 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clebsch.kernels.backend import Kernels
+from clebsch.kernels.dispatch import load_backend
+from clebsch.kernels.reference import bessel_functions, polynomial_envelope
+
 
 class EdgeGeometry(NamedTuple):
     """What convolutions need to know of edges."""
@@ -40,12 +44,6 @@ class PolynomialEnvelope(nn.Module):
     def forward(self, lengths: Tensor) -> Tensor:
         """Args: lengths [E] in Angstrom. Returns: [E]."""
         return polynomial_envelope(lengths / self.cutoff, self.exponent)
-
-
-def polynomial_envelope(t: Tensor, p: int | Tensor) -> Tensor:
-    """The polynomial cut-off of exponent p at t, the distance in units of the cut-off."""
-    envelope = 1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * (p * (p + 1) / 2)))
-    return torch.where(t < 1, envelope, torch.zeros_like(envelope))
 
 
 class SmoothEnvelope(nn.Module):
@@ -121,10 +119,20 @@ class BesselBasis(RadialBasis):
         self, cutoff: float, n_basis: int, envelope: nn.Module | None, trainable: bool = False
     ) -> None:
         super().__init__(n_basis, envelope)
+        self.kernels: Kernels = load_backend("reference")
         self.cutoff = cutoff
         self.frequencies: nn.Parameter | None = None
         if trainable:
             self.frequencies = nn.Parameter(math.pi * torch.arange(1.0, n_basis + 1))
+
+    def forward(self, lengths: Tensor, transformed: Tensor | None = None) -> Tensor:
+        """See ``RadialBasis``."""
+        cut = self.envelope
+        usual = isinstance(cut, PolynomialEnvelope) and cut.cutoff == self.cutoff
+        if not usual or transformed is not None or self.frequencies is not None:
+            return super().forward(lengths, transformed)
+        assert isinstance(cut, PolynomialEnvelope)
+        return self.kernels.bessel_basis(lengths, self.cutoff, self.n_basis, cut.exponent)
 
     def functions(self, x: Tensor) -> Tensor:
         """Args: x [E], positive. Returns: [E, n_basis], without the envelope."""
@@ -132,8 +140,7 @@ class BesselBasis(RadialBasis):
         if frequencies is None:
             order = torch.arange(1, self.n_basis + 1, dtype=x.dtype, device=x.device)
             frequencies = math.pi * order
-        scaled = math.sqrt(2 / self.cutoff) / x
-        return torch.sin(x[:, None] * (frequencies / self.cutoff)) * scaled[:, None]
+        return bessel_functions(x, self.cutoff, frequencies)
 
 
 class GaussianBasis(RadialBasis):

@@ -18,10 +18,18 @@ from clebsch.kernels.cpu.harmonics import spherical_harmonics
 from clebsch.kernels.cpu.linear import linear
 from clebsch.kernels.cpu.product import contract, contract_slots
 from clebsch.kernels.cpu.tree import tree_polynomial
-from clebsch.kernels.reference import from_receivers, from_senders, rows, segment_sum, to_senders
+from clebsch.kernels.reference import (
+    bessel_basis,
+    from_receivers,
+    from_senders,
+    rows,
+    segment_sum,
+    to_senders,
+)
 from clebsch.memory import keep_freed_memory
 
 __all__ = [
+    "bessel_basis",
     "contract",
     "contract_slots",
     "convolve",

@@ -1,9 +1,9 @@
 """The GPU backend: convolution, product basis and harmonics in Triton's language, for one plan.
 
-``source`` is what kernels are written with, ``convolution_code``, ``polynomial_code`` and
-``harmonics_code`` write them, ``machine`` has Triton take them and launches them as ``tuning``
-found fastest, ``convolution``, ``product`` and ``harmonics`` are the operators that torch sees,
-with first and second derivatives. Values and derivatives equal those of
+``source`` is what kernels are written with, ``convolution_code``, ``polynomial_code``,
+``harmonics_code`` and ``bessel_code`` write them, ``machine`` has Triton take them and launches
+them as ``tuning`` found fastest, ``convolution``, ``product``, ``harmonics`` and ``bessel`` are the
+operators that torch sees, with first and second derivatives. Values and derivatives equal those of
 ``clebsch.kernels.reference`` to rounding, and have the same bits in every run: ``rows`` takes and
 sums rows without atomics. Linear maps and products on edges are made of it and of torch's matrix
 products in ``linear_maps`` and ``edge_product``. Nothing waits for the device, so that evaluations
@@ -15,6 +15,7 @@ polynomial alone is the reference's, which does wait and adds with atomics. With
 from __future__ import annotations
 
 from clebsch.kernels.gpu import machine
+from clebsch.kernels.gpu.bessel import bessel_basis
 from clebsch.kernels.gpu.convolution import convolve
 from clebsch.kernels.gpu.edge_product import edge_product
 from clebsch.kernels.gpu.harmonics import spherical_harmonics
@@ -26,6 +27,7 @@ from clebsch.kernels.gpu.tabulated import convolve_table
 from clebsch.kernels.reference import silu, tree_polynomial
 
 __all__ = [
+    "bessel_basis",
     "contract",
     "contract_slots",
     "convolve",
