@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,47 @@ def test_evaluate_writes_json_predictions_and_report(
     assert metrics["forces_rmse"] > 0
     assert len(ase.io.read(predictions, index=":")) == 12
     assert "<html" in report.read_text()
+
+
+@pytest.mark.parametrize("command", ["predictions", "report", "scan"])
+def test_results_replace_no_file_and_never_one_that_is_read(
+    run: Run, folder: Path, tmp_path: Path, command: str
+) -> None:
+    data = tmp_path / {"predictions": "a.xyz", "report": "a.html", "scan": "a.csv"}[command]
+    shutil.copy(folder / "water.xyz", data)
+    read = tmp_path / "data.xyz"
+    shutil.copy(data, read)
+    before = data.read_bytes()
+
+    def attempt(*rest: object) -> tuple[int, str]:
+        model = folder / "model.safetensors"
+        if command == "scan":
+            status, _, err = run("scan", model, read, "--output", *rest)
+        else:
+            status, _, err = run("evaluate", model, read, f"--{command}", *rest)
+        return status, err
+
+    status, err = attempt(data)
+    assert status == 2
+    assert f"{data} exists already" in err
+    for path, problem in ((read, "is read by this command"), (tmp_path / "no" / "a.csv", "folder")):
+        status, err = attempt(path, "--overwrite")
+        assert status == 2
+        assert problem in err
+    assert data.read_bytes() == read.read_bytes() == before
+    status, err = attempt(data, "--overwrite")
+    assert status == 0, err
+    assert data.read_bytes() != before
+
+
+def test_a_folder_in_place_of_a_model_leads_to_the_model(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    status, _, err = run("evaluate", folder, folder / "water.xyz")
+    assert status == 2
+    assert f"its model is {folder / 'model.safetensors'}" in err
+    status, _, err = run("md", folder / "model.safetensors", tmp_path)
+    assert f"{tmp_path}: is a folder" in err
 
 
 def test_evaluate_in_single_precision_and_with_the_other_virial(

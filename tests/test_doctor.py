@@ -11,6 +11,7 @@ from typing import Any
 import ase.io
 import pytest
 import torch
+from ase.build import bulk
 
 import clebsch
 from builders import MODELS, ethanol, potential, skewed_cell, slab
@@ -44,6 +45,14 @@ def test_every_model_passes_on_every_kind_of_structure(name: str) -> None:
     assert {check.structure for check in found.checks} == set(structures)
     assert {check.backend for check in found.checks} == {"llvm", "reference"}
     assert len(found.timings) == 6
+
+
+def test_a_perfect_crystal_without_forces_is_no_reason_to_distrust(model: Path) -> None:
+    crystal = bulk("O", "fcc", a=3.6, cubic=True)
+    tested = potential()
+    assert abs(tested(tested.graph(crystal)).forces).max() < 1e-10
+    found = doctor.examine(tested, {"crystal": crystal}, dtypes=[torch.float64], seconds=0)
+    assert not found.failures
 
 
 def test_structures_and_precision_can_be_chosen(

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from clebsch import interrupt
 from clebsch.interrupt import stop_on_signals
 
 
@@ -21,11 +22,19 @@ def test_the_first_signal_is_a_request_and_handlers_are_put_back(number: signal.
     assert signal.getsignal(number) is before
 
 
-def test_the_second_ctrl_c_interrupts_at_once() -> None:
+def test_a_second_ctrl_c_interrupts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "GRACE", 0.0)
     with stop_on_signals():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_key_pressed_twice_is_one_request() -> None:
+    with stop_on_signals() as request:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        assert request.received
 
 
 def test_outside_the_main_thread_nothing_is_caught() -> None:

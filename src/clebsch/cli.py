@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -173,11 +174,16 @@ def evaluate(
     device: Device = "cpu",
     dtype: DType = None,
     tf32: TF32 = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Judge a model on labelled structures: errors of energy, forces and stress."""
     from clebsch.evaluation.run import run_evaluate
+    from clebsch.files import check_output
     from clebsch.rounding import allow_tf32
 
+    for path in (predictions, report):
+        if path is not None:
+            check_output(path, overwrite=overwrite, inputs=[model, *data])
     with allow_tf32(tf32):
         judged = run_evaluate(
             model,
@@ -369,11 +375,15 @@ def scan(
     head: Head = None,
     device: Device = "cpu",
     dtype: DType = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compute the energy along a file of frames, against its own energies if it has them."""
     from clebsch.data.read import read_frames
-    from clebsch.simulation.scan import run_scan
+    from clebsch.files import check_output
+    from clebsch.simulation.scan import check_suffix, run_scan
 
+    for path in output or ():
+        check_suffix(check_output(path, overwrite=overwrite, inputs=[model, frames]))
     keys = label_keys(energy_key, "none", "none", "none")
     result = run_scan(
         load_model(model, device, dtype, head),
@@ -429,6 +439,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("Interrupted.", error=True)
         raise SystemExit(INTERRUPTED) from None
+    finally:
+        if arguments is None:  # what is left is to clean up: no time for another Ctrl-C
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _say(text: str, error: bool = False) -> None:

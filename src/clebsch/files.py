@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+
+from clebsch.errors import ClebschError
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -26,3 +29,28 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_output(
+    path: Path | str, *, overwrite: bool = False, inputs: Iterable[Path | str] = ()
+) -> Path:
+    """Refuse a file that could not be written or that would replace another: before the work.
+
+    Args:
+        path: what shall be written.
+        overwrite: whether it may exist.
+        inputs: files that are read, which it may never be.
+
+    Raises:
+        ClebschError: says which, and what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ClebschError(f"{path}: is a folder, not the name of a file")
+    if not path.parent.is_dir():
+        raise ClebschError(f"{path}: the folder {path.parent} does not exist")
+    if path.resolve() in {Path(one).resolve() for one in inputs}:
+        raise ClebschError(f"{path} is read by this command: choose another name for the result")
+    if path.exists() and not overwrite:
+        raise ClebschError(f"{path} exists already: choose another name, or allow overwriting")
+    return path

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: Seconds in which one wish to stop may arrive twice: a key pressed again, a terminal and a script
+#: that both pass it on.
+GRACE = 1.0
+
 
 class StopRequest:
     """Whether a run has to stop: somebody asked for it, or its time is over."""
@@ -26,7 +30,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; one a while later acts at once.
 
     Outside the main thread, where signals cannot be caught, the time alone makes a request.
 
@@ -43,9 +47,15 @@ def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
         for number, handler in former.items():
             signal.signal(number, handler)
 
+    first = 0.0
+
     def receive(number: int, frame: FrameType | None) -> None:
-        request.asked = True
-        restore()
+        nonlocal first
+        if not request.asked:
+            request.asked, first = True, time.monotonic()
+        elif time.monotonic() - first >= GRACE:
+            restore()
+            signal.raise_signal(number)
 
     for number in former:
         signal.signal(number, receive)

@@ -60,7 +60,9 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelFileError(f"{path}: no such file")
+        if (path / "model.safetensors").is_file():
+            raise ModelFileError(f"{path}: is a folder; its model is {path / 'model.safetensors'}")
+        raise ModelFileError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}

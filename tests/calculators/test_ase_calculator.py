@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,3 +293,14 @@ def test_errors_name_what_is_wrong(potential: Potential) -> None:
         atoms.get_potential_energy()
     with pytest.raises(ClebschError, match="skin"):
         clebsch.calculator(potential, skin=-0.1)
+
+
+def test_a_model_file_will_do(potential: Potential, tmp_path: Path) -> None:
+    potential.save(tmp_path / "model.safetensors")
+    atoms = molecule("H2O")
+    found = []
+    for source in (potential, tmp_path / "model.safetensors", str(tmp_path / "model.safetensors")):
+        atoms.calc = clebsch.calculator(source)
+        found.append(atoms.get_forces())
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])

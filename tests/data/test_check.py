@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from data_builders import copper, copper_file, frame, springs
 from rich.console import Console
 
@@ -100,7 +102,7 @@ def test_labels_of_other_structures_are_noticed() -> None:
     ("factor", "severity", "hint"),
     [
         (1.0, "info", "the stress says"),
-        (-1.0, "error", "stress_convention=negative"),
+        (-1.0, "error", "--stress-convention negative"),
         (160.2177, "error", "GPa"),
         (-1602.177, "error", "pressure in kbar"),
     ],
@@ -122,6 +124,37 @@ def test_strongly_rattled_alloys_are_not_taken_for_wrong_units(tmp_path: Path) -
     write_xyz(tmp_path / "cuau.xyz", sample_emt_cuau(200, 0, seed=2))
     found = messages(check_frames(read_frames(tmp_path / "cuau.xyz")), "derivatives")
     assert [severity for severity, _ in found] == ["info", "info"]
+
+
+@pytest.mark.parametrize(
+    ("rattle", "strain", "sign", "severities"),
+    [
+        (0.03, 0.02, 1, ["info", "info"]),
+        (0.1, 0.01, 1, ["info", "info"]),
+        (0.08, 0.02, -1, ["error", "info"]),
+    ],
+)
+def test_differences_that_are_not_small_are_no_mistakes(
+    rattle: float, strain: float, sign: int, severities: list[str]
+) -> None:
+    """EMT's own labels, whose third derivatives move the slopes by up to a half."""
+    rng = np.random.default_rng(1)
+    frames = []
+    for _ in range(60):
+        atoms = bulk("Cu", "fcc", a=3.61, cubic=True) * (2, 2, 2)
+        change = rng.normal(0, strain, (3, 3))
+        atoms.set_cell(atoms.cell @ (np.eye(3) + (change + change.T) / 2), scale_atoms=True)
+        atoms.positions += rng.normal(0, rattle, atoms.positions.shape)
+        atoms.calc = EMT()
+        frames.append(
+            Frame(
+                atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc,
+                energy=atoms.get_potential_energy(), forces=atoms.get_forces(),
+                stress=sign * atoms.get_stress(voigt=False),
+            )
+        )  # fmt: skip
+    found = messages(check_frames(frames), "derivatives")
+    assert sorted(severity for severity, _ in found) == severities
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(1 / 27.2114, "Hartree"), (23.0605, "kcal/mol")])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+import clebsch
 from clebsch.errors import ConfigError
 from clebsch.models.presets import preset_config
 from clebsch.training.config import (
@@ -24,6 +25,14 @@ def file(folder: Path, text: str) -> Path:
     path = folder / "run.yaml"
     path.write_text(text)
     return path
+
+
+def test_a_preset_is_of_one_kind() -> None:
+    message = r"model\.name=allegro does not go with the preset mace_tiny"
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, ["data.train=a.xyz", "model=mace_tiny", "model.name=allegro"])
+    with pytest.raises(ConfigError, match=message):
+        clebsch.build({"preset": "mace_tiny", "name": "allegro"}, ["H"])
 
 
 def test_a_training_file_is_all_that_must_be_given() -> None:

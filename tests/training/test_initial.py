@@ -19,7 +19,7 @@ from clebsch.training.configfile import load_config
 from clebsch.training.loop import resume, train
 from clebsch.training.prepare import prepare
 
-from .toy import cluster, data_file
+from .toy import cluster, data_file, history
 
 MODEL = Path(__file__).parents[1] / "data_files" / "mace_torch.model"
 
@@ -81,9 +81,27 @@ def test_before_the_first_step_it_is_the_model_that_it_starts_from(tmp_path: Pat
     assert all(parameter.requires_grad for parameter in prepared.potential.parameters())
 
 
+def test_a_training_that_makes_it_worse_keeps_what_it_started_from(tmp_path: Path, start: Path):
+    """It knows its data perfectly, so that every step leads away."""
+    old, labelled = clebsch.load(start), frames()
+    for atoms in labelled:
+        atoms.calc = clebsch.calculator(old)
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    config = settings(data_file(tmp_path, labelled), f"initial={start}", "training.max_epochs=2")
+    result = train(config, tmp_path / "run")
+    assert result.best is not None
+    assert (result.best["epoch"], result.best["frames"]) == (0, 0)
+    assert result.model is not None
+    kept = clebsch.load(result.model)
+    answers = [p(p.graph(labelled[0]), "forces").forces for p in (old, kept)]
+    assert torch.equal(*answers)
+    assert [record["epoch"] for record in history(result.run)] == [0, 1, 2]
+
+
 def test_training_goes_on_from_there_and_resumes(tmp_path: Path, start: Path):
     data = data_file(tmp_path, frames())
-    config = settings(data, f"initial={start}", "training.max_epochs=12")
+    config = settings(data, f"initial={start}", "training.max_epochs=40", "training.lr=0.1")
     result = train(config, tmp_path / "run")
     assert result.model is not None
     trained, old = clebsch.load(result.model), clebsch.load(start)
@@ -95,7 +113,7 @@ def test_training_goes_on_from_there_and_resumes(tmp_path: Path, start: Path):
 
     assert error(trained) < error(old)
     assert torch.equal(trained.references, old.references)
-    assert resume(tmp_path / "run", max_epochs=13).epoch == 13
+    assert resume(tmp_path / "run", max_epochs=41).epoch == 41
 
 
 def test_references_can_be_those_of_the_data(tmp_path: Path, start: Path):

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase import Atoms
 from rich.console import Console
 from safetensors.torch import load_file
 
 import clebsch
-from clebsch.errors import ClebschError, ConfigError, ModelFileError
+from clebsch.errors import ClebschError, ConfigError, DataError, ModelFileError
 from clebsch.training.config import Config
 from clebsch.training.loop import TrainingResult, resume, train
 from clebsch.training.state import TrainingState, read_newest_state, write_state
 from clebsch.training.trainer import Trainer
 
-from .toy import config, data_file, history
+from .toy import cluster, config, data_file, history
 
 #: Everything that has a memory is switched on; five batches an epoch.
 SETTINGS = (
@@ -324,8 +325,56 @@ def test_a_start_that_is_killed_after_its_first_state_can_be_resumed(
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.yaml"):
+    with pytest.raises(ConfigError, match=r"is not the folder of a run: it holds no config\.yaml"):
         resume(tmp_path)
+
+
+def test_a_refused_start_leaves_no_folder_and_a_file_is_no_folder(tmp_path: Path) -> None:
+    """The commonest mistake: labels under names that nobody can know."""
+    odd = []
+    for seed in range(12):
+        atoms = cluster(seed)
+        odd.append(Atoms(atoms.numbers, atoms.positions))
+        odd[-1].info["REF_Eng"] = atoms.get_potential_energy()
+    data = data_file(tmp_path, odd)
+    message = r"no structure has an energy.*REF_Eng \(info, 12 of 12\).*data\.keys\.energy=KEY"
+    with pytest.raises(DataError, match=message):
+        train(settings(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=r"data\.xyz: cannot be the folder of a run"):
+        train(settings(data), data)
+
+
+def test_atoms_at_one_place_are_named_before_anything_is_trained(tmp_path: Path) -> None:
+    frames = [cluster(seed) for seed in range(12)]
+    frames[7].positions[2] = frames[7].positions[0]
+    with pytest.raises(DataError, match=r"data\.xyz: frame 7: atoms 0 and 2 are at one place"):
+        train(settings(data_file(tmp_path, frames)), tmp_path / "run")
+
+
+def test_ctrl_c_pressed_twice_saves_and_a_later_one_says_what_is_lost(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Trainer.step
+
+    def signalled(self: Trainer, indices: list[int], progress: float) -> None:
+        if self.state.step == 8:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+        honest(self, indices, progress)
+
+    data = settings(whole.parent / "data.xyz")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", signalled)
+        result = train(data, tmp_path / "saved")
+        patch.setattr("clebsch.interrupt.GRACE", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "lost")
+    assert (result.reason, result.step) == ("interrupted", 9)
+    assert "goes on from the last saved state" in (tmp_path / "lost" / "log.txt").read_text()
+    for run in ("lost", "saved"):
+        resume(tmp_path / run)
+        assert_same_run(whole, tmp_path / run)
 
 
 def test_two_states_are_kept(tmp_path: Path) -> None:

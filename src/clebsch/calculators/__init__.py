@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ase.calculators.calculator import BaseCalculator
 
 from clebsch.calculators.ase import ClebschCalculator
+from clebsch.modelfile import load
 from clebsch.potential import Potential
 
 __all__ = ["ClebschCalculator", "as_calculator", "calculator"]
 
 
-def calculator(potential: Potential, *, skin: float = 0.5) -> ClebschCalculator:
+def calculator(potential: Potential | Path | str, *, skin: float = 0.5) -> ClebschCalculator:
     """An ASE calculator: ``atoms.calc = clebsch.calculator(potential)``.
 
     Args:
-        potential: what computes; see ``clebsch.load`` and ``clebsch.build``.
+        potential: what computes, or its model file; see ``clebsch.load`` and ``clebsch.build``.
         skin: Angstrom by which the neighbour list reaches beyond the cut-off, so that it need not
             be rebuilt at every step; it changes the speed, never a result.
 
     Raises:
-        ClebschError: a negative skin.
+        ClebschError: a negative skin, or a file that ``clebsch.load`` refuses.
     """
+    if isinstance(potential, Path | str):
+        potential = load(potential)
     return ClebschCalculator(potential, skin=skin)
 
 

@@ -144,9 +144,13 @@ def _check_label_presence(frames: list[Frame]) -> list[Finding]:
     findings = []
     bare = [f for f in frames if f.energy is None and f.forces is None and f.stress is None]
     if bare:
-        findings.append(
-            Finding.about("warning", "no labels", bare, f"{len(bare)} structures have no label")
-        )
+        text = f"{len(bare)} structures have no label"
+        if len(bare) == len(frames):
+            text += (
+                " under a usual name; if there are some, say where: --energy-key, --forces-key, "
+                "--stress-key, --virial-key"
+            )
+        findings.append(Finding.about("warning", "no labels", bare, text))
     for label in ("energy", "forces", "stress"):
         lacking = [f for f in frames if getattr(f, label) is None and f not in bare]
         if 0 < len(lacking) < len(frames) - len(bare):

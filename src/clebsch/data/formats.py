@@ -24,8 +24,15 @@ NPZ_KEYS = {
 
 #: Names of declared units in .npz files, and the words for eV and Angstrom.
 _NPZ_UNITS = {
-    "e_unit": ("ev",),
-    "r_unit": ("ang", "angstrom", "a", "å"),
+    **dict.fromkeys(("e_unit", "energy_unit", "energy_units"), ("ev",)),
+    **dict.fromkeys(
+        ("r_unit", "length_unit", "length_units", "position_unit", "position_units"),
+        ("ang", "angstrom", "angstroms", "a", "å"),
+    ),
+    **dict.fromkeys(
+        ("f_unit", "force_unit", "force_units", "forces_unit", "forces_units"),
+        ("ev/ang", "ev/angstrom", "ev/a", "ev/å"),
+    ),
 }
 
 
@@ -200,9 +207,10 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile, zlib and numpy raise a dozen different kinds
         where = f"key {key!r}: " if key else ""
         raise DataError(f"{path}: {where}cannot be read: {shorten(str(error), 200)}") from error
-    for key, accepted in _NPZ_UNITS.items():
-        declared = str(stored[key]).strip() if key in stored and stored[key].ndim == 0 else None
-        if declared is not None and declared.lower() not in accepted:
+    for key, value in stored.items():
+        accepted = _NPZ_UNITS.get(key.lower())
+        declared = str(value).strip() if value.ndim == 0 else ""
+        if accepted is not None and declared and declared.lower() not in accepted:
             raise DataError(
                 f"{path}: {key!r} declares {declared!r}: convert the file to eV, Angstrom and "
                 "eV/Angstrom first"

@@ -225,10 +225,18 @@ def _resolve(label: str, asked: str | None, census: Census, frames: list[RawFram
         return None
     if len(candidates) > 1 and not _same_everywhere(candidates, frames):
         raise DataError(
-            f"{path}: the {label} may be any of {', '.join(map(repr, candidates))}, which differ; "
-            f"say which with {label}=KEY ({census.describe()})"
+            f"{path}: the {label} may be any of {', '.join(map(repr, candidates))}, which are not "
+            f"the same; say which with {how_to_name(label, 'KEY')} ({census.describe()})"
         )
     return label if label in candidates else candidates[0]
+
+
+def how_to_name(label: str, key: str) -> str:
+    """How a user says where a label is."""
+    setting = f"data.keys.{label}={key}"
+    if label in ("energy", "forces", "stress", "virial"):
+        return f"--{label}-key {key}, in a training {setting}"
+    return setting
 
 
 def _same_everywhere(candidates: list[str], frames: list[RawFrame]) -> bool:
@@ -325,7 +333,8 @@ def stress_label(frame: RawFrame, keys: LabelKeys, found: dict[str, str]) -> np.
         what = "stress" if stress is not None else "virial"
         raise DataError(
             f"{frame.where}: the {what} key {found[what]!r} of a frame without a cell of three "
-            f"independent vectors: there is no volume to refer it to. {what}={NOT_READ} ignores it"
+            f"independent vectors: there is no volume to refer it to. To leave it out: "
+            f"{how_to_name(what, NOT_READ)}"
         )
     if stress is not None and keys.stress_convention == "negative":
         stress = -stress

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from clebsch.data.frame import Frame
+from clebsch.data.rawframe import where
+from clebsch.errors import DataError
 from clebsch.graph import AtomGraph, batch_graphs
 
 
@@ -118,6 +120,21 @@ def collate(
     return Batch(batch_graphs(graphs), Labels(**joined), tuple(frame_indices), counts)
 
 
+def _check_distances(frame: Frame, graph: AtomGraph) -> None:
+    """Atoms at one place have no direction to each other, and no finite energy to learn."""
+    cells = graph.cell[graph.frame[graph.receivers]]
+    vectors = graph.positions[graph.receivers] - graph.positions[graph.senders]
+    vectors = vectors + torch.einsum("ea,eab->eb", graph.images, cells)
+    together = torch.nonzero(vectors.square().sum(1) < 1e-12)
+    if len(together):
+        edge = int(together[0])
+        first, second = sorted((int(graph.senders[edge]), int(graph.receivers[edge])))
+        raise DataError(
+            f"{where(frame.source)}: atoms {first} and {second} are at one place; correct this "
+            "structure or leave it out"
+        )
+
+
 class LabelledGraphs:
     """Frames with their graphs, built once and kept in main memory: 48 bytes an edge, about.
 
@@ -131,10 +148,12 @@ class LabelledGraphs:
 
         Raises:
             UnknownElementError: an element that the potential does not know.
-            DataError: an impossible cell or position.
+            DataError: an impossible cell or position, or two atoms at one place.
         """
         self.frames = list(frames)
         self._graphs = [potential.graph(frame).to("cpu") for frame in self.frames]
+        for frame, graph in zip(self.frames, self._graphs, strict=True):
+            _check_distances(frame, graph)
         self._labels = [frame_labels(frame) for frame in self.frames]
         self.n_edges = [graph.n_edges for graph in self._graphs]
 

@@ -231,12 +231,27 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     settings = dict(model)
     preset = settings.pop("preset", None)
     if preset is not None:
+        check_kind(preset, settings)
         settings = _merged(preset_config(preset).model_dump(), settings)
     kind = CONFIGS[architecture(settings)]
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind)) from None
+
+
+def check_kind(preset: str, changes: Mapping[str, Any]) -> None:
+    """Refuse to make another kind of model of a preset.
+
+    Raises:
+        ConfigError: an unknown preset, or the changes have another ``name``.
+    """
+    own = preset_config(preset).name
+    given = changes.get("name", own)
+    if given != own:
+        raise ConfigError(
+            f"model.name={given} does not go with the preset {preset}, which is a {own} model"
+        )
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 
 from clebsch.calculators import as_calculator
 from clebsch.errors import ClebschError, did_you_mean
+from clebsch.files import check_output
 from clebsch.potential import Potential
 from clebsch.simulation.structure import bare_copy
 
@@ -180,10 +181,7 @@ def _checked_output(path: Path | str | None, suffix: str | None, overwrite: bool
     path = Path(path)
     if suffix is not None and path.suffix != suffix:
         raise ClebschError(f"{path}: this file is called *{suffix}")
-    if not path.parent.is_dir():
-        raise ClebschError(f"{path}: the folder {path.parent} does not exist")
-    if path.exists() and not overwrite:
-        raise ClebschError(f"{path} exists already: choose another name, or allow overwriting")
+    check_output(path, overwrite=overwrite)
     try:
         writable = get_ioformat(filetype(str(path), read=False)).can_write
     except UnknownFileTypeError:

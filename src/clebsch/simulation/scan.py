@@ -20,6 +20,20 @@ from clebsch.potential import Potential
 ORIGINS = ("minimum", "first")
 
 
+#: What a scan can be written as.
+SUFFIXES = (".csv", ".json", ".png", ".svg")
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a name that no scan is written under.
+
+    Raises:
+        ClebschError: it has another suffix.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ClebschError(f"{path}: a scan is written as {', '.join(SUFFIXES)}")
+
+
 @dataclass(frozen=True, eq=False)
 class ScanResult:
     """Energies along a scan; two curves are compared relative to the same frame.
@@ -112,16 +126,13 @@ class ScanResult:
             ClebschError: another suffix.
         """
         path = Path(path)
+        check_suffix(path)
         writers = {
             ".csv": self._csv,
             ".json": lambda: json.dumps(self.to_json(), indent=1).encode(),
             ".png": lambda: self._figure("png"),
             ".svg": lambda: self._figure("svg"),
         }
-        if path.suffix not in writers:
-            raise ClebschError(f"{path}: a scan is written as {', '.join(writers)}")
-        if not path.parent.is_dir():
-            raise ClebschError(f"{path}: the folder {path.parent} does not exist")
         atomic_write(path, writers[path.suffix]())
         return path
 

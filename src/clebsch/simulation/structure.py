@@ -22,7 +22,8 @@ def read_structure(path: Path | str, index: int = -1) -> Atoms:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+        problem = "is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(f"{path}: {problem}")
     try:
         atoms = ase.io.read(path, index=index)
     except (IndexError, StopIteration):

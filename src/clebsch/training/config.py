@@ -221,7 +221,7 @@ class Config(Section):
     fit: FitConfig = FitConfig()
     seed: int = Field(0, ge=0, description="of weights, split and shuffles")
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the network")
-    device: Device = Field("cpu", description="where to train: cpu, cuda, cuda:1, ...")
+    device: Device = Field("cpu", description="where to train: cpu, cuda or cuda:1")
     tf32: bool = Field(
         False,
         description="on NVIDIA GPUs and in float32: products of matrices round their factors to 11 "

@@ -15,7 +15,7 @@ from clebsch.errors import ClebschError, ConfigError, did_you_mean
 from clebsch.files import atomic_write
 from clebsch.modelfile import read_potential
 from clebsch.models.config import CONFIGS, architecture
-from clebsch.models.presets import preset_config
+from clebsch.models.presets import check_kind, preset_config
 from clebsch.training.config import (
     ALTERNATIVES,
     DEFAULT_MODEL,
@@ -170,6 +170,7 @@ def _resolve(tree: Tree, place: Any) -> Tree:
         changes = {key: value for key, value in model.items() if key != "preset"}
         try:
             base = preset_config(str(model["preset"])).model_dump(mode="json")
+            check_kind(str(model["preset"]), changes)
         except ConfigError as error:
             raise ConfigError(f"{place('model')}: model: {error}") from None
         model = _merged(base, changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,8 @@ def train(
             return _fit_result(run, run_fit(config, prepared, run, log, started, until=until))
         config = with_shares(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
+        if config.initial is not None:
+            trainer.evaluate()  # what training starts from may stay the best
         # in this order: where there is a state, there is what to resume it with
         write_config(config, run / "config.yaml")
         trainer.checkpoint()
@@ -141,6 +144,8 @@ def resume(
     """
     started = time.monotonic()
     run = Path(run).absolute()
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run}: is not the folder of a run: it holds no config.yaml")
     config = load_config(run / "config.yaml").model_copy(update={"run": run})
     new_limits = max_epochs is not None or max_minutes is not None
     if config.is_linear:
@@ -209,8 +214,13 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
         assert isinstance(config.threads, int)
         # Whatever lives now lives until the end: no need to look through it for garbage.
         gc.freeze()
-        with threads(config.threads), allow_tf32(config.tf32), trainer.helpers:
-            with log.progress(), stop_on_signals(until) as request:
+        with (
+            threads(config.threads),
+            allow_tf32(config.tf32),
+            trainer.helpers,
+            stop_on_signals(until) as request,
+        ):
+            with log.progress():
                 reason: Finished | Literal["interrupted"] = _loop(trainer, request)
             state = trainer.state
             if reason != "interrupted":
@@ -218,9 +228,12 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
                     trainer.evaluate()
                 trainer.calibrate()
                 state.finished = reason
-        trainer.checkpoint()
+            trainer.checkpoint()
     except ClebschError:
         trainer.write_model()
+        raise
+    except KeyboardInterrupt:
+        log.say(f"Stopped at once: clebsch resume {trainer.run} goes on from the last saved state.")
         raise
     finally:
         gc.unfreeze()
@@ -274,20 +287,29 @@ def _alone_in(run: Path) -> Iterator[None]:
 
     The system lets go of the lock when a process ends, however it ends.
     """
+    lock, is_new = FileLock(run / ".lock"), not run.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
-        with FileLock(run / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
             f"{run}: another process is training there; wait for it or stop it, or choose another "
             "folder with run=FOLDER"
         ) from None
     except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{run}: cannot be the folder of a run ({reason})") from error
+    try:
+        yield
+    except OSError as error:
         raise ClebschError(
             f"{error.filename or run}: {error.strerror or error}. States saved before are "
             f"unchanged; when this is mended, go on with clebsch resume {run}"
         ) from error
+    finally:
+        if is_new and {path.name for path in run.iterdir()} <= {".lock", "log.txt"}:
+            shutil.rmtree(run)  # refused before anything was done
+        lock.release()
 
 
 def _with_limits(settings: TrainingConfig, limits: dict[str, Any]) -> TrainingConfig:

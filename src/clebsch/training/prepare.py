@@ -16,7 +16,7 @@ import clebsch
 from clebsch.data.frame import Frame
 from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import LabelledGraphs
-from clebsch.data.read import read_frames
+from clebsch.data.read import read_frames, read_with_census
 from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics
@@ -153,7 +153,14 @@ def _compare_references(own: dict[str, float], known: dict[str, float], say: Say
 
 def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], dict[str, float]]:
     """Training frames, validation frames, and the energies of isolated atoms found anywhere."""
-    known, frames = isolated_atoms(read_frames(config.train, config.keys, pbc=config.pbc))
+    read, census = read_with_census(config.train, config.keys, pbc=config.pbc)
+    if all(f.energy is None and f.forces is None and f.stress is None for f in read):
+        raise DataError(
+            f"{_names(config.train)}: no structure has an energy, forces or a stress under a usual "
+            f"name ({census.describe()}); say where they are: data.keys.energy=KEY, "
+            "data.keys.forces=KEY, data.keys.stress=KEY"
+        )
+    known, frames = isolated_atoms(read)
     if config.isolated_atoms is not None:
         # forces of a lone atom say nothing, and its file need not have them
         unread = {label: NOT_READ for label in ALIASES if label != "energy"}
