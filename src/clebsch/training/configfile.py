@@ -120,7 +120,10 @@ def _read(path: Path) -> Tree:
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys to values")
+        raise ConfigError(
+            f"{path}: a configuration is a mapping of keys to values (a file of structures is "
+            "given as data.train=FILE)"
+        )
     return tree
 
 
@@ -253,10 +256,14 @@ def _explain(error: ValidationError, place: Any) -> str:
         hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, section)
         return f"{place(full)}: unknown key {full!r}. {hint}"
     if problem["type"] == "missing":
-        return f"{place(key)}: {key} is missing"
+        hint = "; say where the structures are: data.train=FILE" if key.startswith("data") else ""
+        return f"{place(key)}: {key} is missing{hint}"
     same = [p for p in problems if _locate(p["loc"])[0] == key]
-    expected = " or ".join(dict.fromkeys(_message(p) for p in same))
     got = problem["input"]
+    if isinstance(got, str) and all(p["type"] == "literal_error" for p in same):
+        choices = [one for p in same for one in re.findall(r"'([^']+)'", p["ctx"]["expected"])]
+        return f"{place(key)}: {key}: unknown value {got!r}. {did_you_mean(got, choices)}"
+    expected = " or ".join(dict.fromkeys(_message(p) for p in same))
     shown = "" if isinstance(got, dict) else f" (got {got!r})"
     return f"{place(key)}: {key}: {expected}{shown}"
 
