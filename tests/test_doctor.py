@@ -55,6 +55,15 @@ def test_a_perfect_crystal_without_forces_is_no_reason_to_distrust(model: Path) 
     assert not found.failures
 
 
+def test_structures_that_the_model_does_not_know_are_an_error_of_the_caller(
+    run_doctor: Run, model: Path, tmp_path: Path
+) -> None:
+    ase.io.write(tmp_path / "xenon.xyz", [ethanol(), bulk("Xe", "fcc", a=6.1)])
+    status, out, err = run_doctor(model, tmp_path / "xenon.xyz")
+    assert (status, out) == (2, "")
+    assert "xenon.xyz 1: element Xe (atom 0) is unknown" in err
+
+
 def test_structures_and_precision_can_be_chosen(
     run_doctor: Run, model: Path, tmp_path: Path
 ) -> None:

@@ -271,7 +271,7 @@ def md(
     from clebsch.evaluation.run import progress_bar
     from clebsch.rounding import allow_tf32
     from clebsch.simulation.md import run_md
-    from clebsch.simulation.structure import read_structure
+    from clebsch.simulation.structure import check_fits, read_structure
 
     if keep_velocities and ensemble != "nve":
         raise ConfigError("--keep-velocities is for nve: a thermostat makes its own velocities")
@@ -279,6 +279,7 @@ def md(
         time = 10.0
     atoms = read_structure(structure, index)
     potential = load_model(model, device, dtype, head)
+    check_fits(potential, atoms, str(structure))
     if tabulate:
         potential = potential.tabulated()
     with allow_tf32(tf32), progress_bar(f"MD ({ensemble})") as advance:
@@ -336,11 +337,13 @@ def relax(
 ) -> None:
     """Relax a structure to the nearest minimum of the energy. Exit status 1: not converged."""
     from clebsch.simulation.relax import run_relax
-    from clebsch.simulation.structure import read_structure
+    from clebsch.simulation.structure import check_fits, read_structure
 
+    potential, atoms = load_model(model, device, dtype, head), read_structure(structure, index)
+    check_fits(potential, atoms, str(structure))
     result = run_relax(
-        load_model(model, device, dtype, head),
-        read_structure(structure, index),
+        potential,
+        atoms,
         fmax=fmax,
         steps=steps,
         cell=cell,

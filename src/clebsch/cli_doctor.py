@@ -66,12 +66,15 @@ def doctor(
     Exit status 1: something is wrong.
     """
     from clebsch.doctor import DTYPES, examine, read_unverified
+    from clebsch.simulation.structure import check_fits
 
     if peer_python is not None and not unpickle_with_mace_torch:
         raise ConfigError("--peer-python is for --unpickle-with-mace-torch, which is not given")
     chosen = precision(dtype)
     potential, stored = read_unverified(model, head=head, properties=fixed_properties(fix))
     looked_at = None if structures is None else _read(structures)
+    for name, atoms in (looked_at or {}).items():
+        check_fits(potential, atoms, name)
     console = Console(stderr=True)
     with console.status("") as status:
         opinion = None

@@ -8,6 +8,7 @@ import ase.io
 from ase import Atoms
 
 from clebsch.errors import DataError
+from clebsch.potential import Potential
 
 
 def read_structure(path: Path | str, index: int = -1) -> Atoms:
@@ -33,6 +34,24 @@ def read_structure(path: Path | str, index: int = -1) -> Atoms:
     if len(atoms) == 0:
         raise DataError(f"{path}: structure number {index} has no atoms")
     return atoms
+
+
+def check_fits(potential: Potential, atoms: Atoms, name: str) -> None:
+    """Find out whether a potential can be asked about a structure, before anything begins.
+
+    Args:
+        potential: that will be asked.
+        atoms: the structure.
+        name: of its file, and of the structure in it.
+
+    Raises:
+        UnknownElementError: an element that the potential does not know; names file and atom.
+        DataError: an impossible cell or position.
+    """
+    try:
+        potential.graph(atoms)
+    except DataError as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def bare_copy(atoms: Atoms) -> Atoms:
