@@ -21,7 +21,7 @@ from torch import Tensor
 import clebsch
 from builders import ethanol, potential, skewed_cell, slab
 from captures import InPlace, capture_with, gradients
-from clebsch.graph import AtomGraph, blank_graph
+from clebsch.graph import AtomGraph, blank_graph, edge_vectors
 from clebsch.recording import Recording
 from clebsch.replay import (
     CAPTURE_AT,
@@ -138,7 +138,7 @@ def test_padded_graphs_are_graphs_whatever_they_held_before() -> None:
         assert torch.equal(found.positions[: graph.n_atoms], graph.positions)
         ghosts = slice(graph.n_edges, None)
         assert (found.frame[found.senders[ghosts]] == graph.n_frames).all()
-        vectors = clebsch.potential.edge_vectors(found, found.positions)
+        vectors = edge_vectors(found, found.positions)
         lengths = torch.linalg.vector_norm(vectors[ghosts], dim=1)
         torch.testing.assert_close(
             lengths, torch.full_like(lengths, GHOST_LENGTH * tested.cutoff), rtol=1e-6, atol=0

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from clebsch.errors import ClebschError
-from clebsch.graph import AtomGraph
+from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.models.ace import ACE
-from clebsch.potential import Potential, edge_forces, edge_vectors
+from clebsch.potential import Potential, edge_forces
 
 
 @dataclass(frozen=True, eq=False)

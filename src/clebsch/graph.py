@@ -82,6 +82,13 @@ class AtomGraph:
         return replace(self, positions=positions, cell=self.cell if cell is None else cell)
 
 
+def edge_vectors(graph: AtomGraph, positions: Tensor) -> Tensor:
+    """[E, 3] float64: from sender to receiver, across periodic images."""
+    vectors = positions[graph.receivers] - positions[graph.senders]
+    cells = graph.cell[graph.frame[graph.receivers]]
+    return vectors + torch.einsum("ea,eab->eb", graph.images, cells)
+
+
 def make_graph(
     positions: Tensor,
     cell: Tensor,

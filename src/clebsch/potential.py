@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from clebsch.conventions import OUTPUTS
 from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError, did_you_mean
-from clebsch.graph import AtomGraph, batch_graphs, blank_graph
+from clebsch.graph import AtomGraph, batch_graphs, blank_graph, edge_vectors
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend, load_backend
 from clebsch.models.config import ModelConfig
@@ -172,9 +172,7 @@ class Potential(nn.Module):
     def _install(self, kernels: Kernels) -> None:
         self._kernels = kernels
         self._forget_recordings()
-        for module in self.modules():
-            if hasattr(module, "kernels"):
-                setattr(module, "kernels", kernels)  # noqa: B010
+        kernels.install(self)
 
     def _can_run(self, kernels: Kernels, needed: bool) -> bool:
         """Whether a backend runs here; where it is not needed, a warning says that it does not.
@@ -529,13 +527,6 @@ def example_structure(potential: Potential) -> Atoms:
     spacing = potential.cutoff / 3
     cell = [1.1 * side * spacing] * 3
     return Atoms(symbols, spacing * (1.1 * sites + offsets), cell=cell, pbc=True)
-
-
-def edge_vectors(graph: AtomGraph, positions: Tensor) -> Tensor:
-    """[E, 3] float64: from sender to receiver, across periodic images."""
-    vectors = positions[graph.receivers] - positions[graph.senders]
-    cells = graph.cell[graph.frame[graph.receivers]]
-    return vectors + torch.einsum("ea,eab->eb", graph.images, cells)
 
 
 def edge_forces(gradient: Tensor, graph: AtomGraph, kernels: Kernels) -> Tensor:

@@ -100,10 +100,11 @@ class Recording:
         Versions alone would not: fused optimisers and ``weight.data`` leave them as they are.
         """
         versions = [(weight.data_ptr(), weight._version) for weight in self._weights]
-        norms = []
-        for dtype in (torch.float32, torch.float64):
-            numbers = [weight for weight in self._weights if weight.dtype == dtype]
-            norms += torch.stack(torch._foreach_norm(numbers)).tolist() if numbers else []
+        numbers: dict[torch.dtype, list[Tensor]] = {}
+        for weight in self._weights:
+            if weight.is_floating_point():
+                numbers.setdefault(weight.dtype, []).append(weight)
+        norms = [torch.stack(torch._foreach_norm(alike)).tolist() for alike in numbers.values()]
         return [*versions, *norms]
 
     def finish(self, begun: tuple[Any, ...], *inputs: Tensor) -> Tensors:

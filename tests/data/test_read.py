@@ -399,6 +399,7 @@ def test_npz_files_of_both_usual_forms_are_read(tmp_path: Path) -> None:
         ({"cell": np.zeros((5, 3, 3))}, "key 'cell' has shape"),
         ({"pbc": np.zeros(2, dtype=bool)}, "key 'pbc' has shape"),
         ({"e_unit": np.array("kcal/mol")}, "'e_unit' declares 'kcal/mol'"),
+        ({"e_unit": np.array(" ")}, "'e_unit' declares ''"),
         ({"energy_units": np.array("kcal/mol")}, "'energy_units' declares 'kcal/mol'"),
         ({"forces_unit": np.array("Hartree/Bohr")}, "'forces_unit' declares 'Hartree/Bohr'"),
         ({"E": np.array([None, {}], dtype=object)}, "key 'E': cannot be read"),

@@ -10,9 +10,9 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from torch import Tensor
 
-from clebsch.graph import AtomGraph
+from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.neighbors import neighbor_graph
-from clebsch.potential import Prediction, edge_vectors
+from clebsch.potential import Prediction
 
 DEPTH, WIDTH, LENGTH = 0.5, 1.5, 2.5  # eV, 1/A, A
 

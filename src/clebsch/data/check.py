@@ -142,7 +142,7 @@ def check_frames(
 
 def _check_label_presence(frames: list[Frame]) -> list[Finding]:
     findings = []
-    bare = [f for f in frames if f.energy is None and f.forces is None and f.stress is None]
+    bare = [f for f in frames if not f.has_labels]
     if bare:
         text = f"{len(bare)} structures have no label"
         if len(bare) == len(frames):

@@ -209,8 +209,10 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: {where}cannot be read: {shorten(str(error), 200)}") from error
     for key, value in stored.items():
         accepted = _NPZ_UNITS.get(key.lower())
-        declared = str(value).strip() if value.ndim == 0 else ""
-        if accepted is not None and declared and declared.lower() not in accepted:
+        if accepted is None or value.ndim:
+            continue
+        declared = str(value).strip()
+        if declared.lower() not in accepted:
             raise DataError(
                 f"{path}: {key!r} declares {declared!r}: convert the file to eV, Angstrom and "
                 "eV/Angstrom first"

@@ -53,6 +53,11 @@ class Frame:
         """Chemical symbols, one per atom."""
         return [chemical_symbols[z] for z in self.numbers]
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is an energy, forces or a stress."""
+        return not (self.energy is None and self.forces is None and self.stress is None)
+
     def to_atoms(self) -> Atoms:
         """The same structure for ASE, with its labels in a ``SinglePointCalculator``."""
         atoms = Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)

@@ -38,6 +38,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 NPZ_ALIASES = {"energy": ("e", "energies"), "forces": ("f",)}
 
 
+#: Labels that are not weights: commands have an option for the key of each.
+QUANTITIES = ("energy", "forces", "stress", "virial")
+
+
 class LabelKeys(BaseModel):
     """Under which keys the labels are.
 
@@ -215,7 +219,7 @@ def _resolve(label: str, asked: str | None, census: Census, frames: list[RawFram
     candidates = [key for key in held if key.lower() in usual]
     if asked in held:
         return asked
-    if asked is not None and candidates and label in ("energy", "forces", "stress", "virial"):
+    if asked is not None and candidates and label in QUANTITIES:
         raise DataError(
             f"{path}: no frame has the {label} key {asked!r}, but there is "
             f"{' and '.join(map(repr, candidates))} ({census.describe()}): give all files the "
@@ -234,7 +238,7 @@ def _resolve(label: str, asked: str | None, census: Census, frames: list[RawFram
 def how_to_name(label: str, key: str) -> str:
     """How a user says where a label is."""
     setting = f"data.keys.{label}={key}"
-    if label in ("energy", "forces", "stress", "virial"):
+    if label in QUANTITIES:
         return f"--{label}-key {key}, in a training {setting}"
     return setting
 

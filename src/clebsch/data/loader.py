@@ -14,7 +14,7 @@ from torch import Tensor
 from clebsch.data.frame import Frame
 from clebsch.data.rawframe import where
 from clebsch.errors import DataError
-from clebsch.graph import AtomGraph, batch_graphs
+from clebsch.graph import AtomGraph, batch_graphs, edge_vectors
 
 
 class GraphMaker(Protocol):
@@ -122,9 +122,7 @@ def collate(
 
 def _check_distances(frame: Frame, graph: AtomGraph) -> None:
     """Atoms at one place have no direction to each other, and no finite energy to learn."""
-    cells = graph.cell[graph.frame[graph.receivers]]
-    vectors = graph.positions[graph.receivers] - graph.positions[graph.senders]
-    vectors = vectors + torch.einsum("ea,eab->eb", graph.images, cells)
+    vectors = edge_vectors(graph, graph.positions)
     together = torch.nonzero(vectors.square().sum(1) < 1e-12)
     if len(together):
         edge = int(together[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
 from clebsch.kernels.plan import ContractionPlan, ConvolutionPlan
@@ -36,3 +36,9 @@ class Kernels:
     from_senders: Callable[[Tensor, AtomGraph], Tensor]
     from_receivers: Callable[[Tensor, AtomGraph], Tensor]
     to_senders: Callable[[Tensor, AtomGraph], Tensor]
+
+    def install(self, module: nn.Module) -> None:
+        """Have a module, and all within it, compute with these."""
+        for one in module.modules():
+            if hasattr(one, "kernels"):
+                setattr(one, "kernels", self)  # noqa: B010

@@ -70,13 +70,17 @@ def bessel_basis(lengths: Tensor, cutoff: float, n_basis: int, exponent: int) ->
     Returns:
         [E, n_basis], Angstrom^-3/2; zero beyond the cut-off.
     """
-    order = torch.arange(1, n_basis + 1, dtype=lengths.dtype, device=lengths.device)
-    values = bessel_functions(lengths, cutoff, math.pi * order)
+    values = bessel_functions(lengths, cutoff, n_basis)
     return values * polynomial_envelope(lengths / cutoff, exponent)[:, None]
 
 
-def bessel_functions(lengths: Tensor, cutoff: float, frequencies: Tensor) -> Tensor:
-    """sqrt(2 / r_c) sin(w_n r / r_c) / r, [E, n], of frequencies w."""
+def bessel_functions(
+    lengths: Tensor, cutoff: float, n_basis: int, frequencies: Tensor | None = None
+) -> Tensor:
+    """sqrt(2 / r_c) sin(w_n r / r_c) / r, [E, n_basis], of frequencies w; n pi if None."""
+    if frequencies is None:
+        order = torch.arange(1, n_basis + 1, dtype=lengths.dtype, device=lengths.device)
+        frequencies = math.pi * order
     scaled = math.sqrt(2 / cutoff) / lengths
     return torch.sin(lengths[:, None] * (frequencies / cutoff)) * scaled[:, None]
 

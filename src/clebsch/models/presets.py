@@ -231,8 +231,7 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     settings = dict(model)
     preset = settings.pop("preset", None)
     if preset is not None:
-        check_kind(preset, settings)
-        settings = _merged(preset_config(preset).model_dump(), settings)
+        settings = _merged(preset_to_change(preset, settings).model_dump(), settings)
     kind = CONFIGS[architecture(settings)]
     try:
         return kind.model_validate(settings)
@@ -240,18 +239,20 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
         raise ConfigError(_explain(error, kind)) from None
 
 
-def check_kind(preset: str, changes: Mapping[str, Any]) -> None:
-    """Refuse to make another kind of model of a preset.
+def preset_to_change(preset: str, changes: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of a preset that changes can be made to.
 
     Raises:
-        ConfigError: an unknown preset, or the changes have another ``name``.
+        ConfigError: an unknown preset, or the changes would make another kind of model of it.
     """
-    own = preset_config(preset).name
-    given = changes.get("name", own)
-    if given != own:
+    config = preset_config(preset)
+    given = changes.get("name", config.name)
+    if given != config.name:
         raise ConfigError(
-            f"model.name={given} does not go with the preset {preset}, which is a {own} model"
+            f"model.name={given} does not go with the preset {preset}, which is a {config.name} "
+            "model"
         )
+    return config
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -264,9 +264,8 @@ class RadialTable(nn.Module):
         n_intervals = math.ceil(cutoff / spacing)
         self.per_angstrom = n_intervals / cutoff
         double, double_basis = copy.deepcopy(network).double(), copy.deepcopy(basis).double()
-        for module in (*double.modules(), *double_basis.modules()):
-            if hasattr(module, "kernels"):
-                setattr(module, "kernels", load_backend("reference"))  # noqa: B010
+        for module in (double, double_basis):
+            load_backend("reference").install(module)
         lengths = torch.linspace(0, cutoff, n_intervals + 1, dtype=torch.float64)
         lengths[0] = 1e-6  # the basis at 0 is a limit
 

@@ -128,19 +128,14 @@ class BesselBasis(RadialBasis):
     def forward(self, lengths: Tensor, transformed: Tensor | None = None) -> Tensor:
         """See ``RadialBasis``."""
         cut = self.envelope
-        usual = isinstance(cut, PolynomialEnvelope) and cut.cutoff == self.cutoff
-        if not usual or transformed is not None or self.frequencies is not None:
-            return super().forward(lengths, transformed)
-        assert isinstance(cut, PolynomialEnvelope)
-        return self.kernels.bessel_basis(lengths, self.cutoff, self.n_basis, cut.exponent)
+        fixed = transformed is None and self.frequencies is None
+        if fixed and isinstance(cut, PolynomialEnvelope) and cut.cutoff == self.cutoff:
+            return self.kernels.bessel_basis(lengths, self.cutoff, self.n_basis, cut.exponent)
+        return super().forward(lengths, transformed)
 
     def functions(self, x: Tensor) -> Tensor:
         """Args: x [E], positive. Returns: [E, n_basis], without the envelope."""
-        frequencies: Tensor | None = self.frequencies
-        if frequencies is None:
-            order = torch.arange(1, self.n_basis + 1, dtype=x.dtype, device=x.device)
-            frequencies = math.pi * order
-        return bessel_functions(x, self.cutoff, frequencies)
+        return bessel_functions(x, self.cutoff, self.n_basis, self.frequencies)
 
 
 class GaussianBasis(RadialBasis):

@@ -14,7 +14,7 @@ import numpy as np
 
 from clebsch.data.frame import Frame
 from clebsch.errors import ClebschError, DataError, did_you_mean
-from clebsch.files import atomic_write
+from clebsch.files import atomic_write, check_output
 from clebsch.potential import Potential
 
 ORIGINS = ("minimum", "first")
@@ -123,17 +123,17 @@ class ScanResult:
         """Write a table (``.csv``), everything (``.json``) or a figure (``.png``, ``.svg``).
 
         Raises:
-            ClebschError: another suffix.
+            ClebschError: another suffix, or a folder that does not exist.
         """
-        path = Path(path)
+        path = check_output(path, overwrite=True)
         check_suffix(path)
-        writers = {
-            ".csv": self._csv,
-            ".json": lambda: json.dumps(self.to_json(), indent=1).encode(),
-            ".png": lambda: self._figure("png"),
-            ".svg": lambda: self._figure("svg"),
-        }
-        atomic_write(path, writers[path.suffix]())
+        if path.suffix == ".csv":
+            content = self._csv()
+        elif path.suffix == ".json":
+            content = json.dumps(self.to_json(), indent=1).encode()
+        else:
+            content = self._figure(path.suffix[1:])
+        atomic_write(path, content)
         return path
 
     def _csv(self) -> bytes:

@@ -15,7 +15,7 @@ from clebsch.errors import ClebschError, ConfigError, did_you_mean
 from clebsch.files import atomic_write
 from clebsch.modelfile import read_potential
 from clebsch.models.config import CONFIGS, architecture
-from clebsch.models.presets import check_kind, preset_config
+from clebsch.models.presets import preset_to_change
 from clebsch.training.config import (
     ALTERNATIVES,
     DEFAULT_MODEL,
@@ -172,8 +172,7 @@ def _resolve(tree: Tree, place: Any) -> Tree:
     if isinstance(model, dict) and "preset" in model:
         changes = {key: value for key, value in model.items() if key != "preset"}
         try:
-            base = preset_config(str(model["preset"])).model_dump(mode="json")
-            check_kind(str(model["preset"]), changes)
+            base = preset_to_change(str(model["preset"]), changes).model_dump(mode="json")
         except ConfigError as error:
             raise ConfigError(f"{place('model')}: model: {error}") from None
         model = _merged(base, changes)

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from clebsch.algebra import spherical_harmonics
 from clebsch.algebra.cluster import ClusterBasis
-from clebsch.graph import AtomGraph
+from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.models.ace import ACE
-from clebsch.potential import edge_vectors
 
 
 class Design:

@@ -154,7 +154,7 @@ def _compare_references(own: dict[str, float], known: dict[str, float], say: Say
 def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], dict[str, float]]:
     """Training frames, validation frames, and the energies of isolated atoms found anywhere."""
     read, census = read_with_census(config.train, config.keys, pbc=config.pbc)
-    if all(f.energy is None and f.forces is None and f.stress is None for f in read):
+    if not any(frame.has_labels for frame in read):
         raise DataError(
             f"{_names(config.train)}: no structure has an energy, forces or a stress under a usual "
             f"name ({census.describe()}); say where they are: data.keys.energy=KEY, "

@@ -52,9 +52,9 @@ def _envelope(p: int, order: int, cutoff: float) -> str:
         p + 1: float(p * (p + 2)),
         p + 2: -p * (p + 1) / 2,
     }
-    terms = []
+    terms = ["t * 0.0"]
     for power, coefficient in coefficients.items():
         factor = coefficient * math.perm(power, order) / cutoff**order
         if factor:
             terms.append(" * ".join([repr(factor), *["t"] * (power - order)]))
-    return f"t * 0.0 + {' + '.join(terms)}" if terms else "t * 0.0"
+    return " + ".join(terms)
