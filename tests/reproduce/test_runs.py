@@ -35,7 +35,16 @@ TOY = Suite(
     data="toy",
     statistic="mae",
     tasks=(
-        Task("few", "train", TESTS, epochs=2, train_count=4, valid_count=2, eval_every=2),
+        Task(
+            "few",
+            "train",
+            TESTS,
+            epochs=2,
+            train_count=4,
+            valid_count=2,
+            eval_every=2,
+            batch_size=1,
+        ),
         Task("many", "train", TESTS, epochs=3, train_count=6, valid_count=2),
     ),
     models=("small",),
@@ -199,6 +208,11 @@ def test_seeds_recipes_and_settings_have_folders_of_their_own(data: Path) -> Non
     every = [plan.config.training.eval_every for plan in plans(data)]
     assert every == [2, 1], "a plateau counts evaluations, so the paper's recipe has its own"
     assert plans(data, settings=("training.max_minutes=5",))[0].config.training.max_epochs is None
+    assert [plan.config.training.batch_size for plan in plans(data, settings=())] == [1, 5]
+    assert {plan.config.training.batch_size for plan in plans(data)} == {2}
+    edges = plans(data, settings=("training.batch_edges=64",))
+    assert {plan.config.training.batch_size for plan in edges} == {None}
+    assert plans(data, settings=(), recipe="paper")[0].config.training.batch_size == 5
     moved = plans(data, settings=("training.batch_size=2", "processes=2"))
     assert moved[0].config.run == plans(data)[0].config.run
 

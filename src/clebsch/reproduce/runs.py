@@ -222,6 +222,8 @@ def _plan(
             if not given & {"training.max_epochs", "training.max_minutes"}:
                 wanted.append(f"training.max_epochs={task.epochs}")
             wanted.append(f"training.eval_every={task.eval_every}")
+            if task.batch_size and not given & {"training.batch_size", "training.batch_edges"}:
+                wanted.append(f"training.batch_size={task.batch_size}")
     what = tuple(one for one in settings if one.partition("=")[0] not in _WHERE)
     kind = slug(" ".join((recipe, *what)))
     run = runs / suite.name / task.name / model / kind / f"seed-{seed}"

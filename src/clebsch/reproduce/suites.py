@@ -57,6 +57,7 @@ class Task:
         tests: what the trained model is judged by.
         epochs: of the recipe ``fast``, unless settings say otherwise.
         eval_every: likewise, epochs between evaluations.
+        batch_size: likewise, structures in a step; None: the recipe's.
         train_count: structures to train on; None: all that do not validate.
         valid_count: structures to validate on.
         isolated_atoms: file with energies of lone atoms; None: references are fitted.
@@ -69,6 +70,7 @@ class Task:
     train_count: int | None = None
     valid_count: int = 50
     eval_every: int = 1
+    batch_size: int | None = None
     isolated_atoms: str | None = None
 
     @property
@@ -168,7 +170,7 @@ def _3bpa(epochs: int) -> Task:
     return Task("300K", "train_300K", _3BPA_TESTS, epochs, isolated_atoms="iso_atoms")
 
 
-def _rmd17(molecule: str, count: int, epochs: int) -> Task:
+def _rmd17(molecule: str, count: int, epochs: int, batch_size: int | None = None) -> Task:
     tests = (HeldOut("test", f"{molecule}/test_01"),)
     return Task(
         f"{molecule}-{count}",
@@ -178,6 +180,7 @@ def _rmd17(molecule: str, count: int, epochs: int) -> Task:
         train_count=count,
         # there are 50 structures to validate on, however few there are to train on
         eval_every=max(1, 500 // count),
+        batch_size=batch_size,
     )
 
 
@@ -218,7 +221,7 @@ SUITES = {
             data="rmd17",
             statistic="mae",
             tasks=(
-                *(_rmd17(molecule, 50, 600) for molecule in MOLECULES),
+                *(_rmd17(molecule, 50, 100, batch_size=1) for molecule in MOLECULES),
                 *(_rmd17(molecule, 950, 100) for molecule in MOLECULES),
             ),
             models=("mace_rmd17",),
