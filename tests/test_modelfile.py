@@ -54,6 +54,11 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
+def test_a_precision_by_name_is_told_what_it_should_be(file: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"torch\.float64, .*, not 'float64'"):
+        clebsch.load(file, dtype="float64")  # type: ignore[arg-type]
+
+
 def test_every_flipped_bit_is_found(file: Path) -> None:
     original = file.read_bytes()
     rng = np.random.default_rng(0)

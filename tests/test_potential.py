@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,6 +127,22 @@ def test_one_output_may_be_a_bare_name() -> None:
     tested = potential()
     prediction = tested(tested.graph(ethanol()), "energy")
     assert prediction.energy is not None
+
+
+def test_what_is_no_graph_and_no_structure_is_refused_with_what_to_do() -> None:
+    tested = potential()
+    with pytest.raises(ClebschError, match=r"not on Atoms: potential\(potential\.graph"):
+        tested(ethanol())  # type: ignore[arg-type]
+    for name in ("POSCAR", Path("POSCAR")):
+        with pytest.raises(ClebschError, match=r"POSCAR: .* ase\.io\.read"):
+            tested.graph(name)  # type: ignore[arg-type]
+    with pytest.raises(ClebschError, match="no structure"):
+        tested.graph([])
+
+
+def test_public_names_are_listed() -> None:
+    assert set(dir(clebsch)) == set(clebsch.__all__)
+    assert all(getattr(clebsch, name) is not None for name in dir(clebsch))
 
 
 def test_a_cell_that_is_not_a_number_is_refused() -> None:

@@ -240,11 +240,17 @@ def md(
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="nve with the structure's own velocities.")
     ] = False,
-    pressure: Annotated[float, typer.Option(help="Pressure for npt, GPa.")] = 0.0,
-    friction: Annotated[float, typer.Option(help="Friction of the thermostat, 1/ps.")] = 10.0,
+    pressure: Annotated[
+        float | None, typer.Option(help="For npt: pressure, GPa; 0 if not given.")
+    ] = None,
+    friction: Annotated[
+        float | None,
+        typer.Option(help="For nvt and npt: of the thermostat, 1/ps; 10 if not given."),
+    ] = None,
     barostat_period: Annotated[
-        float, typer.Option(help="Time scale of the volume in npt, fs.")
-    ] = 1000.0,
+        float | None,
+        typer.Option(help="For npt: time scale of the volume, fs; 1000 if not given."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of initial velocities and random forces.")] = 0,
     output: Annotated[
         Path, typer.Option(help="Trajectory: .traj (ASE) or .extxyz; the log goes beside it.")

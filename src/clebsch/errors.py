@@ -34,8 +34,18 @@ class BackendError(ClebschError):
     """A kernel backend is missing or disagrees with the reference."""
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A hint for an unknown ``name``: the nearest of ``choices``, then all of them."""
+#: Choices that are listed, at most: there are never more keys than that, but files.
+_MOST_LISTED = 40
+
+
+def did_you_mean(name: str, choices: Iterable[str], what: str = "Valid") -> str:
+    """A hint for an unknown ``name``: the nearest of ``choices``, then all of them.
+
+    Args:
+        name: what was given.
+        choices: what could have been.
+        what: they are.
+    """
     choices = [str(choice) for choice in choices]
     if not choices:
         return "There is nothing to choose from."
@@ -44,4 +54,6 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if not nearest and str(name).lower() in lowered:
         nearest = [lowered[str(name).lower()]]
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    return f"{hint}Valid: {', '.join(choices)}."
+    rest = len(choices) - _MOST_LISTED
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{hint}{what}: {', '.join(choices[:_MOST_LISTED])}{more}."

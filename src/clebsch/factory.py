@@ -9,7 +9,8 @@ import torch
 from ase.data import atomic_numbers
 from torch import nn
 
-from clebsch.errors import ConfigError, did_you_mean
+from clebsch.elements import check_element
+from clebsch.errors import ConfigError
 from clebsch.models.ace import ACE
 from clebsch.models.allegro import Allegro
 from clebsch.models.config import ACEConfig, AllegroConfig, ModelConfig
@@ -119,10 +120,8 @@ def _network(config: ModelConfig, species: Sequence[str], avg_num_neighbors: flo
 
 
 def _sorted_species(species: Sequence[str]) -> list[str]:
-    known = [symbol for symbol in atomic_numbers if symbol != "X"]
     for symbol in species:
-        if symbol not in known:
-            raise ConfigError(f"{symbol!r} is not an element. {did_you_mean(symbol, known)}")
+        check_element(symbol)
     if not species:
         raise ConfigError("a potential needs at least one element")
     return sorted(set(species), key=lambda symbol: atomic_numbers[symbol])

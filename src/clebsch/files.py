@@ -18,7 +18,10 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """
     path = Path(path)
     payload = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:  # which would tell of the temporary name
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(payload)
@@ -52,5 +55,11 @@ def check_output(
     if path.resolve() in {Path(one).resolve() for one in inputs}:
         raise ClebschError(f"{path} is read by this command: choose another name for the result")
     if path.exists() and not overwrite:
-        raise ClebschError(f"{path} exists already: choose another name, or allow overwriting")
+        raise ClebschError(
+            f"{path} exists already: choose another name, or allow overwriting (--overwrite)"
+        )
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ClebschError(f"{path}: cannot be written: {error.strerror}") from None
     return path

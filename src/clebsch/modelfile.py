@@ -207,7 +207,10 @@ def load(
     """
     path = Path(path)
     if dtype not in (None, *TOLERANCES):
-        raise ModelFileError(f"{path}: potentials compute in float32 or float64, not in {dtype}")
+        raise ModelFileError(
+            f"{path}: dtype is torch.float32 or torch.float64, in which potentials compute, not "
+            f"{dtype!r}"
+        )
     potential, reference = read_potential(path, head=head, species=species, properties=properties)
     saved_dtype = potential.dtype
     potential.model.to(dtype or saved_dtype)

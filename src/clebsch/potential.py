@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -257,9 +258,17 @@ class Potential(nn.Module):
         Raises:
             UnknownElementError: an element that the potential does not know.
             DataError: an impossible cell or position.
+            ClebschError: no structure, or the name of a file.
         """
         single = hasattr(structures, "numbers")
+        if isinstance(structures, str | os.PathLike):
+            raise ClebschError(
+                f"{structures}: a graph is made of structures, not of a file's name: read them "
+                "with ase.io.read"
+            )
         listed: list[Any] = [structures] if single else list(structures)  # type: ignore[arg-type]
+        if not listed:
+            raise ClebschError("there is no structure to make a graph of")
         graphs = [self._graph(s, "" if single else f"structure {i}") for i, s in enumerate(listed)]
         return batch_graphs(graphs).to(self.device)
 
@@ -302,8 +311,13 @@ class Potential(nn.Module):
 
         Raises:
             ClebschError: an unknown output; stress without a cell; a Hessian of several structures;
-                derivatives under ``torch.inference_mode``.
+                derivatives under ``torch.inference_mode``; structures in place of their graph.
         """
+        if not isinstance(graph, AtomGraph):
+            raise ClebschError(
+                f"a potential computes on graphs, not on {type(graph).__name__}: "
+                "potential(potential.graph(structures))"
+            )
         asked = {outputs} if isinstance(outputs, str) else set(outputs)
         for name in asked - set(OUTPUTS):
             raise ClebschError(f"unknown output {name!r}. {did_you_mean(name, OUTPUTS)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from data_builders import WATER, copper, copper_file, water_text, write
 from pydantic import ValidationError
 
+from clebsch.data.extxyz import OPENERS
 from clebsch.data.read import LabelKeys, census, read_frames, read_with_census
 from clebsch.errors import DataError
 
@@ -425,6 +428,26 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=name):
             read_frames(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_the_nearest_of_many_files_is_named_and_the_list_is_cut(tmp_path: Path) -> None:
+    for number in range(50):
+        (tmp_path / f"a{number:02d}.py").touch()
+    write(tmp_path / "train.xyz", water_text())
+    with pytest.raises(DataError, match=r"'train\.xyz'\? Files there: a00\.py, .* and 11 more\."):
+        read_frames(tmp_path / "tran.xyz")
+
+
+@pytest.mark.parametrize(("suffix", "opener"), OPENERS.items())
+def test_a_compressed_file_under_a_plain_name_is_told_its_name(
+    tmp_path: Path, suffix: str, opener: Callable[..., Any]
+) -> None:
+    with opener(tmp_path / "train.xyz", "wt") as file:
+        file.write(water_text())
+    with pytest.raises(DataError, match=rf"is compressed; name it train\.xyz\{suffix}"):
+        read_frames(tmp_path / "train.xyz")
+    (tmp_path / "train.xyz").rename(tmp_path / f"train.xyz{suffix}")
+    assert len(read_frames(tmp_path / f"train.xyz{suffix}")) == 3
 
 
 def test_missing_empty_and_unknown_files_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,9 +101,21 @@ def test_an_unknown_key_on_the_command_line_is_not_blamed_on_the_file(tmp_path: 
         load_config(path, ["model.chanels=4"])
 
 
+def test_an_unknown_section_is_blamed_on_where_it_was_given(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^the command line: unknown key 'trainning'"):
+        load_config(file(tmp_path, "data: {train: a}"), ["trainning.lr=0.1"])
+    path = file(tmp_path, "{data: {train: a}, trainning: {lr: 1}}")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: unknown key 'trainning'"):
+        load_config(path, ["training.lr=0.1"])
+    path = file(tmp_path, "{data: {train: a}, model: mace_smal}")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: model: "):
+        load_config(path, ["model.channels=8"])
+
+
 @pytest.mark.parametrize(
     ("setting", "key", "expected"),
     [
+        ("data.references={Cu: -3, Nj: 1}", "data.references", "'Nj' is not an element. Did you"),
         ("training.lr=fast", "training.lr", "number"),
         ("training.lr=true", "training.lr", "number"),
         ("training.max_epochs=1.5", "training.max_epochs", "integer"),

@@ -427,6 +427,24 @@ def test_weights_and_assumed_statistics_are_said(tmp_path: Path) -> None:
     assert any("assumed: forces_rms 1" in line for line in lines)
 
 
+def test_structures_to_validate_on_that_are_trained_on_are_noticed(tmp_path: Path) -> None:
+    path = data_file(tmp_path, [cluster(seed) for seed in range(3)])
+    other = data_file(tmp_path, [cluster(2), cluster(7)], "valid.xyz")
+    lines: list[str] = []
+    prepare(config(path, "data.valid_count=null", f"data.valid={other}"), lines.append)
+    (told,) = [line for line in lines if "training structures too" in line]
+    assert told.startswith(f"1 of 2 validation structures are training structures too, {other}:0")
+    lines.clear()
+    prepare(config(path), lines.append)
+    assert not any("training structures too" in line for line in lines)
+
+
+def test_a_cutoff_that_no_two_atoms_are_within_is_named(tmp_path: Path) -> None:
+    settings = config(data_file(tmp_path, [cluster(i) for i in range(4)]), "model.cutoff=0.3")
+    with pytest.raises(DataError, match=r"within the cut-off of 0\.3 Angstrom"):
+        prepare(settings, lambda _: None)
+
+
 def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     result = train(config(data_file(tmp_path), "tensorboard=true"), tmp_path / "run")

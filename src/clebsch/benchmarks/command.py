@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from clebsch.cli_options import precision, usable_device
 from clebsch.errors import ConfigError, did_you_mean
+from clebsch.files import check_output
 
 if TYPE_CHECKING:
     from clebsch.benchmarks.jobs import Case, Contender, Mode
@@ -86,10 +88,10 @@ def bench(
     cases = _cases(model, sizes, suite)
     contenders = _contenders(against, tabulate, cases, device)
     path = out or Path(f"clebsch-bench-{datetime.now():%Y%m%d-%H%M%S}.json")
+    check_output(path, overwrite=True)
     settings = _settings(dtype, threads, rounds, device)
     if kernels:
         settings["kernels"] = _kernels(cases[-1], settings)
-    write_record(path, [], settings)  # a folder that cannot be written is found out now
     with progress_bar("Measuring") as progress:
         rows = measure_all(
             cases,
@@ -103,8 +105,8 @@ def bench(
             save=lambda rows: write_record(path, rows, settings),
             device=device,
         )
+    _print_whole(results_table(rows))
     console = Console()
-    console.print(results_table(rows))
     console.print(
         f"{device}, {dtype}, threads: {threads}, rounds: {rounds}; large matrix product: "
         f"{settings['gemm_multiply_adds_per_second'] / 1e9:.1f} G multiply-adds/s",
@@ -116,6 +118,14 @@ def bench(
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table, wider than the terminal if it must be: squeezed columns cannot be read."""
+    console = Console()
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def _measurable(device: str) -> None:
@@ -190,7 +200,7 @@ def _kernels(case: Case, settings: dict[str, Any]) -> list[dict[str, Any]]:
         case.config, case.system.n_atoms, number, settings["threads"], settings["device"]
     )
     gemm, copy = settings["gemm_multiply_adds_per_second"], settings["copy_bytes_per_second"]
-    Console().print(rates_table(rates, gemm, copy))
+    _print_whole(rates_table(rates, gemm, copy))
     return [asdict(one) for one in rates]
 
 

@@ -22,6 +22,9 @@ NPZ_KEYS = {
     "pbc": ("pbc",),
 }
 
+#: What compressed files begin with.
+_COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00"}
+
 #: Names of declared units in .npz files, and the words for eV and Angstrom.
 _NPZ_UNITS = {
     **dict.fromkeys(("e_unit", "energy_unit", "energy_units"), ("ev",)),
@@ -49,6 +52,7 @@ def iter_raw_frames(path: Path) -> Iterator[RawFrame]:
         suffix = os.path.splitext(stem)[1]
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
+    _check_compression(path)
     if suffix.lower() in (".xyz", ".extxyz"):
         return iter_extxyz(path)
     if suffix.lower() == ".npz":
@@ -62,8 +66,16 @@ def _no_such_file(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"{path}: no such file (nor is there a folder {folder})"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())[:20]
-    return f"{path}: no such file. {did_you_mean(path.name, names)}"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    return f"{path}: no such file. {did_you_mean(path.name, names, 'Files there')}"
+
+
+def _check_compression(path: Path) -> None:
+    with path.open("rb") as file:
+        begin = file.read(6)
+    for suffix, magic in _COMPRESSED.items():
+        if begin.startswith(magic) and path.suffix.lower() != suffix:
+            raise DataError(f"{path}: is compressed; name it {path.name}{suffix}")
 
 
 # --- ASE ------------------------------------------------------------------------------------------

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from ase.data import atomic_numbers
 from pydantic import Field, model_validator
 
-from clebsch.errors import did_you_mean
+from clebsch.elements import check_element
+from clebsch.errors import ConfigError
 from clebsch.models.section import Section
 
-_ELEMENTS = [symbol for symbol in atomic_numbers if symbol != "X"]
 _Degree = Annotated[float, Field(ge=0)]
 
 
@@ -61,9 +60,10 @@ class ACEConfig(Section):
             ("neighbor_degree", self.neighbor_degree),
         ):
             for element in named:
-                if element not in _ELEMENTS:
-                    hint = did_you_mean(element, _ELEMENTS)
-                    raise ValueError(f"{key}: {element!r} is not an element. {hint}")
+                try:
+                    check_element(element)
+                except ConfigError as error:
+                    raise ValueError(f"{key}: {error}") from None
         if self.committee == 1:
             raise ValueError("committee: one draw has no spread; take 2 or more, or 0 for none")
         return self

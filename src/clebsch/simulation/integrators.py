@@ -23,6 +23,13 @@ from clebsch.errors import ClebschError, did_you_mean
 
 ENSEMBLES = ("nve", "nvt", "npt")
 
+#: Settings that do something in some ensembles alone.
+_ACT_IN = {
+    "pressure": ("npt",),
+    "friction": ("nvt", "npt"),
+    "barostat_period_fs": ("npt",),
+}
+
 #: eV/A^3 (20 GPa). The barostat's mass is chosen such that the volume of a material with this bulk
 #: modulus oscillates with the period asked for; between a liquid (2 GPa) and a hard solid (200 GPa)
 #: the true period is within a factor of three of it. The ensemble does not depend on it.
@@ -68,6 +75,22 @@ class MDSettings:
             value = getattr(self, name)
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise ClebschError(f"{name} = {value} is not a positive number")
+
+
+def settings_that_act(ensemble: str, **given: float | None) -> dict[str, float]:
+    """The settings that are given, which None is not.
+
+    Raises:
+        ClebschError: one does nothing in this ensemble.
+    """
+    found = {name: value for name, value in given.items() if value is not None}
+    for name in found:
+        if ensemble in ENSEMBLES and ensemble not in _ACT_IN[name]:
+            raise ClebschError(
+                f"{name} does nothing in {ensemble}, but in {' and '.join(_ACT_IN[name])}: leave "
+                "it out, or take another ensemble"
+            )
+    return found
 
 
 def make_integrator(

@@ -24,6 +24,7 @@ from clebsch.simulation.integrators import (
     integrator_state,
     make_integrator,
     restore_integrator,
+    settings_that_act,
 )
 from clebsch.simulation.recorder import Recorder, RunFiles, RunState, read_log
 from clebsch.simulation.structure import bare_copy
@@ -115,9 +116,9 @@ def run_md(
     time_ps: float | None = None,
     timestep_fs: float = 0.5,
     temperature: float | None = None,
-    pressure: float = 0.0,
-    friction: float = 10.0,
-    barostat_period_fs: float = 1000.0,
+    pressure: float | None = None,
+    friction: float | None = None,
+    barostat_period_fs: float | None = None,
     seed: int = 0,
     output: Path | str = "md.traj",
     log: Path | str | None = None,
@@ -141,9 +142,9 @@ def run_md(
         timestep_fs: fs; 0.5 with hydrogen, 1 to 2 without.
         temperature: K; initial velocities are drawn at it. For nve it may be None: the structure's
             own velocities are kept.
-        pressure: GPa, for npt.
-        friction: of the thermostat, 1/ps.
-        barostat_period_fs: time scale of the volume, fs.
+        pressure: for npt, GPa; 0 if None.
+        friction: for nvt and npt, of the thermostat, 1/ps; 10 if None.
+        barostat_period_fs: for npt, time scale of the volume, fs; 1000 if None.
         seed: of initial velocities and random forces.
         output: trajectory: ``.traj`` (ASE's, exact) or ``.extxyz``; frames carry momenta, energy
             and forces, and their step and time.
@@ -157,8 +158,11 @@ def run_md(
         ClebschError: settings that make no sense; files that exist; a run that blew up (what was
             written until then stays).
     """
+    acting = settings_that_act(
+        ensemble, pressure=pressure, friction=friction, barostat_period_fs=barostat_period_fs
+    )
     settings = MDSettings(
-        ensemble, timestep_fs, temperature, pressure, friction, barostat_period_fs, seed
+        ensemble=ensemble, timestep_fs=timestep_fs, temperature=temperature, seed=seed, **acting
     )
     total_steps = _total_steps(steps, time_ps, timestep_fs)
     if interval < 1:
@@ -172,8 +176,8 @@ def run_md(
         resumed = None
         if files.existing() and not overwrite:
             raise ClebschError(
-                f"{files.existing()[0]} exists already: restart that run, choose another output, "
-                "or allow overwriting"
+                f"{files.existing()[0]} exists already: restart that run (--restart), choose "
+                "another output, or allow overwriting (--overwrite)"
             )
     run = _Run(source, atoms, settings, resumed)
     with Recorder(files, settings.ensemble == "npt", resumed) as recorder:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from clebsch.data.read import LabelKeys
+from clebsch.elements import check_element
+from clebsch.errors import ConfigError
 from clebsch.models.ace_config import ACEConfig
 from clebsch.models.config import ModelConfig, Section
 
@@ -77,6 +79,16 @@ class DataConfig(Section):
     pbc: Literal["file", "none"] = Field(
         "file", description="none: boxes are dummies, treat every structure as a molecule"
     )
+
+    @field_validator("references")
+    @classmethod
+    def _are_of_elements(cls, references: str | dict[str, float]) -> str | dict[str, float]:
+        for symbol in references if isinstance(references, dict) else ():
+            try:
+                check_element(symbol)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return references
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> DataConfig:
@@ -212,7 +224,8 @@ class Config(Section):
     initial: AbsolutePath | None = Field(
         None,
         description="model file to start from, of Clebsch or of mace-torch: its architecture, "
-        "elements, scale and weights; its references too, unless data.references says otherwise",
+        "elements, scale and weights; its references too, unless data.references says otherwise; "
+        "no linear ACE, which is fitted in closed form",
     )
     recipe: Literal["paper", "fast"] = Field(
         "fast", description="defaults of training, in the table below"

@@ -41,6 +41,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         ConfigError: unreadable YAML; an unknown key; a value of the wrong kind; a missing key.
     """
     tree = {} if path is None else _read(Path(path))
+    of_file = set(tree)
     settings = sorted((_parse(text) for text in overrides), key=lambda s: s[0].count("."))
     for key, value in settings:
         _assign(tree, key, value)
@@ -48,7 +49,9 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     where = str(path) if path is not None else "the configuration"
 
     def place(key: str) -> str:
-        return next((p for k, p in places.items() if f"{key}.".startswith(f"{k}.")), where)
+        above = (p for k, p in places.items() if f"{key}.".startswith(f"{k}."))
+        below = (p for k, p in places.items() if k.startswith(f"{key}.") and key not in of_file)
+        return next(above, next(below, where))
 
     tree = _resolve(tree, place)
     try:
@@ -263,6 +266,8 @@ def _explain(error: ValidationError, place: Any) -> str:
         choices = [one for p in same for one in re.findall(r"'([^']+)'", p["ctx"]["expected"])]
         return f"{place(key)}: {key}: unknown value {got!r}. {did_you_mean(got, choices)}"
     expected = " or ".join(dict.fromkeys(_message(p) for p in same))
+    if not key:  # of the whole, and the message begins with its key
+        return f"{place(expected.partition(':')[0])}: {expected}"
     shown = "" if isinstance(got, dict) else f" (got {got!r})"
     return f"{place(key)}: {key}: {expected}{shown}"
 

@@ -137,11 +137,11 @@ def _finite(value: Any) -> Any:
 
 def _columns(record: dict[str, Any]) -> list[tuple[str, str, int]]:
     """Title, value and width."""
-    valid = record["valid"]
+    valid, trained = record["valid"], record["train"].get("loss")
     columns = [
         ("epoch", str(record["epoch"]), 6),
         ("step", str(record["step"]), 8),
-        ("train loss", f"{record['train'].get('loss', float('nan')):.4g}", 10),
+        ("train loss", f"{trained:.4g}" if trained is not None else "-", 10),
         ("valid loss", f"{valid['loss']:.4g}", 10),
     ]
     for title, key in (

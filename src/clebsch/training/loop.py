@@ -162,7 +162,10 @@ def resume(
             log.say(loss)
         _check_unchanged(config, state.config)
         if state.finished is not None and not new_limits:
-            log.say(f"{run} is finished ({state.finished}); give new limits to train longer.")
+            log.say(
+                f"{run} is finished ({state.finished}); give new limits to train longer "
+                "(--max-epochs, --max-minutes)."
+            )
             return _result(run, state, state.finished)
         prepared = prepare(config, log.say)
         config = with_shares(config, prepared, log.say)

@@ -92,6 +92,7 @@ def prepare(config: Config, say: Say) -> Prepared:
     )
     _check_labels(config, prepared)
     _describe(prepared, say)
+    _warn_of_known(train_frames, valid_frames, say)
     return prepared
 
 
@@ -108,6 +109,11 @@ def _built(
 ) -> Potential:
     """A potential with random weights and the data's statistics."""
     statistics = compute_statistics(frames, references, config.model.cutoff)
+    if "avg_num_neighbors" in statistics.assumed:
+        raise DataError(
+            f"no structure to train on has two atoms within the cut-off of {config.model.cutoff:g} "
+            "Angstrom: there is nothing to learn from (model.cutoff)"
+        )
     if statistics.assumed:
         assumed = ", ".join(f"{name} {getattr(statistics, name):g}" for name in statistics.assumed)
         say(f"Not to be measured on these structures, so assumed: {assumed}")
@@ -280,6 +286,22 @@ def _describe(prepared: Prepared, say: Say) -> None:
         f"Potential: {potential.config.name}, {n_parameters} parameters, "
         f"{potential.backend} backend"
     )
+
+
+def _warn_of_known(train: Sequence[Frame], valid: Sequence[Frame], say: Say) -> None:
+    """Say so where structures that validate are trained on."""
+
+    def content(frame: Frame) -> tuple[bytes, ...]:
+        arrays = (frame.numbers, frame.positions, frame.cell, frame.pbc)
+        return tuple(array.tobytes() for array in arrays)
+
+    trained = {content(frame) for frame in train}
+    known = [frame for frame in valid if content(frame) in trained]
+    if known:
+        say(
+            f"{len(known)} of {len(valid)} validation structures are training structures too, "
+            f"{known[0].source} for one: errors of validation are too small"
+        )
 
 
 def _weights(frames: Sequence[Frame]) -> str:
