@@ -190,6 +190,13 @@ def test_md_runs_and_restarts(run: Run, folder: Path, tmp_path: Path) -> None:
     assert json.loads(out)["ensemble"] == "nve"
 
 
+def test_md_that_blows_up_has_a_bad_answer(run: Run, folder: Path, tmp_path: Path) -> None:
+    command = ("md", folder / "model.safetensors", folder / "water.xyz", "--timestep", 500)
+    status, _, err = run(*command, "--steps", 200, "--output", tmp_path / "md.traj")
+    assert "blew up" in err
+    assert status == 1
+
+
 def test_an_interrupted_md_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
     arguments = [folder / "model.safetensors", folder / "copper.xyz", "--time", 1000]
     process = subprocess.Popen(

@@ -1,7 +1,8 @@
 """The command line: parse, call one function, say where the results are.
 
-Exit status: 0 done; 1 done, but the answer is bad (a relaxation that did not converge, data with
-errors); 2 an error in what was given; 130 interrupted, with everything saved.
+Exit status: 0 done; 1 done, but the answer is bad (a relaxation that did not converge, dynamics
+that blew up, data with errors); 2 an error in what was given; 130 interrupted, with everything
+saved.
 
 Imports that cost time are inside the commands, so that ``clebsch --help`` is quick.
 """
@@ -47,7 +48,7 @@ from clebsch.cli_options import (
     precision,
     usable_device,
 )
-from clebsch.errors import ClebschError, ConfigError
+from clebsch.errors import BlowUpError, ClebschError, ConfigError
 from clebsch.reproduce.command import reproduce
 
 app = typer.Typer(
@@ -444,7 +445,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ClebschError, OSError) as error:
         message = f"[bold red]error:[/] {escape(str(error))}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-        raise SystemExit(BAD_INPUT) from None
+        raise SystemExit(BAD_ANSWER if isinstance(error, BlowUpError) else BAD_INPUT) from None
     except KeyboardInterrupt:
         _say("Interrupted.", error=True)
         raise SystemExit(INTERRUPTED) from None

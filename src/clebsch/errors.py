@@ -1,7 +1,7 @@
 """The errors that users see, and the one helper that suggests what they may have meant.
 
 Every message names the place (file, frame, key) and what to do; the command line prints it
-without a traceback and exits with status 2.
+without a traceback and exits with status 2, or 1 after work whose answer is bad.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class ModelFileError(ClebschError):
 
 class BackendError(ClebschError):
     """A kernel backend is missing or disagrees with the reference."""
+
+
+class BlowUpError(ClebschError):
+    """Molecular dynamics left what is physical: nothing given was wrong, the answer is bad."""
 
 
 #: Choices that are listed, at most: there are never more keys than that, but files.

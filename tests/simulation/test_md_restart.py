@@ -22,7 +22,7 @@ from ase.calculators.emt import EMT
 from morse import Analytic, Morse, cluster
 
 import clebsch
-from clebsch.errors import ClebschError, DataError
+from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.simulation.md import MDResult, run_md
 
 CASES = [
@@ -200,7 +200,7 @@ def test_a_restart_goes_on_with_the_same_model_on_the_same_structure(tmp_path: P
 
 
 def test_a_run_that_heats_up_stops_and_says_where(tmp_path: Path) -> None:
-    with pytest.raises(ClebschError, match=r"blew up at step \d+ .*temperature") as caught:
+    with pytest.raises(BlowUpError, match=r"blew up at step \d+ .*temperature") as caught:
         run_md(
             Morse(),
             cluster(),

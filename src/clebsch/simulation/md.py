@@ -14,7 +14,7 @@ from ase.calculators.calculator import BaseCalculator
 from ase.md.md import MolecularDynamics
 
 from clebsch.calculators import as_calculator
-from clebsch.errors import ClebschError
+from clebsch.errors import BlowUpError, ClebschError
 from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
 from clebsch.simulation.guard import BlowUpGuard
@@ -155,8 +155,8 @@ def run_md(
         progress: called at every frame.
 
     Raises:
-        ClebschError: settings that make no sense; files that exist; a run that blew up (what was
-            written until then stays).
+        ClebschError: settings that make no sense; files that exist.
+        BlowUpError: the run blew up; what was written until then stays.
     """
     acting = settings_that_act(
         ensemble, pressure=pressure, friction=friction, barostat_period_fs=barostat_period_fs
@@ -280,7 +280,7 @@ class _Run:
 
     def _refuse(self, trouble: str | None) -> None:
         if trouble is not None:
-            raise ClebschError(
+            raise BlowUpError(
                 f"the run blew up at step {self.step} ({self.time_ps:.4f} ps): {trouble}. What was "
                 "written until then is kept. A shorter time step or a better potential may help."
             )
