@@ -27,7 +27,7 @@ from clebsch.training.loop import train
 from clebsch.training.prepare import prepare
 from clebsch.training.trainer import Trainer
 
-from .toy import cluster, config, crystal, data_file, history, without
+from .toy import MODEL, cluster, config, crystal, data_file, history, without
 
 
 @pytest.fixture
@@ -437,6 +437,23 @@ def test_structures_to_validate_on_that_are_trained_on_are_noticed(tmp_path: Pat
     lines.clear()
     prepare(config(path), lines.append)
     assert not any("training structures too" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "advised"),
+    [
+        ([], True),
+        (["training.batch_size=1"], False),
+        (["recipe=paper"], False),
+        (["training.batch_edges=1000"], True),
+        (["model={name: ace, cutoff: 4.0, max_degree: 3, correlation: 2}"], False),
+    ],
+)
+def test_few_structures_get_advice(tmp_path: Path, settings: list[str], advised: bool) -> None:
+    path = data_file(tmp_path, [cluster(seed) for seed in range(4)])
+    lines: list[str] = []
+    prepare(load_config(None, [f"data.train={path}", MODEL, *settings]), lines.append)
+    assert any("structures are few: training.batch_size=1" in line for line in lines) == advised
 
 
 def test_a_cutoff_that_no_two_atoms_are_within_is_named(tmp_path: Path) -> None:
