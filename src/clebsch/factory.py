@@ -9,7 +9,7 @@ import torch
 from ase.data import atomic_numbers
 from torch import nn
 
-from clebsch.elements import check_element
+from clebsch.elements import not_an_element
 from clebsch.errors import ConfigError
 from clebsch.models.ace import ACE
 from clebsch.models.allegro import Allegro
@@ -121,7 +121,8 @@ def _network(config: ModelConfig, species: Sequence[str], avg_num_neighbors: flo
 
 def _sorted_species(species: Sequence[str]) -> list[str]:
     for symbol in species:
-        check_element(symbol)
+        if problem := not_an_element(symbol):
+            raise ConfigError(problem)
     if not species:
         raise ConfigError("a potential needs at least one element")
     return sorted(set(species), key=lambda symbol: atomic_numbers[symbol])

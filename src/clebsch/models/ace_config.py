@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from clebsch.elements import check_element
-from clebsch.errors import ConfigError
+from clebsch.elements import not_an_element
 from clebsch.models.section import Section
 
 _Degree = Annotated[float, Field(ge=0)]
@@ -60,10 +59,8 @@ class ACEConfig(Section):
             ("neighbor_degree", self.neighbor_degree),
         ):
             for element in named:
-                try:
-                    check_element(element)
-                except ConfigError as error:
-                    raise ValueError(f"{key}: {error}") from None
+                if problem := not_an_element(element):
+                    raise ValueError(f"{key}: {problem}")
         if self.committee == 1:
             raise ValueError("committee: one draw has no spread; take 2 or more, or 0 for none")
         return self

@@ -87,7 +87,7 @@ def settings_that_act(ensemble: str, **given: float | None) -> dict[str, float]:
     for name in found:
         if ensemble in ENSEMBLES and ensemble not in _ACT_IN[name]:
             raise ClebschError(
-                f"{name} does nothing in {ensemble}, but in {' and '.join(_ACT_IN[name])}: leave "
+                f"{name} does nothing in {ensemble}, only in {' and '.join(_ACT_IN[name])}: leave "
                 "it out, or take another ensemble"
             )
     return found

@@ -12,8 +12,7 @@ import torch
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from clebsch.data.read import LabelKeys
-from clebsch.elements import check_element
-from clebsch.errors import ConfigError
+from clebsch.elements import not_an_element
 from clebsch.models.ace_config import ACEConfig
 from clebsch.models.config import ModelConfig, Section
 
@@ -84,10 +83,8 @@ class DataConfig(Section):
     @classmethod
     def _are_of_elements(cls, references: str | dict[str, float]) -> str | dict[str, float]:
         for symbol in references if isinstance(references, dict) else ():
-            try:
-                check_element(symbol)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
+            if problem := not_an_element(symbol):
+                raise ValueError(problem)
         return references
 
     @model_validator(mode="after")
