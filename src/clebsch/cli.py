@@ -279,7 +279,7 @@ def md(
         time = 10.0
     atoms = read_structure(structure, index)
     potential = load_model(model, device, dtype, head)
-    check_fits(potential, atoms, str(structure))
+    check_fits(potential, atoms, str(structure), "npt" if ensemble == "npt" else None)
     if tabulate:
         potential = potential.tabulated()
     with allow_tf32(tf32), progress_bar(f"MD ({ensemble})") as advance:
@@ -340,7 +340,7 @@ def relax(
     from clebsch.simulation.structure import check_fits, read_structure
 
     potential, atoms = load_model(model, device, dtype, head), read_structure(structure, index)
-    check_fits(potential, atoms, str(structure))
+    check_fits(potential, atoms, str(structure), "relaxing the cell" if cell else None)
     result = run_relax(
         potential,
         atoms,

@@ -20,7 +20,7 @@ from clebsch.calculators import as_calculator
 from clebsch.errors import ClebschError, did_you_mean
 from clebsch.files import check_output
 from clebsch.potential import Potential
-from clebsch.simulation.structure import bare_copy
+from clebsch.simulation.structure import bare_copy, check_periodic
 
 OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE, "lbfgs": LBFGS}
 
@@ -166,10 +166,8 @@ def _check(atoms: Atoms, fmax: float, cell: bool, pressure: float, optimizer: st
         raise ClebschError(f"unknown optimiser {optimizer!r}. {hint}")
     if not fmax > 0:
         raise ClebschError(f"fmax = {fmax} is not a positive force")
-    if cell and not (atoms.pbc.all() and atoms.cell.volume > 0):
-        raise ClebschError(
-            "relaxing the cell needs a structure that is periodic in all three directions"
-        )
+    if cell:
+        check_periodic(atoms, "relaxing the cell")
     if pressure and not cell:
         raise ClebschError("a pressure acts on a cell that is relaxed: ask for that as well")
 
