@@ -320,6 +320,13 @@ def relax(
     ] = 0.01,
     steps: Annotated[int, typer.Option(help="At most so many steps.")] = 500,
     pressure: Annotated[float, typer.Option(help="Pressure on a relaxed cell, GPa.")] = 0.0,
+    smax: Annotated[
+        float | None,
+        typer.Option(
+            help="With --cell: converged when, besides, no stress component is further than this "
+            "from the pressure, GPa; 0.01 if not given."
+        ),
+    ] = None,
     optimizer: Annotated[
         str,
         typer.Option(help="bfgs (to 1000 atoms), fire (any size), lbfgs (near a minimum only)."),
@@ -348,6 +355,7 @@ def relax(
         steps=steps,
         cell=cell,
         pressure=pressure,
+        smax=smax,
         optimizer=optimizer,
         output=output,
         trajectory=trajectory,
