@@ -181,7 +181,11 @@ def test_net_forces_and_torques_are_named() -> None:
     (found,) = messages(check_frames([*pushed, *GOOD[1:]]), "net force")
     assert found[0] == "warning"
     assert "1 of 40" in found[1]
-    assert "springs.xyz:0" in found[1]
+    assert found[1].endswith("a model cannot learn it: springs.xyz:0")
+    harder = changed(GOOD[1:2], forces=lambda f: f.forces + 0.2)
+    (found,) = messages(check_frames([*pushed, *harder, *GOOD[2:]]), "net force")
+    assert f"worst first ({0.2 * 6 * 3**0.5:.3g} eV/A)" in found[1]
+    assert found[1].endswith("springs.xyz:1, springs.xyz:0")
     twisted = changed(
         GOOD[1:2],
         forces=lambda f: (
@@ -233,10 +237,31 @@ def test_close_contacts_and_detached_atoms_are_named() -> None:
     lost = frame("OH2", [[0, 0, 0], [0.96, 0, 0], [0, 9.0, 0]], source="a.xyz:2")
     report = check_frames([close, lost])
     (found,) = messages(report, "close contacts")
-    assert "H-H at 0.300 A in a.xyz: frame 1" in found[1]
+    assert found[0] == "warning"
+    assert found[1].endswith("radii, worst first (H-H at 0.300 A): a.xyz:1")
     (found,) = messages(report, "detached atoms")
     assert "1 structures" in found[1]
     assert "a.xyz:2" in found[1]
+
+
+def test_the_closest_contact_comes_first_and_no_frame_twice() -> None:
+    frames = [
+        frame("H2", [[0, 0, 0], [length, 0, 0]], source=f"a.xyz:{index}")
+        for index, length in enumerate((0.3, 0.74, 0.2))
+    ]
+    (found,) = messages(check_frames(frames), "close contacts")
+    assert found[1].endswith("worst first (H-H at 0.200 A): a.xyz:2, a.xyz:0")
+
+
+def test_atoms_at_one_place_are_an_error_as_in_training() -> None:
+    same = frame("OH2", [[0, 0, 0], [0.96, 0, 0], [0.96, 0, 0]], source="a.xyz:5")
+    image = frame("Cu2", [[0, 0, 0], [3.6, 0, 0]], cell=3.6 * np.eye(3), source="a.xyz:6")
+    report = check_frames([*GOOD, same, image])
+    (found,) = messages(report, "one place")
+    assert found[0] == "error"
+    assert "2 structures have atoms at one place, the first one atoms 1 and 2;" in found[1]
+    assert found[1].endswith("training refuses them: a.xyz:5, a.xyz:6")
+    assert messages(report, "close contacts") == []
 
 
 def test_energy_outliers_are_named() -> None:

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
 from clebsch.data.finding import Finding
-from clebsch.data.frame import Frame
+from clebsch.data.frame import ONE_PLACE, Frame
 from clebsch.data.rawframe import where
 from clebsch.data.statistics import neighbor_pairs
 
@@ -35,8 +35,8 @@ ALL_DISTANCES = 200
 
 
 def check_contacts(frames: Sequence[Frame]) -> list[Finding]:
-    """Pairs of atoms that are too close, and atoms far from all others."""
-    close: list[tuple[float, str, Frame]] = []
+    """Atoms at one place, pairs that are too close, and atoms far from all others."""
+    contacts: list[tuple[float, float, list[int], Frame]] = []
     detached: list[Frame] = []
     for frame in frames:
         first, second, distances = neighbor_pairs(frame, REACH)
@@ -48,16 +48,25 @@ def check_contacts(frames: Sequence[Frame]) -> list[Finding]:
             detached.append(frame)
         if len(ratio) and ratio.min() < CLOSE:
             pair = int(ratio.argmin())
-            atoms = "-".join(
-                chemical_symbols[frame.numbers[k]] for k in (first[pair], second[pair])
-            )
-            close.append((float(ratio[pair]), f"{atoms} at {distances[pair]:.3f} A", frame))
+            atoms = sorted((int(first[pair]), int(second[pair])))
+            contacts.append((float(ratio[pair]), float(distances[pair]), atoms, frame))
+    contacts.sort(key=lambda contact: contact[0])
+    together = [contact for contact in contacts if contact[1] < ONE_PLACE]
+    close = [contact for contact in contacts if contact[1] >= ONE_PLACE]
     findings = []
+    if together:
+        one, other = together[0][2]
+        text = (
+            f"{len(together)} structures have atoms at one place, the first one atoms {one} and "
+            f"{other}; training refuses them"
+        )
+        findings.append(Finding.about("error", "one place", [f for *_, f in together], text))
     if close:
-        _, worst, worst_frame = min(close, key=lambda entry: entry[0])
+        _, distance, atoms, worst = close[0]
+        pair_name = "-".join(chemical_symbols[worst.numbers[atom]] for atom in atoms)
         text = (
             f"{len(close)} structures with atoms closer than {CLOSE} of the sum of their covalent "
-            f"radii, the worst {worst} in {where(worst_frame.source)}"
+            f"radii, worst first ({pair_name} at {distance:.3f} A)"
         )
         findings.append(Finding.about("warning", "close contacts", [f for *_, f in close], text))
     if detached:

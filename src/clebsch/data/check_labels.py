@@ -10,7 +10,6 @@ from ase.units import Hartree
 
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame
-from clebsch.data.rawframe import where
 from clebsch.data.references import fit_references
 from clebsch.data.work import work_and_energy
 
@@ -157,10 +156,10 @@ def _unbalanced(
     bad = np.flatnonzero((net > 0.02 * sizes) & (net > 0.02))
     if len(bad) == 0:
         return []
-    worst = int(np.argmax(net))
+    bad = bad[np.argsort(-net[bad])]
     text = (
-        f"{len(bad)} of {len(frames)} structures have a {what}, up to {net[worst]:.3g} {unit} in "
-        f"{where(frames[worst].source)}; a model cannot learn it"
+        f"{len(bad)} of {len(frames)} structures have a {what}, worst first ({net[bad[0]]:.3g} "
+        f"{unit}); a model cannot learn it"
     )
     return [Finding.about("warning", what, [frames[i] for i in bad], text)]
 
