@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from data_builders import copper, copper_file, frame, springs
+from data_builders import copper, copper_file, frame, springs, water_text, write
 from rich.console import Console
 
 from clebsch.data.check import CheckReport, check_frames
@@ -296,6 +296,36 @@ def test_missing_labels_and_weights_are_counted() -> None:
     assert "2 structures have no label" in messages(report, "no labels")[0][1]
     assert "3 of 40 structures have no forces" in messages(report, "partly missing")[0][1]
     assert "1 structures have weights (3 to 3)" in messages(report, "weights")[0][1]
+
+
+def test_labels_under_misspelt_keys_are_found_out(tmp_path: Path) -> None:
+    extra = 'stres="1 0 0 0 1 0 0 0 1" kinetic_energy=0.1 enrgy_unit=eV'
+    path = write(tmp_path / "odd.xyz", water_text(12, "enrgy", "frces", extra))
+    report = check_frames(*read_with_census(path))
+    ((severity, text),) = messages(report, "no labels")
+    assert severity == "error"
+    for label, key in (("energy", "enrgy"), ("forces", "frces"), ("stress", "stres")):
+        how = f"--{label}-key {key}, in a training data.keys.{label}={key}"
+        assert f"the key '{key}' is nearly '{label}' (if it is that, say {how})" in text
+    assert "kinetic_energy" not in text
+    assert "enrgy_unit" not in text
+    assert "virial" not in text
+
+    half = write(tmp_path / "half.xyz", water_text(12, "energy", "frces"))
+    report = check_frames(*read_with_census(half))
+    ((severity, text),) = messages(report, "unknown key")
+    assert severity == "warning"
+    assert "--forces-key frces" in text
+    assert messages(report, "no labels") == []
+    for keys in (LabelKeys(forces="frces"), LabelKeys(energy="none", forces="frces")):
+        assert messages(check_frames(*read_with_census(half, keys)), "unknown key") == []
+
+
+def test_no_label_and_nothing_like_one_is_an_error_that_names_the_options(tmp_path: Path) -> None:
+    path = write(tmp_path / "odd.xyz", water_text(3, "a", "b"))
+    ((severity, text),) = messages(check_frames(*read_with_census(path)), "no labels")
+    assert severity == "error"
+    assert "say where: --energy-key, --forces-key, --stress-key, --virial-key" in text
 
 
 def test_undetermined_references_are_a_warning_only_where_it_matters() -> None:
