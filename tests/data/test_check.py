@@ -126,21 +126,13 @@ def test_strongly_rattled_alloys_are_not_taken_for_wrong_units(tmp_path: Path) -
     assert [severity for severity, _ in found] == ["info", "info"]
 
 
-@pytest.mark.parametrize(
-    ("rattle", "strain", "sign", "severities"),
-    [
-        (0.03, 0.02, 1, ["info", "info"]),
-        (0.1, 0.01, 1, ["info", "info"]),
-        (0.08, 0.02, -1, ["error", "info"]),
-    ],
-)
-def test_differences_that_are_not_small_are_no_mistakes(
-    rattle: float, strain: float, sign: int, severities: list[str]
-) -> None:
-    """EMT's own labels, whose third derivatives move the slopes by up to a half."""
+def strained(
+    rattle: float, strain: float, stress_factor: float = 1, count: int = 60
+) -> list[Frame]:
+    """Rattled and strained copper with EMT's labels."""
     rng = np.random.default_rng(1)
     frames = []
-    for _ in range(60):
+    for _ in range(count):
         atoms = bulk("Cu", "fcc", a=3.61, cubic=True) * (2, 2, 2)
         change = rng.normal(0, strain, (3, 3))
         atoms.set_cell(atoms.cell @ (np.eye(3) + (change + change.T) / 2), scale_atoms=True)
@@ -150,11 +142,73 @@ def test_differences_that_are_not_small_are_no_mistakes(
             Frame(
                 atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc,
                 energy=atoms.get_potential_energy(), forces=atoms.get_forces(),
-                stress=sign * atoms.get_stress(voigt=False),
+                stress=stress_factor * atoms.get_stress(voigt=False),
             )
         )  # fmt: skip
-    found = messages(check_frames(frames), "derivatives")
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("rattle", "strain", "sign", "severities"),
+    [
+        (0.03, 0.02, 1, ["info", "info"]),
+        (0.1, 0.01, 1, ["info"]),  # the stress tells nothing, see below
+        (0.08, 0.02, -1, ["error", "info"]),
+    ],
+)
+def test_differences_that_are_not_small_are_no_mistakes(
+    rattle: float, strain: float, sign: int, severities: list[str]
+) -> None:
+    """Third derivatives move the slopes by up to a half."""
+    found = messages(check_frames(strained(rattle, strain, sign)), "derivatives")
     assert sorted(severity for severity, _ in found) == severities
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_stress_whose_work_drowns_in_that_of_the_forces_is_not_called_right(sign: int) -> None:
+    report = check_frames(strained(0.1, 0.01, sign))
+    ((severity, text),) = messages(report, "not compared")
+    assert severity == "info"
+    assert "what the stress says" in text
+    assert "tells neither unit nor sign" in text
+
+
+@pytest.mark.parametrize("factors", [(-1.0, 1.0), (1.0, 160.2177)])
+def test_structures_too_different_to_compare_are_said_to_be(factors: tuple[float, float]) -> None:
+    """Reversed forces, or a stress in GPa, that nothing in these data can betray."""
+    frames = changed(
+        strained(0.02, 0.06, count=30),
+        forces=lambda f: f.forces * factors[0],
+        stress=lambda f: f.stress * factors[1],
+    )
+    report = check_frames(frames)
+    found = messages(report, "not compared")
+    assert [severity for severity, _ in found] == ["info", "info"]
+    for label, (_, text) in zip(("forces", "stress"), found, strict=True):
+        assert f"unit and sign of the {label} were not compared with energies: only 4 pairs" in text
+        assert f"of 30 with {label}" in text
+    assert report.count("error") == report.count("warning") == 0
+    assert "Nothing wrong was found in what could be compared." in printed(report)
+
+
+def test_a_label_of_which_nothing_can_be_compared_is_named_alone() -> None:
+    ((_, few),) = messages(check_frames(GOOD[:9]), "not compared")
+    assert "the forces were not compared with energies: only 9 pairs" in few
+    assert messages(check_frames(GOOD[:10]), "not compared") == []
+    one_cell = changed(strained(0.03, 0.0), stress=lambda f: f.stress * 160)
+    report = check_frames(one_cell)
+    ((_, still),) = messages(report, "not compared")
+    assert "the stress were not compared with energies: only 0 pairs" in still
+    assert [severity for severity, _ in messages(report, "derivatives")] == ["info"]
+
+
+def test_energies_that_hardly_follow_the_forces_prove_nothing() -> None:
+    noise = iter(np.random.default_rng(0).normal(0, 0.3, len(GOOD)))
+    report = check_frames(changed(GOOD, energy=lambda f: f.energy + next(noise)))
+    assert messages(report, "derivatives") == []
+    ((severity, text),) = messages(report, "not compared")
+    assert severity == "info"
+    assert "energies do not change as forces say" in text
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(1 / 27.2114, "Hartree"), (23.0605, "kcal/mol")])

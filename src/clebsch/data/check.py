@@ -15,6 +15,7 @@ from rich.table import Table
 
 from clebsch.data.check_geometry import check_boxes, check_contacts, check_duplicates
 from clebsch.data.check_labels import (
+    NOT_COMPARED,
     check_derivatives,
     check_energy_grid,
     check_energy_unit,
@@ -89,7 +90,9 @@ class CheckReport:
                 highlight=False,
             )
         if self.count("error") + self.count("warning") == 0:
-            console.print("[green]Nothing wrong was found.[/]")
+            compared = all(finding.code != NOT_COMPARED for finding in self.findings)
+            rest = "." if compared else " in what could be compared."
+            console.print(f"[green]Nothing wrong was found{rest}[/]")
         else:
             console.print(f"{self.count('error')} errors, {self.count('warning')} warnings.")
 
