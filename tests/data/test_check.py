@@ -335,6 +335,46 @@ def test_dummy_boxes_are_named() -> None:
     assert messages(check_frames(crystal), "dummy box") == []
 
 
+def test_periodicity_is_counted_and_told() -> None:
+    sheet = np.array([True, True, False])
+    slab = frame("Cu4", cell=np.diag([5.0, 5.0, 30.0]))
+    wire = changed([slab], pbc=np.array([False, False, True]))
+    frames = [slab, *changed([slab, slab], pbc=sheet), *wire, *GOOD[:5]]
+    report = check_frames(frames)
+    assert report.periodicity == {3: 1, 2: 2, 1: 1, 0: 5}
+    assert "Periodic: 1 in 3, 2 in 2, 1 in 1, 5 in 0 directions" in printed(report)
+    assert json.loads(report.to_json())["periodicity"]["2"] == 2
+
+
+def test_a_periodicity_that_changes_from_frame_to_frame_is_a_warning(tmp_path: Path) -> None:
+    write_xyz(tmp_path / "c.xyz", [copper(seed, 0.002 * seed) for seed in range(8)])
+    bulk_cells = read_frames(tmp_path / "c.xyz")
+    assert messages(check_frames(bulk_cells), "periodicity") == []
+    sheet = {"pbc": np.array([True, True, False])}
+    every_second = [f if i % 2 == 0 else changed([f], **sheet)[0] for i, f in enumerate(bulk_cells)]
+    ((severity, text),) = messages(check_frames(every_second), "periodicity")
+    assert severity == "warning"
+    assert "4 structures are periodic in other directions" in text
+    assert "pbc T T F in the first" in text
+    assert "c.xyz:1" in text
+    assert "c.xyz:0" not in text
+    mostly = [*changed(bulk_cells[1:], **sheet), bulk_cells[0]]
+    ((_, text),) = messages(check_frames(mostly), "periodicity")
+    assert "1 structures" in text
+    assert "pbc T T T in the first" in text
+
+
+def test_slabs_and_molecules_beside_crystals_are_in_order(tmp_path: Path) -> None:
+    write_xyz(tmp_path / "c.xyz", [copper(seed) for seed in range(4)])
+    crystals = read_frames(tmp_path / "c.xyz")
+    sheet = np.array([True, True, False])
+    slabs = changed(crystals, pbc=sheet, cell=lambda f: f.cell @ np.diag([1.0, 1.0, 2.0]))
+    clusters = changed(crystals, pbc=np.zeros(3, dtype=bool), cell=np.zeros((3, 3)))
+    elsewhere = changed(crystals, pbc=sheet, source="d.xyz:0")
+    for others in (slabs, clusters, elsewhere):
+        assert messages(check_frames([*crystals, *others]), "periodicity") == []
+
+
 def test_rounded_energies_are_noticed() -> None:
     single = changed(GOOD, energy=lambda f: float(np.float32(f.energy * 40)))
     assert "float32" in messages(check_frames(single), "energy grid")[0][1]

@@ -13,7 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clebsch.data.check_geometry import check_boxes, check_contacts, check_duplicates
+from clebsch.data.check_geometry import (
+    check_boxes,
+    check_contacts,
+    check_duplicates,
+    check_periodicity,
+)
 from clebsch.data.check_labels import (
     NOT_COMPARED,
     check_derivatives,
@@ -42,6 +47,7 @@ class CheckReport:
         n_frames: structures, isolated atoms included.
         n_atoms: fewest and most atoms of a structure.
         compositions: structures of each chemical formula.
+        periodicity: structures that are periodic in 3, 2, 1 and 0 directions, of those there are.
         labels: how many structures have an energy, forces, a stress.
         census: the keys in the files, if it was given.
         findings: the gravest first.
@@ -50,6 +56,7 @@ class CheckReport:
     n_frames: int
     n_atoms: tuple[int, int]
     compositions: dict[str, int]
+    periodicity: dict[int, int]
     labels: dict[str, int]
     census: Census | None
     findings: tuple[Finding, ...]
@@ -71,6 +78,8 @@ class CheckReport:
         listed = ", ".join(f"{formula} ({count})" for formula, count in formulas[:8])
         more = f", and {len(formulas) - 8} more" if len(formulas) > 8 else ""
         console.print(f"Compositions: {listed}{more}", highlight=False)
+        periodic = ", ".join(f"{count} in {n}" for n, count in self.periodicity.items())
+        console.print(f"Periodic: {periodic} directions", highlight=False)
         table = Table("label", "structures")
         for label, count in self.labels.items():
             table.add_row(label, f"{count} of {self.n_frames}")
@@ -131,13 +140,16 @@ def check_frames(
     findings += check_contacts(rest)
     findings += check_duplicates(rest)
     findings += check_boxes(rest)
+    findings += check_periodicity(rest)
     findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.severity))
     sizes = [len(frame) for frame in frames]
     formulas = Counter(Formula.from_list(frame.symbols).format("hill") for frame in frames)
+    directions = Counter(int(frame.pbc.sum()) for frame in frames)
     return CheckReport(
         n_frames=len(frames),
         n_atoms=(min(sizes), max(sizes)),
         compositions=dict(formulas),
+        periodicity=dict(sorted(directions.items(), reverse=True)),
         labels={
             label: sum(getattr(frame, label) is not None for frame in frames)
             for label in ("energy", "forces", "stress")

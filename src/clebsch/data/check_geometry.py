@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +23,9 @@ DETACHED = 2.5
 
 #: Atom pairs are looked for up to this distance, Angstrom.
 REACH = 6.0
+
+#: Cells whose volumes differ by less than this fraction look alike.
+ALIKE = 0.05
 
 #: Structures are the same if no interatomic distance differs by more than this, Angstrom,
 SAME = 1e-4
@@ -99,6 +102,39 @@ def _vacuum(frame: Frame) -> float:
     fractional = np.sort(np.linalg.solve(frame.cell.T, frame.positions.T).T % 1.0, axis=0)
     gaps = np.diff(np.vstack([fractional, fractional[:1] + 1]), axis=0).max(axis=0)
     return float((gaps * heights).min())
+
+
+def check_periodicity(frames: Sequence[Frame]) -> list[Finding]:
+    """Structures periodic in other directions than those of their file that look like them."""
+    groups: dict[tuple[str, bytes], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        groups[_file(frame), np.sort(frame.numbers).tobytes()].append(frame)
+    odd: list[Frame] = []
+    for group in groups.values():
+        counts = Counter(_directions(frame) for frame in group)
+        usual = max(counts, key=lambda directions: (counts[directions], directions))
+        volumes = np.array([_volume(frame) for frame in group if _directions(frame) == usual])
+        for frame in group:
+            volume = _volume(frame)  # 0 without a cell: like none
+            alike = np.abs(volumes - volume).min() < ALIKE * volume
+            if alike and _directions(frame) != usual:
+                odd.append(frame)
+    if not odd:
+        return []
+    text = (
+        f"{len(odd)} structures are periodic in other directions than others of the same file, "
+        f"composition and volume (pbc {_directions(odd[0])} in the first)"
+    )
+    return [Finding.about("warning", "periodicity", odd, text)]
+
+
+def _directions(frame: Frame) -> str:
+    """Periodicity as files say it: "T T F"."""
+    return " ".join("FT"[int(periodic)] for periodic in frame.pbc)
+
+
+def _volume(frame: Frame) -> float:
+    return abs(float(np.linalg.det(frame.cell)))
 
 
 # --- duplicates -----------------------------------------------------------------------------------
