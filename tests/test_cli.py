@@ -121,7 +121,14 @@ def test_the_module_is_the_command_and_knows_its_version() -> None:
         (("md", "{}/model.safetensors", "{}/water.xyz", "--keep-velocities"), "nve"),
         (("md", "{}/water.xyz", "{}/water.xyz"), "water.xyz"),
         (("relax", "{}/model.safetensors", "{}/gold.xyz", "--output", "{}/g.xyz"), "gold.xyz: "),
-        (("relax", "{}/model.safetensors", "{}/water.xyz", "--cell"), "periodic"),
+        (
+            ("relax", "{}/model.safetensors", "{}/water.xyz", "--cell"),
+            "water.xyz: relaxing the cell needs a structure that is periodic in all three",
+        ),
+        (
+            ("md", "{}/model.safetensors", "{}/water.xyz", "--ensemble", "npt"),
+            "water.xyz: npt needs a structure that is periodic in all three",
+        ),
         (("scan", "{}/model.safetensors", "{}/water.xyz", "--energy-key", "enrgy"), "enrgy"),
         (("check", "{}/water.xyz", "--forces-key", "REF_forces"), "REF_forces"),
         (("check", "{}/water.xyz", "--pbc", "nome"), "'none'"),

@@ -286,7 +286,7 @@ def md(
         time = 10.0
     atoms = read_structure(structure, index)
     potential = load_model(model, device, dtype, head)
-    check_fits(potential, atoms, str(structure))
+    check_fits(potential, atoms, str(structure), "npt" if ensemble == "npt" else None)
     if tabulate:
         potential = potential.tabulated()
     with allow_tf32(tf32), progress_bar(f"MD ({ensemble})") as advance:
@@ -327,6 +327,13 @@ def relax(
     ] = 0.01,
     steps: Annotated[int, typer.Option(help="At most so many steps.")] = 500,
     pressure: Annotated[float, typer.Option(help="Pressure on a relaxed cell, GPa.")] = 0.0,
+    smax: Annotated[
+        float | None,
+        typer.Option(
+            help="With --cell: converged when, besides, no stress component is further than this "
+            "from the pressure, GPa; 0.01 if not given."
+        ),
+    ] = None,
     optimizer: Annotated[
         str,
         typer.Option(help="bfgs (to 1000 atoms), fire (any size), lbfgs (near a minimum only)."),
@@ -347,7 +354,7 @@ def relax(
     from clebsch.simulation.structure import check_fits, read_structure
 
     potential, atoms = load_model(model, device, dtype, head), read_structure(structure, index)
-    check_fits(potential, atoms, str(structure))
+    check_fits(potential, atoms, str(structure), "relaxing the cell" if cell else None)
     result = run_relax(
         potential,
         atoms,
@@ -355,6 +362,7 @@ def relax(
         steps=steps,
         cell=cell,
         pressure=pressure,
+        smax=smax,
         optimizer=optimizer,
         output=output,
         trajectory=trajectory,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from data_builders import copper, copper_file, frame, springs
+from data_builders import copper, copper_file, frame, springs, water_text, write
 from rich.console import Console
 
 from clebsch.data.check import CheckReport, check_frames
@@ -126,21 +126,13 @@ def test_strongly_rattled_alloys_are_not_taken_for_wrong_units(tmp_path: Path) -
     assert [severity for severity, _ in found] == ["info", "info"]
 
 
-@pytest.mark.parametrize(
-    ("rattle", "strain", "sign", "severities"),
-    [
-        (0.03, 0.02, 1, ["info", "info"]),
-        (0.1, 0.01, 1, ["info", "info"]),
-        (0.08, 0.02, -1, ["error", "info"]),
-    ],
-)
-def test_differences_that_are_not_small_are_no_mistakes(
-    rattle: float, strain: float, sign: int, severities: list[str]
-) -> None:
-    """EMT's own labels, whose third derivatives move the slopes by up to a half."""
+def strained(
+    rattle: float, strain: float, stress_factor: float = 1, count: int = 60
+) -> list[Frame]:
+    """Rattled and strained copper with EMT's labels."""
     rng = np.random.default_rng(1)
     frames = []
-    for _ in range(60):
+    for _ in range(count):
         atoms = bulk("Cu", "fcc", a=3.61, cubic=True) * (2, 2, 2)
         change = rng.normal(0, strain, (3, 3))
         atoms.set_cell(atoms.cell @ (np.eye(3) + (change + change.T) / 2), scale_atoms=True)
@@ -150,11 +142,73 @@ def test_differences_that_are_not_small_are_no_mistakes(
             Frame(
                 atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc,
                 energy=atoms.get_potential_energy(), forces=atoms.get_forces(),
-                stress=sign * atoms.get_stress(voigt=False),
+                stress=stress_factor * atoms.get_stress(voigt=False),
             )
         )  # fmt: skip
-    found = messages(check_frames(frames), "derivatives")
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("rattle", "strain", "sign", "severities"),
+    [
+        (0.03, 0.02, 1, ["info", "info"]),
+        (0.1, 0.01, 1, ["info"]),  # the stress tells nothing, see below
+        (0.08, 0.02, -1, ["error", "info"]),
+    ],
+)
+def test_differences_that_are_not_small_are_no_mistakes(
+    rattle: float, strain: float, sign: int, severities: list[str]
+) -> None:
+    """Third derivatives move the slopes by up to a half."""
+    found = messages(check_frames(strained(rattle, strain, sign)), "derivatives")
     assert sorted(severity for severity, _ in found) == severities
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_stress_whose_work_drowns_in_that_of_the_forces_is_not_called_right(sign: int) -> None:
+    report = check_frames(strained(0.1, 0.01, sign))
+    ((severity, text),) = messages(report, "not compared")
+    assert severity == "info"
+    assert "what the stress says" in text
+    assert "tells neither unit nor sign" in text
+
+
+@pytest.mark.parametrize("factors", [(-1.0, 1.0), (1.0, 160.2177)])
+def test_structures_too_different_to_compare_are_said_to_be(factors: tuple[float, float]) -> None:
+    """Reversed forces, or a stress in GPa, that nothing in these data can betray."""
+    frames = changed(
+        strained(0.02, 0.06, count=30),
+        forces=lambda f: f.forces * factors[0],
+        stress=lambda f: f.stress * factors[1],
+    )
+    report = check_frames(frames)
+    found = messages(report, "not compared")
+    assert [severity for severity, _ in found] == ["info", "info"]
+    for label, (_, text) in zip(("forces", "stress"), found, strict=True):
+        assert f"unit and sign of the {label} were not compared with energies: only 4 pairs" in text
+        assert f"of 30 with {label}" in text
+    assert report.count("error") == report.count("warning") == 0
+    assert "Nothing wrong was found in what could be compared." in printed(report)
+
+
+def test_a_label_of_which_nothing_can_be_compared_is_named_alone() -> None:
+    ((_, few),) = messages(check_frames(GOOD[:9]), "not compared")
+    assert "the forces were not compared with energies: only 9 pairs" in few
+    assert messages(check_frames(GOOD[:10]), "not compared") == []
+    one_cell = changed(strained(0.03, 0.0), stress=lambda f: f.stress * 160)
+    report = check_frames(one_cell)
+    ((_, still),) = messages(report, "not compared")
+    assert "the stress were not compared with energies: only 0 pairs" in still
+    assert [severity for severity, _ in messages(report, "derivatives")] == ["info"]
+
+
+def test_energies_that_hardly_follow_the_forces_prove_nothing() -> None:
+    noise = iter(np.random.default_rng(0).normal(0, 0.3, len(GOOD)))
+    report = check_frames(changed(GOOD, energy=lambda f: f.energy + next(noise)))
+    assert messages(report, "derivatives") == []
+    ((severity, text),) = messages(report, "not compared")
+    assert severity == "info"
+    assert "energies do not change as forces say" in text
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(1 / 27.2114, "Hartree"), (23.0605, "kcal/mol")])
@@ -181,7 +235,11 @@ def test_net_forces_and_torques_are_named() -> None:
     (found,) = messages(check_frames([*pushed, *GOOD[1:]]), "net force")
     assert found[0] == "warning"
     assert "1 of 40" in found[1]
-    assert "springs.xyz:0" in found[1]
+    assert found[1].endswith("a model cannot learn it: springs.xyz:0")
+    harder = changed(GOOD[1:2], forces=lambda f: f.forces + 0.2)
+    (found,) = messages(check_frames([*pushed, *harder, *GOOD[2:]]), "net force")
+    assert f"worst first ({0.2 * 6 * 3**0.5:.3g} eV/A)" in found[1]
+    assert found[1].endswith("springs.xyz:1, springs.xyz:0")
     twisted = changed(
         GOOD[1:2],
         forces=lambda f: (
@@ -233,10 +291,31 @@ def test_close_contacts_and_detached_atoms_are_named() -> None:
     lost = frame("OH2", [[0, 0, 0], [0.96, 0, 0], [0, 9.0, 0]], source="a.xyz:2")
     report = check_frames([close, lost])
     (found,) = messages(report, "close contacts")
-    assert "H-H at 0.300 A in a.xyz: frame 1" in found[1]
+    assert found[0] == "warning"
+    assert found[1].endswith("radii, worst first (H-H at 0.300 A): a.xyz:1")
     (found,) = messages(report, "detached atoms")
     assert "1 structures" in found[1]
     assert "a.xyz:2" in found[1]
+
+
+def test_the_closest_contact_comes_first_and_no_frame_twice() -> None:
+    frames = [
+        frame("H2", [[0, 0, 0], [length, 0, 0]], source=f"a.xyz:{index}")
+        for index, length in enumerate((0.3, 0.74, 0.2))
+    ]
+    (found,) = messages(check_frames(frames), "close contacts")
+    assert found[1].endswith("worst first (H-H at 0.200 A): a.xyz:2, a.xyz:0")
+
+
+def test_atoms_at_one_place_are_an_error_as_in_training() -> None:
+    same = frame("OH2", [[0, 0, 0], [0.96, 0, 0], [0.96, 0, 0]], source="a.xyz:5")
+    image = frame("Cu2", [[0, 0, 0], [3.6, 0, 0]], cell=3.6 * np.eye(3), source="a.xyz:6")
+    report = check_frames([*GOOD, same, image])
+    (found,) = messages(report, "one place")
+    assert found[0] == "error"
+    assert "2 structures have atoms at one place, the first one atoms 1 and 2;" in found[1]
+    assert found[1].endswith("training refuses them: a.xyz:5, a.xyz:6")
+    assert messages(report, "close contacts") == []
 
 
 def test_energy_outliers_are_named() -> None:
@@ -256,6 +335,46 @@ def test_dummy_boxes_are_named() -> None:
     assert messages(check_frames(crystal), "dummy box") == []
 
 
+def test_periodicity_is_counted_and_told() -> None:
+    sheet = np.array([True, True, False])
+    slab = frame("Cu4", cell=np.diag([5.0, 5.0, 30.0]))
+    wire = changed([slab], pbc=np.array([False, False, True]))
+    frames = [slab, *changed([slab, slab], pbc=sheet), *wire, *GOOD[:5]]
+    report = check_frames(frames)
+    assert report.periodicity == {3: 1, 2: 2, 1: 1, 0: 5}
+    assert "Periodic: 1 in 3, 2 in 2, 1 in 1, 5 in 0 directions" in printed(report)
+    assert json.loads(report.to_json())["periodicity"]["2"] == 2
+
+
+def test_a_periodicity_that_changes_from_frame_to_frame_is_a_warning(tmp_path: Path) -> None:
+    write_xyz(tmp_path / "c.xyz", [copper(seed, 0.002 * seed) for seed in range(8)])
+    bulk_cells = read_frames(tmp_path / "c.xyz")
+    assert messages(check_frames(bulk_cells), "periodicity") == []
+    sheet = {"pbc": np.array([True, True, False])}
+    every_second = [f if i % 2 == 0 else changed([f], **sheet)[0] for i, f in enumerate(bulk_cells)]
+    ((severity, text),) = messages(check_frames(every_second), "periodicity")
+    assert severity == "warning"
+    assert "4 structures are periodic in other directions" in text
+    assert "pbc T T F in the first" in text
+    assert "c.xyz:1" in text
+    assert "c.xyz:0" not in text
+    mostly = [*changed(bulk_cells[1:], **sheet), bulk_cells[0]]
+    ((_, text),) = messages(check_frames(mostly), "periodicity")
+    assert "1 structures" in text
+    assert "pbc T T T in the first" in text
+
+
+def test_slabs_and_molecules_beside_crystals_are_in_order(tmp_path: Path) -> None:
+    write_xyz(tmp_path / "c.xyz", [copper(seed) for seed in range(4)])
+    crystals = read_frames(tmp_path / "c.xyz")
+    sheet = np.array([True, True, False])
+    slabs = changed(crystals, pbc=sheet, cell=lambda f: f.cell @ np.diag([1.0, 1.0, 2.0]))
+    clusters = changed(crystals, pbc=np.zeros(3, dtype=bool), cell=np.zeros((3, 3)))
+    elsewhere = changed(crystals, pbc=sheet, source="d.xyz:0")
+    for others in (slabs, clusters, elsewhere):
+        assert messages(check_frames([*crystals, *others]), "periodicity") == []
+
+
 def test_rounded_energies_are_noticed() -> None:
     single = changed(GOOD, energy=lambda f: float(np.float32(f.energy * 40)))
     assert "float32" in messages(check_frames(single), "energy grid")[0][1]
@@ -271,6 +390,36 @@ def test_missing_labels_and_weights_are_counted() -> None:
     assert "2 structures have no label" in messages(report, "no labels")[0][1]
     assert "3 of 40 structures have no forces" in messages(report, "partly missing")[0][1]
     assert "1 structures have weights (3 to 3)" in messages(report, "weights")[0][1]
+
+
+def test_labels_under_misspelt_keys_are_found_out(tmp_path: Path) -> None:
+    extra = 'stres="1 0 0 0 1 0 0 0 1" kinetic_energy=0.1 enrgy_unit=eV'
+    path = write(tmp_path / "odd.xyz", water_text(12, "enrgy", "frces", extra))
+    report = check_frames(*read_with_census(path))
+    ((severity, text),) = messages(report, "no labels")
+    assert severity == "error"
+    for label, key in (("energy", "enrgy"), ("forces", "frces"), ("stress", "stres")):
+        how = f"--{label}-key {key}, in a training data.keys.{label}={key}"
+        assert f"the key '{key}' is nearly '{label}' (if it is that, say {how})" in text
+    assert "kinetic_energy" not in text
+    assert "enrgy_unit" not in text
+    assert "virial" not in text
+
+    half = write(tmp_path / "half.xyz", water_text(12, "energy", "frces"))
+    report = check_frames(*read_with_census(half))
+    ((severity, text),) = messages(report, "unknown key")
+    assert severity == "warning"
+    assert "--forces-key frces" in text
+    assert messages(report, "no labels") == []
+    for keys in (LabelKeys(forces="frces"), LabelKeys(energy="none", forces="frces")):
+        assert messages(check_frames(*read_with_census(half, keys)), "unknown key") == []
+
+
+def test_no_label_and_nothing_like_one_is_an_error_that_names_the_options(tmp_path: Path) -> None:
+    path = write(tmp_path / "odd.xyz", water_text(3, "a", "b"))
+    ((severity, text),) = messages(check_frames(*read_with_census(path)), "no labels")
+    assert severity == "error"
+    assert "say where: --energy-key, --forces-key, --stress-key, --virial-key" in text
 
 
 def test_undetermined_references_are_a_warning_only_where_it_matters() -> None:

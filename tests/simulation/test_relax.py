@@ -87,12 +87,35 @@ def test_a_relaxed_cell_is_only_converged_with_its_stress() -> None:
     assert result.max_stress > 1
 
 
+@pytest.mark.parametrize("optimizer", ["bfgs", "fire"])
+def test_the_stress_converges_however_small_the_cell(optimizer: str) -> None:
+    """One atom's energy hardly changes with a stress of 0.1 GPa: its gradient is below fmax."""
+    strained = bulk("Cu", a=COPPER * 1.0003)
+    options = {"cell": True, "fmax": 0.01, "optimizer": optimizer}
+    lax = run_relax(EMT(), strained, smax=0.5, **options)
+    assert lax.converged
+    assert lax.steps == 0
+    assert lax.max_stress > 0.1
+    result = run_relax(EMT(), strained, **options)
+    assert result.converged
+    assert 0 < result.steps < 50
+    assert result.max_stress < 0.01
+    assert run_relax(EMT(), strained, smax=1e-4, **options).max_stress < 1e-4
+    unfinished = run_relax(EMT(), strained, steps=0, **options)
+    assert not unfinished.converged
+
+
 def test_fixed_atoms_stay() -> None:
     atoms = cluster()
     atoms.set_constraint(FixAtoms([0]))
     result = run_relax(Morse(), atoms, fmax=0.01)
     np.testing.assert_array_equal(result.atoms.positions[0], atoms.positions[0])
     assert np.abs(result.atoms.positions - atoms.positions).max() > 1e-3
+
+
+def test_a_tolerance_of_the_stress_is_positive() -> None:
+    with pytest.raises(ClebschError, match="smax = 0"):
+        run_relax(EMT(), bulk("Cu"), cell=True, smax=0.0)
 
 
 def test_an_energy_that_is_not_a_number_stops_it() -> None:
@@ -113,6 +136,7 @@ def test_an_energy_that_is_not_a_number_stops_it() -> None:
         ({"optimizer": "lbgs"}, "'lbfgs'"),
         ({"fmax": 0.0}, "fmax"),
         ({"pressure": 1.0}, "pressure"),
+        ({"smax": 0.01}, "smax is for a cell"),
         ({"output": "out.nonsense"}, "nonsense"),
         ({"output": "nowhere/out.xyz"}, "nowhere"),
         ({"output": "there.xyz"}, "exists"),

@@ -6,14 +6,21 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 
 from ase.formula import Formula
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clebsch.data.check_geometry import check_boxes, check_contacts, check_duplicates
+from clebsch.data.check_geometry import (
+    check_boxes,
+    check_contacts,
+    check_duplicates,
+    check_periodicity,
+)
 from clebsch.data.check_labels import (
+    NOT_COMPARED,
     check_derivatives,
     check_energy_grid,
     check_energy_unit,
@@ -22,9 +29,12 @@ from clebsch.data.check_labels import (
 )
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame
-from clebsch.data.labels import Census
+from clebsch.data.labels import ALIASES, NO_NUMBER, QUANTITIES, Census, how_to_name
 from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.errors import DataError
+
+#: Names are nearly the same from this ratio of ``difflib`` on; "kinetic_energy" is at 0.67.
+NEAR = 0.7
 
 _STYLE = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -37,6 +47,7 @@ class CheckReport:
         n_frames: structures, isolated atoms included.
         n_atoms: fewest and most atoms of a structure.
         compositions: structures of each chemical formula.
+        periodicity: structures that are periodic in 3, 2, 1 and 0 directions, of those there are.
         labels: how many structures have an energy, forces, a stress.
         census: the keys in the files, if it was given.
         findings: the gravest first.
@@ -45,6 +56,7 @@ class CheckReport:
     n_frames: int
     n_atoms: tuple[int, int]
     compositions: dict[str, int]
+    periodicity: dict[int, int]
     labels: dict[str, int]
     census: Census | None
     findings: tuple[Finding, ...]
@@ -66,6 +78,8 @@ class CheckReport:
         listed = ", ".join(f"{formula} ({count})" for formula, count in formulas[:8])
         more = f", and {len(formulas) - 8} more" if len(formulas) > 8 else ""
         console.print(f"Compositions: {listed}{more}", highlight=False)
+        periodic = ", ".join(f"{count} in {n}" for n, count in self.periodicity.items())
+        console.print(f"Periodic: {periodic} directions", highlight=False)
         table = Table("label", "structures")
         for label, count in self.labels.items():
             table.add_row(label, f"{count} of {self.n_frames}")
@@ -85,7 +99,9 @@ class CheckReport:
                 highlight=False,
             )
         if self.count("error") + self.count("warning") == 0:
-            console.print("[green]Nothing wrong was found.[/]")
+            compared = all(finding.code != NOT_COMPARED for finding in self.findings)
+            rest = "." if compared else " in what could be compared."
+            console.print(f"[green]Nothing wrong was found{rest}[/]")
         else:
             console.print(f"{self.count('error')} errors, {self.count('warning')} warnings.")
 
@@ -116,7 +132,7 @@ def check_frames(
         known = found | known
     except DataError as error:
         findings.append(Finding("error", "isolated atoms", str(error)))
-    findings += _check_label_presence(rest)
+    findings += _check_label_presence(rest, census)
     findings += _check_references(rest, known)
     for check in (check_energy_unit, check_derivatives, check_forces, check_energy_grid):
         findings += check(rest)
@@ -124,13 +140,16 @@ def check_frames(
     findings += check_contacts(rest)
     findings += check_duplicates(rest)
     findings += check_boxes(rest)
+    findings += check_periodicity(rest)
     findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.severity))
     sizes = [len(frame) for frame in frames]
     formulas = Counter(Formula.from_list(frame.symbols).format("hill") for frame in frames)
+    directions = Counter(int(frame.pbc.sum()) for frame in frames)
     return CheckReport(
         n_frames=len(frames),
         n_atoms=(min(sizes), max(sizes)),
         compositions=dict(formulas),
+        periodicity=dict(sorted(directions.items(), reverse=True)),
         labels={
             label: sum(getattr(frame, label) is not None for frame in frames)
             for label in ("energy", "forces", "stress")
@@ -140,17 +159,20 @@ def check_frames(
     )
 
 
-def _check_label_presence(frames: list[Frame]) -> list[Finding]:
+def _check_label_presence(frames: list[Frame], census: Census | None) -> list[Finding]:
     findings = []
     bare = [f for f in frames if not f.has_labels]
-    if bare:
-        text = f"{len(bare)} structures have no label"
-        if len(bare) == len(frames):
-            text += (
-                " under a usual name; if there are some, say where: --energy-key, --forces-key, "
-                "--stress-key, --virial-key"
-            )
-        findings.append(Finding.about("warning", "no labels", bare, text))
+    likely = _likely_keys(frames, census)
+    if bare and len(bare) == len(frames):
+        options = ", ".join(f"--{label}-key" for label in QUANTITIES)
+        likely = likely or [f"if there are some, say where: {options}"]
+        text = f"{len(bare)} structures have no label under a usual name; {'; '.join(likely)}"
+        findings.append(Finding.about("error", "no labels", bare, text))
+    else:
+        findings += [Finding("warning", "unknown key", text) for text in likely]
+        if bare:
+            text = f"{len(bare)} structures have no label"
+            findings.append(Finding.about("warning", "no labels", bare, text))
     for label in ("energy", "forces", "stress"):
         lacking = [f for f in frames if getattr(f, label) is None and f not in bare]
         if 0 < len(lacking) < len(frames) - len(bare):
@@ -166,6 +188,30 @@ def _check_label_presence(frames: list[Frame]) -> list[Finding]:
         text = f"{len(weighted)} structures have weights ({weights[0]:g} to {weights[-1]:g})"
         findings.append(Finding.about("info", "weights", weighted, text))
     return findings
+
+
+def _likely_keys(frames: list[Frame], census: Census | None) -> list[str]:
+    """Where labels that no structure has may be: keys that are nearly one of their usual names."""
+    usual = {name: label for label in ALIASES for name in ALIASES[label]}
+    entries = () if census is None else census.entries
+    # a label whose usual name is there was turned off
+    absent = set(QUANTITIES) - {usual.get(entry.key.lower()) for entry in entries}
+    absent -= {label for label in QUANTITIES if any(_has(frame, label) for frame in frames)}
+    texts = []
+    for entry in entries:
+        nearest = get_close_matches(entry.key.lower(), usual, n=1, cutoff=NEAR)
+        label = usual[nearest[0]] if nearest else None
+        fits = (entry.shape == "one number") == (label == "energy") and entry.shape != NO_NUMBER
+        if label in absent and fits:
+            how = how_to_name(label, entry.key)
+            texts.append(
+                f"the key {entry.key!r} is nearly {nearest[0]!r} (if it is that, say {how})"
+            )
+    return texts
+
+
+def _has(frame: Frame, label: str) -> bool:
+    return getattr(frame, "stress" if label == "virial" else label) is not None
 
 
 def _check_references(frames: list[Frame], known: dict[str, float]) -> list[Finding]:

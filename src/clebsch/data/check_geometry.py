@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
 from clebsch.data.finding import Finding
-from clebsch.data.frame import Frame
+from clebsch.data.frame import ONE_PLACE, Frame
 from clebsch.data.rawframe import where
 from clebsch.data.statistics import neighbor_pairs
 
@@ -24,6 +24,9 @@ DETACHED = 2.5
 #: Atom pairs are looked for up to this distance, Angstrom.
 REACH = 6.0
 
+#: Cells whose volumes differ by less than this fraction look alike.
+ALIKE = 0.05
+
 #: Structures are the same if no interatomic distance differs by more than this, Angstrom,
 SAME = 1e-4
 
@@ -35,8 +38,8 @@ ALL_DISTANCES = 200
 
 
 def check_contacts(frames: Sequence[Frame]) -> list[Finding]:
-    """Pairs of atoms that are too close, and atoms far from all others."""
-    close: list[tuple[float, str, Frame]] = []
+    """Atoms at one place, pairs that are too close, and atoms far from all others."""
+    contacts: list[tuple[float, float, list[int], Frame]] = []
     detached: list[Frame] = []
     for frame in frames:
         first, second, distances = neighbor_pairs(frame, REACH)
@@ -48,16 +51,25 @@ def check_contacts(frames: Sequence[Frame]) -> list[Finding]:
             detached.append(frame)
         if len(ratio) and ratio.min() < CLOSE:
             pair = int(ratio.argmin())
-            atoms = "-".join(
-                chemical_symbols[frame.numbers[k]] for k in (first[pair], second[pair])
-            )
-            close.append((float(ratio[pair]), f"{atoms} at {distances[pair]:.3f} A", frame))
+            atoms = sorted((int(first[pair]), int(second[pair])))
+            contacts.append((float(ratio[pair]), float(distances[pair]), atoms, frame))
+    contacts.sort(key=lambda contact: contact[0])
+    together = [contact for contact in contacts if contact[1] < ONE_PLACE]
+    close = [contact for contact in contacts if contact[1] >= ONE_PLACE]
     findings = []
+    if together:
+        one, other = together[0][2]
+        text = (
+            f"{len(together)} structures have atoms at one place, the first one atoms {one} and "
+            f"{other}; training refuses them"
+        )
+        findings.append(Finding.about("error", "one place", [f for *_, f in together], text))
     if close:
-        _, worst, worst_frame = min(close, key=lambda entry: entry[0])
+        _, distance, atoms, worst = close[0]
+        pair_name = "-".join(chemical_symbols[worst.numbers[atom]] for atom in atoms)
         text = (
             f"{len(close)} structures with atoms closer than {CLOSE} of the sum of their covalent "
-            f"radii, the worst {worst} in {where(worst_frame.source)}"
+            f"radii, worst first ({pair_name} at {distance:.3f} A)"
         )
         findings.append(Finding.about("warning", "close contacts", [f for *_, f in close], text))
     if detached:
@@ -90,6 +102,39 @@ def _vacuum(frame: Frame) -> float:
     fractional = np.sort(np.linalg.solve(frame.cell.T, frame.positions.T).T % 1.0, axis=0)
     gaps = np.diff(np.vstack([fractional, fractional[:1] + 1]), axis=0).max(axis=0)
     return float((gaps * heights).min())
+
+
+def check_periodicity(frames: Sequence[Frame]) -> list[Finding]:
+    """Structures periodic in other directions than those of their file that look like them."""
+    groups: dict[tuple[str, bytes], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        groups[_file(frame), np.sort(frame.numbers).tobytes()].append(frame)
+    odd: list[Frame] = []
+    for group in groups.values():
+        counts = Counter(_directions(frame) for frame in group)
+        usual = max(counts, key=lambda directions: (counts[directions], directions))
+        volumes = np.array([_volume(frame) for frame in group if _directions(frame) == usual])
+        for frame in group:
+            volume = _volume(frame)  # 0 without a cell: like none
+            alike = np.abs(volumes - volume).min() < ALIKE * volume
+            if alike and _directions(frame) != usual:
+                odd.append(frame)
+    if not odd:
+        return []
+    text = (
+        f"{len(odd)} structures are periodic in other directions than others of the same file, "
+        f"composition and volume (pbc {_directions(odd[0])} in the first)"
+    )
+    return [Finding.about("warning", "periodicity", odd, text)]
+
+
+def _directions(frame: Frame) -> str:
+    """Periodicity as files say it: "T T F"."""
+    return " ".join("FT"[int(periodic)] for periodic in frame.pbc)
+
+
+def _volume(frame: Frame) -> float:
+    return abs(float(np.linalg.det(frame.cell)))
 
 
 # --- duplicates -----------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from ase.units import Hartree
 
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame
-from clebsch.data.rawframe import where
 from clebsch.data.references import fit_references
 from clebsch.data.work import work_and_energy
 
@@ -19,6 +18,12 @@ ATOM_ENERGIES = (
     -0.500, -2.903, -7.478, -14.667, -24.654, -37.845, -54.589, -75.067, -99.734, -128.938,
     -162.255, -200.053, -242.346, -289.359, -341.259, -398.110, -460.148, -527.540,
 )  # fmt: skip
+
+#: Pairs of similar structures from which energies and their derivatives are compared.
+FEWEST_PAIRS = 10
+
+#: The code of the finding that derivatives were not compared.
+NOT_COMPARED = "not compared"
 
 _ENERGY_UNITS = {"Hartree": 1.0, "eV": Hartree, "kcal/mol": 627.509, "kJ/mol": 2625.50}
 
@@ -63,9 +68,10 @@ def check_energy_unit(frames: Sequence[Frame]) -> list[Finding]:
 def check_derivatives(frames: Sequence[Frame]) -> list[Finding]:
     """Whether energies change as the forces (and stress) say, between similar structures."""
     energy, force_work, stress_work = work_and_energy(frames)
-    if len(energy) < 10:
-        return []
     works = np.stack([force_work, stress_work], axis=1)
+    findings = _not_compared(frames, works)
+    if len(energy) < FEWEST_PAIRS:
+        return findings
     # few pairs of large differences, which are the least harmonic, must not decide alone
     size = np.abs(energy) + np.abs(works).sum(axis=1)
     weight = 1 / np.sqrt(size + 1e-3 * size.mean() + 1e-300)
@@ -83,8 +89,9 @@ def check_derivatives(frames: Sequence[Frame]) -> list[Finding]:
             "similar structures): either no structures are similar enough, or forces and "
             "energies are not of the same calculation"
         )
-        return [Finding("warning" if explained < 0.25 else "info", "derivatives", text)]
-    findings = []
+        if explained < 0.25:
+            return [*findings, Finding("warning", "derivatives", text)]
+        return [*findings, Finding("info", NOT_COMPARED, text)]
     for name, slope, off, mistakes, tolerance, present in (
         ("the forces say", slopes[0], leeway[0], _MISTAKES, 1.4, used[0]),
         ("the stress says", slopes[1], leeway[1], _STRESS_MISTAKES, 2.0, used[1]),
@@ -95,6 +102,10 @@ def check_derivatives(frames: Sequence[Frame]) -> list[Finding]:
             f"between similar structures energies change by {slope:.3g} times what {name} "
             f"(R2 {explained:.3f}, {len(energy)} pairs)"
         )
+        if max(abs(slope - 1), abs(slope + 1)) < off:  # of either sign
+            text = f"{measured}, give or take {off:.2g}: that tells neither unit nor sign"
+            findings.append(Finding("info", NOT_COMPARED, text))
+            continue
         if _may_be(slope, 1.0, tolerance, off):
             findings.append(Finding("info", "derivatives", measured))
             continue
@@ -105,6 +116,20 @@ def check_derivatives(frames: Sequence[Frame]) -> list[Finding]:
         else:
             text = f"{measured}: labels of different calculations, or of unknown units?"
             findings.append(Finding("warning", "derivatives", text))
+    return findings
+
+
+def _not_compared(frames: Sequence[Frame], works: np.ndarray) -> list[Finding]:
+    """What ``works``, [n_pairs, 2] of forces and stress, are too few for, of labels there are."""
+    findings = []
+    for label, pairs in zip(("forces", "stress"), np.count_nonzero(works, axis=0), strict=True):
+        labelled = sum(getattr(frame, label) is not None for frame in frames)
+        if labelled and (pairs == 0 or len(works) < FEWEST_PAIRS):
+            text = (
+                f"unit and sign of the {label} were not compared with energies: only {pairs} pairs "
+                f"of structures are similar enough for it, of {labelled} with {label}"
+            )
+            findings.append(Finding("info", NOT_COMPARED, text))
     return findings
 
 
@@ -157,10 +182,10 @@ def _unbalanced(
     bad = np.flatnonzero((net > 0.02 * sizes) & (net > 0.02))
     if len(bad) == 0:
         return []
-    worst = int(np.argmax(net))
+    bad = bad[np.argsort(-net[bad])]
     text = (
-        f"{len(bad)} of {len(frames)} structures have a {what}, up to {net[worst]:.3g} {unit} in "
-        f"{where(frames[worst].source)}; a model cannot learn it"
+        f"{len(bad)} of {len(frames)} structures have a {what}, worst first ({net[bad[0]]:.3g} "
+        f"{unit}); a model cannot learn it"
     )
     return [Finding.about("warning", what, [frames[i] for i in bad], text)]
 

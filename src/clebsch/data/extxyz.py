@@ -20,14 +20,15 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 
 from clebsch.data.rawframe import RawFrame, shorten
-from clebsch.errors import DataError, did_you_mean
+from clebsch.errors import DataError
 
 #: A line longer than this is not a line of a structure file.
 LONGEST_LINE = 16_000_000
@@ -351,10 +352,9 @@ def _atomic_number(atom: int, word: str) -> int:
     if word.isascii() and word.isdigit() and len(word) < 4:
         number = int(word)
     if not 0 < number < 119:
-        hint = did_you_mean(
-            word[:3], [word[:1].upper()] if word[:1].upper() in atomic_numbers else []
-        )
-        raise _Malformed(f"{shorten(word)} is not an element. {hint}", atom)
+        nearest = get_close_matches(word[:3].capitalize(), chemical_symbols[1:], n=1, cutoff=0.5)
+        hint = f". Did you mean {nearest[0]!r}?" if nearest else ""
+        raise _Malformed(f"{shorten(word)} is not an element{hint}", atom)
     return number
 
 

@@ -10,6 +10,9 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 
+#: Atoms closer than this, Angstrom, are at one place, without a direction to each other.
+ONE_PLACE = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clebsch.data.frame import Frame
+from clebsch.data.frame import ONE_PLACE, Frame
 from clebsch.data.rawframe import where
 from clebsch.errors import DataError
 from clebsch.graph import AtomGraph, batch_graphs, edge_vectors
@@ -123,7 +123,7 @@ def collate(
 def _check_distances(frame: Frame, graph: AtomGraph) -> None:
     """Atoms at one place have no direction to each other, and no finite energy to learn."""
     vectors = edge_vectors(graph, graph.positions)
-    together = torch.nonzero(vectors.square().sum(1) < 1e-12)
+    together = torch.nonzero(vectors.square().sum(1) < ONE_PLACE**2)
     if len(together):
         edge = int(together[0])
         first, second = sorted((int(graph.senders[edge]), int(graph.receivers[edge])))

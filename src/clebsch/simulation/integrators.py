@@ -20,6 +20,7 @@ from ase.md.md import MolecularDynamics
 from ase.md.verlet import VelocityVerlet
 
 from clebsch.errors import ClebschError, did_you_mean
+from clebsch.simulation.structure import check_periodic
 
 ENSEMBLES = ("nve", "nvt", "npt")
 
@@ -113,8 +114,7 @@ def make_integrator(
     }
     if settings.ensemble == "nvt":
         return LangevinBAOAB(atoms, timestep, **thermostat)
-    if not (atoms.pbc.all() and atoms.cell.volume > 0):
-        raise ClebschError("npt needs a structure that is periodic in all three directions")
+    check_periodic(atoms, "npt")
     if atoms.constraints:
         raise ClebschError("npt cannot hold atoms in place while the cell moves: no constraints")
     period = settings.barostat_period_fs * units.fs

@@ -20,9 +20,12 @@ from clebsch.calculators import as_calculator
 from clebsch.errors import ClebschError, did_you_mean
 from clebsch.files import check_output
 from clebsch.potential import Potential
-from clebsch.simulation.structure import bare_copy
+from clebsch.simulation.structure import bare_copy, check_periodic
 
 OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE, "lbfgs": LBFGS}
+
+#: Stress that a relaxed cell may be left with, GPa, if nothing else is asked for.
+DEFAULT_SMAX = 0.01
 
 #: Called with steps done, the largest force in eV/Angstrom, and the energy in eV.
 ProgressCallback = Callable[[int, float, float], None]
@@ -33,7 +36,8 @@ class RelaxResult:
     """Where a relaxation ended, converged or not.
 
     Attributes:
-        converged: the largest force (with the cell: and the cell's gradient) is below ``fmax``.
+        converged: the largest force is below ``fmax``; if the cell was relaxed, its gradient is as
+            well, and the largest deviation of the stress is below ``smax``.
         steps: optimiser steps done.
         energy_initial, energy_final: eV.
         max_force: largest force on an atom at the end, eV/Angstrom.
@@ -91,6 +95,7 @@ def run_relax(
     steps: int = 500,
     cell: bool = False,
     pressure: float = 0.0,
+    smax: float | None = None,
     optimizer: str = "bfgs",
     output: Path | str | None = None,
     trajectory: Path | str | None = None,
@@ -102,10 +107,13 @@ def run_relax(
     Args:
         source: a potential, or any ASE calculator.
         atoms: the initial structure; its constraints hold.
-        fmax: converged when no force exceeds it, eV/Angstrom.
+        fmax: converged when no force exceeds it, eV/Angstrom, nor the gradient by the cell, eV per
+            atom and unit of strain,
         steps: at most so many steps of the optimiser.
         cell: relax the lattice vectors too.
         pressure: GPa, on the relaxed cell.
+        smax: and when no component of the stress is further from that pressure, GPa; 0.01 if None.
+            Only with ``cell``.
         optimizer: "bfgs" (few steps, downhill; up to a thousand atoms), "fire" (any size, slower)
             or "lbfgs" (any size, but only near a minimum: elsewhere it may climb).
         output: file for the final structure, its format by the suffix.
@@ -117,7 +125,8 @@ def run_relax(
         ClebschError: settings that make no sense; files that exist; a cell to relax that is not
             periodic in all three directions; an energy or force that is not a finite number.
     """
-    _check(atoms, fmax, cell, pressure, optimizer)
+    _check(atoms, fmax, cell, pressure, smax, optimizer)
+    smax = DEFAULT_SMAX if smax is None else smax
     output = _checked_output(output, None, overwrite)
     trajectory = _checked_output(trajectory, ".traj", overwrite)
     moved = bare_copy(atoms)
@@ -138,8 +147,15 @@ def run_relax(
             progress(search.nsteps, _max_force(moved), moved.get_potential_energy())
 
     search.attach(after_step)
+    converged = False
     try:
-        converged = bool(search.run(fmax=fmax, steps=steps))
+        # 0 is never reached: ASE's own criterion, forces alone, must not end it
+        for _ in search.irun(fmax=0.0, steps=steps):
+            converged = _max_force(target) < fmax
+            if cell:
+                converged = converged and _max_stress(moved, pressure) < smax
+            if converged:
+                break
     finally:
         if frames is not None:
             frames.close()
@@ -160,18 +176,22 @@ def run_relax(
     )
 
 
-def _check(atoms: Atoms, fmax: float, cell: bool, pressure: float, optimizer: str) -> None:
+def _check(
+    atoms: Atoms, fmax: float, cell: bool, pressure: float, smax: float | None, optimizer: str
+) -> None:
     if optimizer not in OPTIMIZERS:
         hint = did_you_mean(optimizer, OPTIMIZERS)
         raise ClebschError(f"unknown optimiser {optimizer!r}. {hint}")
     if not fmax > 0:
         raise ClebschError(f"fmax = {fmax} is not a positive force")
-    if cell and not (atoms.pbc.all() and atoms.cell.volume > 0):
-        raise ClebschError(
-            "relaxing the cell needs a structure that is periodic in all three directions"
-        )
+    if cell:
+        check_periodic(atoms, "relaxing the cell")
     if pressure and not cell:
         raise ClebschError("a pressure acts on a cell that is relaxed: ask for that as well")
+    if smax is not None and not cell:
+        raise ClebschError("smax is for a cell that is relaxed: ask for that as well")
+    if smax is not None and not smax > 0:
+        raise ClebschError(f"smax = {smax} is not a positive stress")
 
 
 def _checked_output(path: Path | str | None, suffix: str | None, overwrite: bool) -> Path | None:
@@ -198,7 +218,8 @@ def _finite_energy(atoms: Atoms, step: int) -> float:
     return energy
 
 
-def _max_force(atoms: Atoms) -> float:
+def _max_force(atoms: Atoms | FrechetCellFilter) -> float:
+    """The largest force on an atom, and of a filter also the largest one on a cell vector."""
     return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
 

@@ -36,22 +36,37 @@ def read_structure(path: Path | str, index: int = -1) -> Atoms:
     return atoms
 
 
-def check_fits(potential: Potential, atoms: Atoms, name: str) -> None:
+def check_fits(
+    potential: Potential, atoms: Atoms, name: str, moves_cell: str | None = None
+) -> None:
     """Find out whether a potential can be asked about a structure, before anything begins.
 
     Args:
         potential: that will be asked.
         atoms: the structure.
         name: of its file, and of the structure in it.
+        moves_cell: what is to be done, if that moves the cell.
 
     Raises:
         UnknownElementError: an element that the potential does not know; names file and atom.
-        DataError: an impossible cell or position.
+        DataError: an impossible cell or position, or a cell to move that is not periodic.
     """
     try:
         potential.graph(atoms)
+        if moves_cell is not None:
+            check_periodic(atoms, moves_cell)
     except DataError as error:
         raise type(error)(f"{name}: {error}") from None
+
+
+def check_periodic(atoms: Atoms, moves_cell: str) -> None:
+    """Refuse what moves the cell, ``moves_cell`` in words, where the structure has none to move.
+
+    Raises:
+        DataError: the structure is not periodic in all three directions.
+    """
+    if not (atoms.pbc.all() and atoms.cell.volume > 0):
+        raise DataError(f"{moves_cell} needs a structure that is periodic in all three directions")
 
 
 def bare_copy(atoms: Atoms) -> Atoms:
