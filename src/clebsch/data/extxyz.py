@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_numbers
 
 from clebsch.data.rawframe import RawFrame, shorten
+from clebsch.elements import ELEMENTS
 from clebsch.errors import DataError
 
 #: A line longer than this is not a line of a structure file.
@@ -352,7 +353,7 @@ def _atomic_number(atom: int, word: str) -> int:
     if word.isascii() and word.isdigit() and len(word) < 4:
         number = int(word)
     if not 0 < number < 119:
-        nearest = get_close_matches(word[:3].capitalize(), chemical_symbols[1:], n=1, cutoff=0.5)
+        nearest = get_close_matches(word[:3].capitalize(), ELEMENTS, n=1, cutoff=0.5)
         hint = f". Did you mean {nearest[0]!r}?" if nearest else ""
         raise _Malformed(f"{shorten(word)} is not an element{hint}", atom)
     return number
