@@ -221,7 +221,7 @@ SUITES = {
             data="rmd17",
             statistic="mae",
             tasks=(
-                *(_rmd17(molecule, 50, 100, batch_size=1) for molecule in MOLECULES),
+                *(_rmd17(molecule, 50, 150, batch_size=1) for molecule in MOLECULES),
                 *(_rmd17(molecule, 950, 100) for molecule in MOLECULES),
             ),
             models=("mace_rmd17",),
