@@ -19,6 +19,7 @@ SOURCE = Path(clebsch.__file__).parent
 LAYERS = (
     "errors",
     "conventions",
+    "elements",
     "files",
     "memory",
     "interrupt",
