@@ -38,7 +38,7 @@ class BlowUpError(ClebschError):
     """Molecular dynamics left what is physical: nothing given was wrong, the answer is bad."""
 
 
-#: Choices that are listed, at most: there are never more keys than that, but files.
+#: Choices that are listed, at most: more than a section has keys, fewer than there are elements.
 _MOST_LISTED = 40
 
 

@@ -49,7 +49,7 @@ def test_a_model_file_is_measured(
     printed = capsys.readouterr().out
     assert "ethanol" in printed
     assert "min to max" in printed, "no column is squeezed"
-    assert "multiply-adds/s" in printed
+    assert "G multiply-adds/s" in printed
     assert str(out) in printed
     written = json.loads(out.read_text())
     (result,) = written["results"]

@@ -111,6 +111,7 @@ def bench(
         f"{device}, {dtype}, threads: {threads}, rounds: {rounds}; large matrix product: "
         f"{settings['gemm_multiply_adds_per_second'] / 1e9:.1f} G multiply-adds/s",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(f"All times: {path}", markup=False, highlight=False, soft_wrap=True)
     failed = [f"{row.case.system.name}, {row.mode}: {row.error}" for row in rows if row.error]

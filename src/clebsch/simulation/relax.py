@@ -108,12 +108,12 @@ def run_relax(
         source: a potential, or any ASE calculator.
         atoms: the initial structure; its constraints hold.
         fmax: converged when no force exceeds it, eV/Angstrom, nor the gradient by the cell, eV per
-            atom and unit of strain,
+            atom and unit of strain.
         steps: at most so many steps of the optimiser.
         cell: relax the lattice vectors too.
         pressure: GPa, on the relaxed cell.
-        smax: and when no component of the stress is further from that pressure, GPa; 0.01 if None.
-            Only with ``cell``.
+        smax: with ``cell`` alone: converged when, besides, no component of the stress is further
+            from that pressure, GPa; 0.01 if None.
         optimizer: "bfgs" (few steps, downhill; up to a thousand atoms), "fire" (any size, slower)
             or "lbfgs" (any size, but only near a minimum: elsewhere it may climb).
         output: file for the final structure, its format by the suffix.

@@ -310,7 +310,7 @@ def _warn_of_known(train: Sequence[Frame], valid: Sequence[Frame], say: Say) -> 
 
 def _advise(config: Config, n_train: int, say: Say) -> None:
     """Say so where smaller steps learn better, as was measured with the default recipe."""
-    steps_are_large = (config.training.batch_size or FEW) > 1 and config.recipe == DEFAULT_RECIPE
+    steps_are_large = config.training.batch_size != 1 and config.recipe == DEFAULT_RECIPE
     is_new = config.initial is None and not config.is_linear
     if n_train <= FEW and steps_are_large and is_new:
         say(
