@@ -14,7 +14,7 @@ from ase.optimize import BFGS
 from clebsch.calculators import as_calculator
 from clebsch.errors import ClebschError
 from clebsch.potential import Potential
-from clebsch.simulation.structure import bare_copy
+from clebsch.simulation.structure import bare_copy, check_periodic
 
 _RELAXED_FORCE = 1e-4  # eV/A
 _RELAXATION_STEPS = 500
@@ -81,7 +81,7 @@ def energy_volume_curve(
     Raises:
         ClebschError: not a crystal, too few strains, or no minimum between them.
     """
-    _check_crystal(atoms)
+    check_periodic(atoms, "an energy-volume curve")
     if len(strains) < 5:
         raise ClebschError(f"an equation of state needs at least 5 strains, not {len(strains)}")
     crystal = bare_copy(atoms)
@@ -133,7 +133,7 @@ def cubic_elastic_constants(
         ClebschError: not a crystal, a strain that is not small and positive, or positions that
             did not relax.
     """
-    _check_crystal(atoms)
+    check_periodic(atoms, "straining a crystal")
     if not 0 < strain < 0.1:
         raise ClebschError(f"a strain of {strain} is not small and positive")
     crystal = bare_copy(atoms)
@@ -184,8 +184,3 @@ def _stress_difference(crystal: Atoms, strain: np.ndarray, relax: bool) -> np.nd
     crystal.set_cell(cell, scale_atoms=False)
     crystal.positions = positions
     return difference
-
-
-def _check_crystal(atoms: Atoms) -> None:
-    if not (atoms.pbc.all() and atoms.cell.volume > 0):
-        raise ClebschError("a crystal is periodic in all three directions; this structure is not")
