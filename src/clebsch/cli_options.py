@@ -127,6 +127,10 @@ def usable_device(name: str) -> str:
     import torch
 
     try:
+        torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}: cpu, cuda or cuda:1, for example") from None
+    try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

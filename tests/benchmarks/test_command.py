@@ -90,7 +90,7 @@ def test_what_failed_is_said_and_the_rest_is_kept(
         (("--against", "mace-torch"), "run make peers"),
         (("--against", "cuequivariance"), "on cuda alone, not on cpu"),
         (("--device", "meta"), "--device is cpu or cuda, not 'meta'"),
-        (("--device", "cudda"), "the device 'cudda' cannot be used"),
+        (("--device", "cudda"), "unknown device 'cudda': cpu, cuda or cuda:1"),
         (("nequip_3bpa", "--against", "nequip"), "run make peers"),
         (("--against", "nequip"), "mace_small: nequip has no interaction.normalization=neighbors"),
         (("--suite", "paper", "--against", "nequip"), "nequip has no interaction.normalization"),
