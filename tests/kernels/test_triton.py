@@ -184,17 +184,68 @@ def test_evaluations_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     clear_kernels()
 
 
+#: Edges whose path weights are stored at once: all of the four, or three.
+AT_ONCE = pytest.mark.parametrize("at_once", [4, 3])
+
+
+def store(monkeypatch: pytest.MonkeyPatch, at_once: int, inputs: Sequence[Tensor]) -> list[int]:
+    """Store path weights of so many edges at once; of how many they were, call by call."""
+    _, last_weight, *_ = inputs
+    most = at_once * last_weight[0].numel() * last_weight.element_size()
+    monkeypatch.setattr(radial, "MOST_STORED", most)
+    stored, honest = [], radial._path_weights
+
+    def noted(hidden: Tensor, last_weight: Tensor) -> Tensor:
+        stored.append(len(hidden))
+        return honest(hidden, last_weight)
+
+    monkeypatch.setattr(radial, "_path_weights", noted)
+    return stored
+
+
 @DTYPES
-def test_trainings_with_the_last_radial_layer(dtype: torch.dtype) -> None:
-    """Second derivatives, and those by the layer's weight."""
+@AT_ONCE
+def test_trainings_with_the_last_radial_layer(
+    at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Second derivatives, and those by the layer's weight, block by block."""
+    inputs = radial_inputs(SOME, 5, 3, dtype=dtype)
+    stored = store(monkeypatch, at_once, inputs)
     assert_as_reference(
-        lambda backend, *inputs: backend.convolve_radial(SMALL, *inputs, SOME),
-        radial_inputs(SOME, 5, 3, dtype=dtype),
+        lambda backend, *inputs: backend.convolve_radial(SMALL, *inputs, SOME), inputs
+    )
+    assert set(stored) == {4: {4}, 3: {3, 1}}[at_once]
+
+
+@AT_ONCE
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("direction", range(4))
+def test_second_derivatives_one_by_one(
+    direction: int, place: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one input, of the first derivative by one: what is not asked for is not mixed in."""
+    inputs = radial_inputs(SOME, 3, 2)
+    store(monkeypatch, at_once, inputs)
+    found = []
+    for backend in (gpu, reference):
+        out = backend.convolve_radial(SMALL, *inputs, SOME).square().sum()
+        (first,) = torch.autograd.grad(out, inputs[direction], create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), inputs[place]))
+    assert_equal(*found)
+
+
+@pytest.mark.parametrize("graph", list(EMPTY))
+def test_trainings_with_the_last_radial_layer_without_edges(graph: str) -> None:
+    assert_as_reference(
+        lambda backend, *inputs: backend.convolve_radial(SMALL, *inputs, EMPTY[graph]),
+        radial_inputs(EMPTY[graph], 3, 3),
     )
 
 
-def test_a_gradient_by_the_last_layer_alone() -> None:
+@AT_ONCE
+def test_a_gradient_by_the_last_layer_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = radial_inputs(SOME, 3, 2)
+    store(monkeypatch, at_once, inputs)
     here, there = (
         torch.autograd.grad(backend.convolve_radial(SMALL, *inputs, SOME).square().sum(), inputs[1])
         for backend in (gpu, reference)

@@ -111,8 +111,8 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
             table = randn(3, 2, scalars.n_paths, 2).detach()
             gpu.convolve_table(scalars, places, table, harmonics, nodes, PAIR).sum().backward()
         elif kind == "convolve_radial":
-            hidden, last = randn(2, 3), randn(3, scalars.n_paths, 2).detach()
-            gpu.convolve_radial(scalars, hidden, last, harmonics, nodes, PAIR).sum().backward()
+            inputs = (randn(2, 3), randn(3, scalars.n_paths, 2), harmonics, nodes)
+            twice(gpu.convolve_radial(scalars, *inputs, PAIR), inputs)
         elif kind == "polynomial":
             plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 2)
             *inputs, species = product_inputs(plan, (2, 0), 2)
@@ -131,7 +131,7 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
     [
         ("convolve", 3, ()),
         ("convolve_table", 2, (2,)),
-        ("convolve_radial", 2, ()),
+        ("convolve_radial", 3, ()),
         ("polynomial", 3, ()),
         ("harmonics", 3, ()),
         ("bessel", 1, ()),
@@ -144,7 +144,7 @@ def test_operators_are_what_torch_expects(
     samples = calls(kind)
     assert len(samples) == n_operators
     for name, args in samples.items():
-        is_last = name.endswith(("_second", "_table_gradients", "_radial_gradients"))
+        is_last = name.endswith(("_second", "_table_gradients"))
         copied = [
             a.detach()
             .clone()
@@ -165,19 +165,16 @@ def test_derivatives_not_asked_for_are_left_out() -> None:
         assert flags == [place == asked for place in range(3)]
 
 
-def test_only_evaluations_make_path_weights_in_the_convolution() -> None:
-    """A backward pass that is differentiated, or wants the layer's weight, stores them."""
+def test_what_the_last_radial_layer_is_asked_for() -> None:
+    """The derivative by its weight costs a product, and makes path weights be stored."""
     _, harmonics, nodes = inputs_of(SMALL, PAIR, 2)
     inputs = (randn(2, 3), randn(3, SMALL.n_paths, 2), harmonics, nodes)
-    for asked, differentiated, name in (
-        (0, False, "convolve_radial_gradients"),
-        (0, True, "convolve_gradients"),
-        (1, False, "convolve_gradients"),
-    ):
+    for asked in range(4):
         with Calls("clebsch_gpu") as found:
             out = gpu.convolve_radial(SMALL, *inputs, PAIR).sum()
-            torch.autograd.grad(out, inputs[asked], create_graph=differentiated)
-        assert [seen for seen, _ in found.seen] == ["convolve_radial", name]
+            torch.autograd.grad(out, inputs[asked], create_graph=True)
+        assert [seen for seen, _ in found.seen] == ["convolve_radial", "convolve_radial_gradients"]
+        assert found.seen[1][1][1] == [place == asked for place in range(4)]
 
 
 def test_third_derivatives_are_refused_not_wrong() -> None:

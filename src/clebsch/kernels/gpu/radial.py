@@ -1,16 +1,16 @@
-"""The convolution with the last radial layer as a torch operator on GPUs.
+"""The convolution with the last radial layer as torch operators on GPUs, twice differentiable.
 
-Path weights [E, P, K] are stored for the time of a call, or made where they are used and never
-stored. The layer's multiply-adds bind (``scripts/gpu_floors.py``), and where weights are made by
-each kernel they are four times those of one product, where stored three times; so they are made
-where storing them would take too much memory, in the forward pass and in first derivatives by edges
-and nodes. A backward pass that is differentiated itself, or that wants the derivative by the
-layer's weight, is a training's and stores them always.
+Path weights [E, P, K] of a whole structure are the largest tensors there would be. Where they fit
+into ``MOST_STORED`` bytes they are stored for the time of a call; the layer's multiply-adds bind
+(``scripts/gpu_floors.py``), and of those storing takes the fewest. Where they do not fit, the
+forward pass and first derivatives by edges and nodes make them inside their kernels, for each of
+these anew, and what trainings need, the derivative by the layer's weight and all second
+derivatives, is done for one block of edges after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from clebsch.kernels.gpu.operators import define, differentiable, last
 from clebsch.kernels.operators import needed, remember
 from clebsch.kernels.plan import ConvolutionPlan
 
-#: Bytes of path weights that an evaluation stores at most.
+#: Bytes of path weights that are stored at once, at most.
 MOST_STORED = 2**30
 
 
@@ -49,10 +49,13 @@ def convolve_radial(
     return out
 
 
+# --- operators ---
+
+
 def _convolve(
     plan: str, hidden: Tensor, last_weight: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
 ) -> Tensor:
-    if _are_stored(hidden, last_weight):
+    if hidden.shape[0] <= _edges_of_block(last_weight):
         weights = _path_weights(hidden, last_weight)
         stored: Tensor = torch.ops.clebsch_gpu.convolve(plan, weights, harmonics, nodes, *graph)
         return stored
@@ -61,35 +64,6 @@ def _convolve(
     inputs = (hidden, last_weight, harmonics, nodes)
     call.by_receiver("convolve", forward(plan, "layer"), *inputs, out)
     return out
-
-
-def _are_stored(hidden: Tensor, last_weight: Tensor) -> bool:
-    n_weights = hidden.shape[0] * last_weight.shape[1] * last_weight.shape[2]
-    return n_weights * hidden.element_size() <= MOST_STORED
-
-
-def _path_weights(hidden: Tensor, last_weight: Tensor) -> Tensor:
-    return (hidden @ last_weight.flatten(1)).unflatten(1, last_weight.shape[1:])
-
-
-def _stored_gradients(
-    plan: str,
-    wanted: Sequence[bool],
-    inputs: Sequence[Tensor],
-    cotangent: Tensor,
-    graph: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives by path weights, which are made and stored, by harmonics and by nodes."""
-    hidden, last_weight, harmonics, nodes = inputs
-    given = (_path_weights(hidden, last_weight), harmonics, nodes, cotangent)
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.clebsch_gpu.convolve_gradients(
-        plan, wanted, *given, *graph
-    )
-    return found
-
-
-def _by_hidden(d_weights: Tensor, last_weight: Tensor) -> Tensor:
-    return d_weights.flatten(1) @ last_weight.flatten(1).T
 
 
 def _convolve_fake(
@@ -107,15 +81,25 @@ def _gradients(
     nodes: Tensor,
     cotangent: Tensor,
     *graph: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives by the hidden layer, harmonics and nodes; empty where not wanted."""
+) -> tuple[Tensor, ...]:
+    """Derivatives by hidden layer, last weight, harmonics and nodes; empty where not wanted."""
     inputs = (hidden, last_weight, harmonics, nodes)
-    if _are_stored(hidden, last_weight):
-        d_weights, d_harmonics, d_nodes = _stored_gradients(plan, wanted, inputs, cotangent, graph)
-        d_hidden = _by_hidden(d_weights, last_weight) if wanted[0] else d_weights
-        return d_hidden, d_harmonics, d_nodes
-    call = Call(plan, nodes, graph, hidden.shape[1])
-    return read_gradients(call, plan, "layer", wanted, *inputs, cotangent)
+    of_hidden, of_last, *others = wanted
+    if not of_last and hidden.shape[0] > _edges_of_block(last_weight):
+        call = Call(plan, nodes, graph, hidden.shape[1])
+        found = read_gradients(call, plan, "layer", [of_hidden, *others], *inputs, cotangent)
+        return found[0], hidden.new_empty(0), *found[1:]
+
+    def of_blocks() -> Iterator[tuple[Tensor, ...]]:
+        for edges, part in _blocks(hidden, last_weight, graph):
+            some = hidden[edges]
+            given = (_path_weights(some, last_weight), harmonics[edges], nodes, cotangent)
+            d_weights, *rest = torch.ops.clebsch_gpu.convolve_gradients(
+                plan, [of_hidden or of_last, *others], *given, *part
+            )
+            yield *_of_layer(wanted, d_weights, some, last_weight), *rest
+
+    return _joined(of_blocks())
 
 
 def _gradients_fake(
@@ -125,44 +109,185 @@ def _gradients_fake(
     last_weight: Tensor,
     harmonics: Tensor,
     nodes: Tensor,
-    *rest: Tensor,
+    *rest: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    return gradients_like((hidden, harmonics, nodes), wanted)
+    return gradients_like((hidden, last_weight, harmonics, nodes), wanted)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _second(
+    plan: str,
+    wanted: Sequence[bool],
+    hidden: Tensor,
+    last_weight: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    t_hidden: Tensor | None,
+    t_last: Tensor | None,
+    t_harmonics: Tensor | None,
+    t_nodes: Tensor | None,
+    *graph: Tensor,
+) -> tuple[Tensor, ...]:
+    """Derivatives of the sum over inputs of ``direction . (first derivative)``.
+
+    By hidden layer, last weight, harmonics and nodes, empty where not wanted, and by cotangent.
+    Path weights move with hidden layer and last weight; the first derivative by them moves the
+    derivatives by those two with their directions.
+    """
+    of_hidden, of_last, *others = wanted
+
+    def of_blocks() -> Iterator[tuple[Tensor, ...]]:
+        for edges, part in _blocks(hidden, last_weight, graph):
+            some = hidden[edges]
+            t_some = None if t_hidden is None else t_hidden[edges]
+            weights = _path_weights(some, last_weight)
+            still = torch.zeros_like(weights)
+            moving = still if t_some is None else _path_weights(t_some, last_weight)
+            if t_last is not None:
+                moving = moving + _path_weights(some, t_last)
+            given = (weights, harmonics[edges], nodes, cotangent)
+            turning = torch.zeros_like(given[1]) if t_harmonics is None else t_harmonics[edges]
+            d_weights, *rest = torch.ops.clebsch_gpu.convolve_second(
+                plan, [of_hidden or of_last, *others], *given, moving, turning, t_nodes, *part
+            )
+            of_layer = _of_layer(wanted, d_weights, some, last_weight)
+            if (of_hidden and t_last is not None) or (of_last and t_some is not None):
+                (first, *_) = torch.ops.clebsch_gpu.convolve_gradients(
+                    plan, [True, False, False], *given, *part
+                )
+                more = _of_layer(wanted, first, t_some, t_last)
+                of_layer = [a + b if b.numel() else a for a, b in zip(of_layer, more, strict=True)]
+            yield *of_layer, *rest
+
+    return _joined(of_blocks())
+
+
+def _second_fake(
+    plan: str,
+    wanted: Sequence[bool],
+    hidden: Tensor,
+    last_weight: Tensor,
+    harmonics: Tensor,
+    nodes: Tensor,
+    cotangent: Tensor,
+    *rest: Tensor | None,
+) -> tuple[Tensor, ...]:
+    first = _gradients_fake(plan, wanted, hidden, last_weight, harmonics, nodes)
+    return (*first, cotangent.new_empty(cotangent.shape))
+
+
+def _convolve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     remember(ctx, inputs, 1)
 
 
-def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    of_hidden, of_last, *others = (needed(ctx, index) for index in range(1, 5))
+def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = [needed(ctx, index) for index in range(1, 5)]
     inputs, graph = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-    (plan,) = ctx.settings
-    d_last = None
-    if of_last or torch.is_grad_enabled():
-        hidden, last_weight = inputs[:2]
-        wanted = [of_hidden or of_last, *others]
-        d_weights, *rest = _stored_gradients(plan, wanted, inputs, cotangent, graph)
-        d_hidden = _by_hidden(d_weights, last_weight) if of_hidden else None
-        if of_last:
-            d_last = (hidden.T @ d_weights.flatten(1)).unflatten(1, last_weight.shape[1:])
-    else:
-        d_hidden, *rest = torch.ops.clebsch_gpu.convolve_radial_gradients(
-            plan, [of_hidden, *others], *inputs, cotangent, *graph
-        )
-    kept = [
-        d if want else None for d, want in zip((d_hidden, *rest), (of_hidden, *others), strict=True)
-    ]
-    return (None, kept[0], d_last, *kept[1:], *(None for _ in graph))
+    gradients = torch.ops.clebsch_gpu.convolve_radial_gradients(
+        *ctx.settings, wanted, *inputs, cotangent, *graph
+    )
+    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+    return (None, *kept, *(None for _ in graph))
+
+
+def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    remember(ctx, inputs, 2)
+
+
+def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+    plan, returned = ctx.settings
+    wanted = [needed(ctx, index) for index in range(2, 6)]
+    inputs, graph = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+    kept = [d if want else None for d, want in zip(directions, returned, strict=True)]
+    results: list[Tensor | None] = [None] * 5
+    if any(direction is not None for direction in kept):
+        second = torch.ops.clebsch_gpu.convolve_radial_second(plan, wanted, *inputs, *kept, *graph)
+        results = [d if want else None for d, want in zip(second, [*wanted, True], strict=True)]
+    return (None, None, *results, *(None for _ in graph))
 
 
 _INPUTS = "Tensor hidden, Tensor last_weight, Tensor harmonics, Tensor nodes"
+_DIRECTIONS = "Tensor? t_hidden, Tensor? t_last, Tensor? t_harmonics, Tensor? t_nodes"
 define(f"convolve_radial(str plan, {_INPUTS}, {GRAPH}) -> Tensor", _convolve, _convolve_fake)
 define(
     f"convolve_radial_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {GRAPH}) "
-    "-> (Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
     _gradients_fake,
 )
-differentiable("convolve_radial", _setup, _backward)
-last("convolve_radial_gradients")
+define(
+    f"convolve_radial_second(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {_DIRECTIONS}, "
+    f"{GRAPH}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _second,
+    _second_fake,
+)
+differentiable("convolve_radial", _convolve_setup, _convolve_backward)
+differentiable("convolve_radial_gradients", _gradients_setup, _gradients_backward)
+last("convolve_radial_second")
+
+
+# --- path weights of some edges, and derivatives by them ---
+
+
+def _edges_of_block(last_weight: Tensor) -> int:
+    """Edges whose path weights are stored at once, at most."""
+    return max(1, MOST_STORED // (last_weight[0].numel() * last_weight.element_size()))
+
+
+def _path_weights(hidden: Tensor, last_weight: Tensor) -> Tensor:
+    return (hidden @ last_weight.flatten(1)).unflatten(1, last_weight.shape[1:])
+
+
+def _blocks(
+    hidden: Tensor, last_weight: Tensor, graph: Sequence[Tensor]
+) -> Iterator[tuple[slice, Sequence[Tensor]]]:
+    """Edges whose path weights are stored at once, and the graph that they alone would make.
+
+    A receiver's edges may lie in two blocks. Nothing here waits for the device.
+    """
+    n_edges, most = hidden.shape[0], _edges_of_block(last_weight)
+    if n_edges <= most:
+        yield slice(None), graph
+        return
+    row_ptr, senders, receivers, sender_ptr, _ = graph
+    atoms = torch.arange(len(sender_ptr), device=senders.device)
+    for start in range(0, n_edges, most):
+        edges = slice(start, min(start + most, n_edges))
+        some = senders[edges]
+        ordered, order = some.sort(stable=True)
+        ends = row_ptr.clamp(edges.start, edges.stop) - edges.start
+        yield edges, (ends, some, receivers[edges], torch.searchsorted(ordered, atoms), order)
+
+
+def _of_layer(
+    wanted: Sequence[bool], d_weights: Tensor, hidden: Tensor | None, last_weight: Tensor | None
+) -> list[Tensor]:
+    """Derivatives by both factors of path weights; empty where not wanted, or the other is None."""
+    of_hidden, of_last, *_ = wanted
+    by_hidden = by_last = d_weights.new_empty(0)
+    if of_hidden and last_weight is not None:
+        by_hidden = d_weights.flatten(1) @ last_weight.flatten(1).T
+    if of_last and hidden is not None:
+        by_last = (hidden.T @ d_weights.flatten(1)).unflatten(1, d_weights.shape[1:])
+    return [by_hidden, by_last]
+
+
+def _joined(blocks: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Derivatives of all edges together.
+
+    Args:
+        blocks: of each, those by hidden layer, last weight and harmonics, and any number of others.
+            Hidden layer and harmonics have rows for edges, everything else is summed.
+    """
+    by_hidden, by_harmonics, sums = [], [], None
+    for d_hidden, d_last, d_harmonics, *others in blocks:
+        by_hidden.append(d_hidden)
+        by_harmonics.append(d_harmonics)
+        here = [d_last, *others]
+        sums = here if sums is None else [a.add_(b) for a, b in zip(sums, here, strict=True)]
+    d_hidden, d_harmonics = (
+        rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (by_hidden, by_harmonics)
+    )
+    assert sums is not None
+    return d_hidden, sums[0], d_harmonics, *sums[1:]
