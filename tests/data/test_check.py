@@ -415,6 +415,19 @@ def test_labels_under_misspelt_keys_are_found_out(tmp_path: Path) -> None:
         assert messages(check_frames(*read_with_census(half, keys)), "unknown key") == []
 
 
+def test_labels_misspelt_in_one_file_of_two_are_found_out(tmp_path: Path) -> None:
+    """And a key that all structures have beside the label is something else."""
+    right = write(tmp_path / "a.xyz", water_text(9, "energy", "forces", "energyx=0.1"))
+    wrong = write(tmp_path / "b.xyz", water_text(3, "energy", "frces", "energyx=0.1"))
+    report = check_frames(*read_with_census([right, wrong]))
+    ((severity, text),) = messages(report, "unknown key")
+    assert severity == "warning"
+    assert text == (
+        "the key 'frces' is nearly 'forces', which 3 structures lack: 3 have it, "
+        f"{wrong}:0 first (if it is that, rename it)"
+    )
+
+
 def test_no_label_and_nothing_like_one_is_an_error_that_names_the_options(tmp_path: Path) -> None:
     path = write(tmp_path / "odd.xyz", water_text(3, "a", "b"))
     ((severity, text),) = messages(check_frames(*read_with_census(path)), "no labels")

@@ -191,21 +191,26 @@ def _check_label_presence(frames: list[Frame], census: Census | None) -> list[Fi
 
 
 def _likely_keys(frames: list[Frame], census: Census | None) -> list[str]:
-    """Where labels that no structure has may be: keys that are nearly one of their usual names."""
+    """Where missing labels may be: keys that are nearly one of their usual names."""
     usual = {name: label for label in ALIASES for name in ALIASES[label]}
     entries = () if census is None else census.entries
+    lacking = {label: sum(not _has(frame, label) for frame in frames) for label in QUANTITIES}
     # a label whose usual name is there was turned off
-    absent = set(QUANTITIES) - {usual.get(entry.key.lower()) for entry in entries}
-    absent -= {label for label in QUANTITIES if any(_has(frame, label) for frame in frames)}
+    named = {usual.get(entry.key.lower()) for entry in entries}
     texts = []
     for entry in entries:
         nearest = get_close_matches(entry.key.lower(), usual, n=1, cutoff=NEAR)
         label = usual[nearest[0]] if nearest else None
         fits = (entry.shape == "one number") == (label == "energy") and entry.shape != NO_NUMBER
-        if label in absent and fits:
-            how = how_to_name(label, entry.key)
+        if label not in lacking or entry.key.lower() in usual or not fits:
+            continue
+        text = f"the key {entry.key!r} is nearly {nearest[0]!r}"
+        if lacking[label] == len(frames) and label not in named:
+            texts.append(f"{text} (if it is that, say {how_to_name(label, entry.key)})")
+        elif entry.count <= lacking[label] < len(frames):
             texts.append(
-                f"the key {entry.key!r} is nearly {nearest[0]!r} (if it is that, say {how})"
+                f"{text}, which {lacking[label]} structures lack: {entry.count} have it, "
+                f"{entry.first} first (if it is that, rename it)"
             )
     return texts
 
