@@ -108,6 +108,7 @@ def test_a_blank_line_between_frames_hides_nothing(tmp_path: Path) -> None:
         ('pbc="F F F"', 'pbc="F F"', r"frame 0 .*pbc is not three of T and F"),
         ('pbc="F F F"', 'pbc="F F F', r"frame 0 .*no end to the quote"),
         ('pbc="F F F"', 'Lattice="1 2 3"', r"frame 0 .*Lattice is not nine numbers"),
+        ('pbc="F F F"', "tag=1 tag=2", r"frame 0 .*the key 'tag' stands twice, with different"),
         ('pbc="F F F"', 'a="_JSON [1,"', r"frame 0 .*not JSON"),
         ('pbc="F F F"', 'a="_JSON ' + "[" * 99999 + '"', r"frame 0 .*(not JSON|no end)"),
     ],
@@ -161,6 +162,16 @@ def test_values_of_the_comment_line() -> None:
     assert info["h"].tolist() == [1.0, 2.0]
     assert info["i"].tolist() == [1, 2, 3, 4]
     assert info["j"] == {"k": [1, None]}
+
+
+def test_a_key_may_stand_twice_with_one_value() -> None:
+    assert parse_comment("a=1 Properties=species:S:1:pos:R:3 a=1")["a"] == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "windows.xyz"
+    path.write_bytes(b"\xef\xbb\xbf" + water_text(2).encode())
+    assert len(read_frames(path)) == 2
 
 
 def test_a_plain_xyz_with_free_text_is_read(tmp_path: Path) -> None:

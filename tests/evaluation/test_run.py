@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 
@@ -146,8 +147,19 @@ def test_a_run_whose_data_are_gone_is_reported_without_them(run):
     config = load_config(run / "config.yaml", ["data.train=/nowhere/frames.xyz"])
     write_config(config, run / "config.yaml")
     text = report_run(run).read_text()
-    assert "not where they were" in text
+    assert "not where, or not what, they were" in text
     assert "Learning curves" in text
+
+
+def test_a_run_whose_data_have_changed_is_reported_without_them(run, model, data):
+    """The model file knows the checksums; moved files are the same files."""
+    files = {"/where/it/was.xyz": hashlib.sha256(data.read_bytes()).hexdigest()}
+    for checksums, judged in ((files, True), ({"/x.xyz": "another"}, False)):
+        told = {"data": {"train": {"files": checksums}, "valid": {"files": checksums}}}
+        clebsch.load(model).save(run / "model.safetensors", provenance=told)
+        text = report_run(run).read_text()
+        assert ("or not what, they were" in text) is not judged
+        assert ("Worst structures" in text) is judged
 
 
 def test_sets_of_a_run_are_split_as_in_training(run):

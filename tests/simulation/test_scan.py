@@ -96,3 +96,16 @@ def test_bad_scans_are_refused() -> None:
     frames[3] = replace(frames[3], numbers=np.array([29, 79]))
     with pytest.raises(DataError, match=r"scan\.xyz:3: .*composition"):
         run_scan(Morse(), frames)
+
+
+class Diverging(Morse):
+    """Without a value where two atoms are closer than 2.6 Angstrom."""
+
+    def pair_energy(self, distance: torch.Tensor) -> torch.Tensor:
+        return super().pair_energy(distance) + torch.log(distance - 2.6)
+
+
+def test_energies_that_are_no_numbers_are_refused() -> None:
+    frames = stretched_dimer()[::-1]
+    with pytest.raises(ClebschError, match=r"scan\.xyz:2: the model's energy .* not finite"):
+        run_scan(Diverging(), frames)

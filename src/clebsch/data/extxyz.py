@@ -89,7 +89,7 @@ def iter_extxyz(path: Path) -> Iterator[RawFrame]:
     opener = OPENERS.get(path.suffix.lower(), open)
     index = 0
     try:
-        stream = opener(path, "rt", encoding="utf-8", errors="replace")
+        stream = opener(path, "rt", encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise DataError(f"{path}: cannot be opened: {error.strerror or error}") from error
     with cast(IO[str], stream) as file:
@@ -193,7 +193,10 @@ def parse_comment(line: str) -> dict[str, Any]:
         if position < end and text[position] == "=":
             position = _after_space(text, position + 1)
             value, position = _token(text, position, _BARE_VALUE, free_text)
-            pairs[key] = _parse_value(value)
+            parsed = _parse_value(value)
+            if key in pairs and not free_text and repr(pairs[key]) != repr(parsed):
+                raise _Malformed(f"the key {key!r} stands twice, with different values")
+            pairs[key] = parsed
         else:
             pairs[key] = True
     return pairs

@@ -171,14 +171,19 @@ def _split(
     parts = {}
     for k, index in enumerate(indices):
         if not (np.isfinite(energy[k]) and np.isfinite(forces[k]).all()):
-            raise ClebschError(
-                f"{_name(frames, index)}: the model's energy or forces are not finite numbers; "
-                "look for atoms on top of each other with `clebsch check`"
-            )
+            raise not_finite(_name(frames, index))
         parts[index] = FramePrediction(
             energy=float(energy[k]), forces=forces[k], stress=None if stress is None else stress[k]
         )
     return parts
+
+
+def not_finite(name: str) -> ClebschError:
+    """The error of a structure for which a model gives no numbers."""
+    return ClebschError(
+        f"{name}: the model's energy or forces are not finite numbers; look for atoms on top of "
+        "each other with `clebsch check`"
+    )
 
 
 def _numpy(tensor: torch.Tensor | None) -> np.ndarray:

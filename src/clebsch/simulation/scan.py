@@ -14,6 +14,7 @@ import numpy as np
 
 from clebsch.data.frame import Frame
 from clebsch.errors import ClebschError, DataError, did_you_mean
+from clebsch.evaluation.predict import not_finite
 from clebsch.files import atomic_write, check_output
 from clebsch.potential import Potential
 
@@ -178,7 +179,7 @@ def run_scan(
             "first". Both curves are shifted to zero at this one frame.
 
     Raises:
-        ClebschError: an unknown ``relative_to``.
+        ClebschError: an unknown ``relative_to``; an energy that is no finite number.
         DataError: no frames; frames of different composition; energies in some frames only.
         UnknownElementError: an element that the potential does not know.
     """
@@ -188,6 +189,9 @@ def run_scan(
     _check_frames(frames)
     # One at a time: a scan is short, and its frames may be large.
     energies = np.array([float(potential(potential.graph(f), ("energy",)).energy) for f in frames])
+    bad = np.flatnonzero(~np.isfinite(energies))
+    if len(bad):
+        raise not_finite(frames[bad[0]].source or f"frame {bad[0]}")
     labels = [frame.energy for frame in frames]
     reference = None if labels[0] is None else np.array(labels, dtype=np.float64)
     lowest = energies if reference is None else reference

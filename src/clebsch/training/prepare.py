@@ -246,9 +246,9 @@ def run_provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
 def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
     """Files with their checksums, counts and references, for the model file."""
     return {
-        "train": {"files": _checksums(config.train), **prepared.train.counts},
+        "train": {"files": checksums(config.train), **prepared.train.counts},
         "valid": {
-            "files": _checksums(config.train if config.valid is None else config.valid),
+            "files": checksums(config.train if config.valid is None else config.valid),
             **prepared.valid.counts,
         },
         "references": prepared.references,
@@ -333,7 +333,8 @@ def _weights(frames: Sequence[Frame]) -> str:
     return ", ".join(shown)
 
 
-def _checksums(paths: Path | Sequence[Path]) -> dict[str, str]:
+def checksums(paths: Path | Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of files, by path."""
     listed = [paths] if isinstance(paths, Path) else paths
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in listed}
 

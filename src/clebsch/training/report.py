@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from clebsch.potential import Potential
 from clebsch.training.config import Config
 from clebsch.training.configfile import load_config
 from clebsch.training.log import duration
-from clebsch.training.prepare import read_data
+from clebsch.training.prepare import checksums, read_data
 
 #: Of larger training sets, so many structures are judged, evenly spaced.
 MAX_TRAINING_FRAMES = 1000
@@ -44,7 +45,7 @@ def report_run(
         keys: names of the labels of ``data``; those of the run's configuration if None.
         pbc: how to read ``data``; as the run's configuration says if None.
         sets: frames to judge first, by name; if None, the run's validation and training
-            structures are read again, or left out if their files are gone.
+            structures are read again, or left out if their files are gone or changed.
         extra: further sections.
         max_edges: edges in a batch.
 
@@ -59,7 +60,7 @@ def report_run(
     history = read_history(run / "metrics.jsonl")
     potential = clebsch.load(run / "model.safetensors", device=config.device)
     if sets is None:
-        sets = run_sets(config)
+        sets = run_sets(config) if _are_unchanged(config, potential) else {}
     evaluations: dict[str, tuple[Sequence[Frame], Evaluation]] = {}
     for name, frames in sets.items():
         with progress_bar(f"Evaluating {name}") as progress:
@@ -80,6 +81,15 @@ def report_run(
         evaluations=evaluations,
         extra=extra,
     )
+
+
+def _are_unchanged(config: Config, potential: Potential) -> bool:
+    """Whether the files of a run are those that its model was trained on, as far as it knows."""
+    told = potential.provenance.get("data", {})
+    known = [told[part]["files"].values() for part in ("train", "valid") if part in told]
+    paths = (*_listed(config.data.train), *_listed(config.data.valid))
+    found = checksums([path for path in paths if path.exists()])
+    return not known or set(found.values()) <= set(chain(*known))
 
 
 def run_sets(config: Config) -> dict[str, list[Frame]]:
@@ -141,7 +151,9 @@ def run_facts(
         if "seconds" in last:
             facts["Training time"] = duration(float(last["seconds"]))
     if not sets:
-        facts["Note"] = "the training data are not where they were, so they are not judged here"
+        facts["Note"] = (
+            "the training data are not where, or not what, they were: they are not judged here"
+        )
     return facts
 
 
