@@ -392,3 +392,28 @@ def test_presets_are_listed(run: Run) -> None:
     status, out, _ = run("presets")
     assert status == 0
     assert all(name in out for name in clebsch.PRESETS)
+
+
+def test_ctrl_c_is_answered_where_no_command_says_what_it_saved(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clebsch.cli.load_model", cut_off)
+    status, out, err = run("relax", "model.safetensors", "water.xyz")
+    assert (status, out, err) == (130, "", "Interrupted.\n")
+
+
+def test_a_setting_without_its_value_is_no_mystery(run: Run) -> None:
+    status, _, err = run("train", "training.lr")
+    assert status == 2
+    assert "training.lr: cannot read the configuration (No such file or directory); a set" in err
+    assert "a setting is written KEY=VALUE" in err
+
+
+def test_a_report_of_no_run_is_refused_as_resume_refuses_it(run: Run, tmp_path: Path) -> None:
+    for command in ("report", "resume"):
+        status, _, err = run(command, tmp_path)
+        assert status == 2
+        assert f"{tmp_path}: is not the folder of a run: it holds no config.yaml" in err

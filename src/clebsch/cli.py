@@ -1,8 +1,8 @@
 """The command line: parse, call one function, say where the results are.
 
 Exit status: 0 done; 1 done, but the answer is bad (a relaxation that did not converge, dynamics
-that blew up, data with errors); 2 an error in what was given; 130 interrupted, with everything
-saved.
+that blew up, data with errors); 2 an error in what was given; 130 interrupted: what was saved is
+said.
 
 Imports that cost time are inside the commands, so that ``clebsch --help`` is quick.
 """
@@ -457,6 +457,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("Interrupted.", error=True)
         raise SystemExit(INTERRUPTED) from None
+    except SystemExit as end:
+        # typer turns Ctrl-C into an exit without a word; commands that save have said so
+        cause = end.__context__ and end.__context__.__cause__
+        if isinstance(cause, KeyboardInterrupt):
+            _say("Interrupted.", error=True)
+        raise
     finally:
         if arguments is None:  # what is left is to clean up: no time for another Ctrl-C
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -481,3 +481,20 @@ def test_thousands_of_frames_take_seconds() -> None:
     start = time.perf_counter()
     check_frames(many)
     assert time.perf_counter() - start < 15
+
+
+def test_one_composition_in_several_states_is_a_warning() -> None:
+    def charged(*charges: int) -> list[Frame]:
+        return [
+            dataclasses.replace(f, info={"charge": c}) for f, c in zip(GOOD, charges, strict=False)
+        ]
+
+    assert messages(check_frames(charged(*[1] * len(GOOD))), "states") == []
+    ((severity, text),) = messages(check_frames(charged(*[0, 1] * (len(GOOD) // 2))), "states")
+    assert severity == "warning"
+    assert "one composition differ in 'charge' (0, 1)" in text
+
+
+def test_forces_without_energies_are_not_compared_and_why_is_said() -> None:
+    report = check_frames(changed(GOOD, energy=None))
+    assert any("no structure has both" in text for _, text in messages(report, "not compared"))

@@ -416,6 +416,12 @@ def test_bad_npz_files_name_file_and_key(tmp_path: Path, change: dict, message: 
         read_frames(tmp_path / "bad.npz")
 
 
+def test_what_is_no_npz_file_is_called_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "text.npz", "R z E F")
+    with pytest.raises(DataError, match=r"text\.npz: cannot be read: 'not an \.npz file, or one"):
+        read_frames(path)
+
+
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     import pickle
 

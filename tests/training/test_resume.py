@@ -264,6 +264,8 @@ def test_a_finished_run_is_left_alone_and_can_be_extended(whole: Path, tmp_path:
     before = states(run)[-1].read_bytes()
     assert resume(run).reason == "epochs"
     assert states(run)[-1].read_bytes() == before
+    with pytest.raises(ConfigError, match=r"new limits: training\.max_epochs: .* greater than"):
+        resume(run, max_epochs=0)
     result = resume(run, max_epochs=4)
     assert (result.epoch, result.reason) == (4, "epochs")
     assert_same_run(whole, run)

@@ -26,6 +26,7 @@ from clebsch.data.check_labels import (
     check_energy_unit,
     check_forces,
     check_outliers,
+    check_states,
 )
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame
@@ -137,6 +138,7 @@ def check_frames(
     for check in (check_energy_unit, check_derivatives, check_forces, check_energy_grid):
         findings += check(rest)
     findings += check_outliers(rest)
+    findings += check_states(rest)
     findings += check_contacts(rest)
     findings += check_duplicates(rest)
     findings += check_boxes(rest)

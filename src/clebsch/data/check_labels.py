@@ -19,6 +19,9 @@ ATOM_ENERGIES = (
     -162.255, -200.053, -242.346, -289.359, -341.259, -398.110, -460.148, -527.540,
 )  # fmt: skip
 
+#: What a structure may be beside its atoms, under names in use; no model here reads it.
+STATES = ("charge", "total_charge", "spin", "total_spin", "multiplicity")
+
 #: Pairs of similar structures from which energies and their derivatives are compared.
 FEWEST_PAIRS = 10
 
@@ -125,10 +128,12 @@ def _not_compared(frames: Sequence[Frame], works: np.ndarray) -> list[Finding]:
     for label, pairs in zip(("forces", "stress"), np.count_nonzero(works, axis=0), strict=True):
         labelled = sum(getattr(frame, label) is not None for frame in frames)
         if labelled and (pairs == 0 or len(works) < FEWEST_PAIRS):
-            text = (
-                f"unit and sign of the {label} were not compared with energies: only {pairs} pairs "
-                f"of structures are similar enough for it, of {labelled} with {label}"
-            )
+            both = sum(f.energy is not None and getattr(f, label) is not None for f in frames)
+            reason = "no structure has both"
+            if both:
+                similar = "pairs of structures are similar enough for it"
+                reason = f"only {pairs} {similar}, of {both} with {label}"
+            text = f"unit and sign of the {label} were not compared with energies: {reason}"
             findings.append(Finding("info", NOT_COMPARED, text))
     return findings
 
@@ -188,6 +193,25 @@ def _unbalanced(
         f"{unit}); a model cannot learn it"
     )
     return [Finding.about("warning", what, [frames[i] for i in bad], text)]
+
+
+def check_states(frames: Sequence[Frame]) -> list[Finding]:
+    """Charges or spins that differ between structures of one composition: no model sees them."""
+    findings = []
+    for key in STATES:
+        seen: dict[bytes, set[str]] = defaultdict(set)
+        for frame in frames:
+            if key in frame.info:
+                seen[np.sort(frame.numbers).tobytes()].add(str(frame.info[key]))
+        mixed = [values for values in seen.values() if len(values) > 1]
+        if mixed:
+            shown = ", ".join(sorted(set().union(*mixed))[:5])
+            text = (
+                f"structures of one composition differ in {key!r} ({shown}): models do not read "
+                "it, and take all for one state; train on one at a time"
+            )
+            findings.append(Finding("warning", "states", text))
+    return findings
 
 
 def check_outliers(frames: Sequence[Frame]) -> list[Finding]:

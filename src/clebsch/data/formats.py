@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -213,9 +214,13 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
     stored: dict[str, np.ndarray] = {}
     key = ""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            for key in archive.files:
-                stored[key] = archive[key]
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # numpy would advise to unpickle it
+                raise ValueError("not an .npz file, or one that was cut short")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                for key in archive.files:
+                    stored[key] = archive[key]
     except Exception as error:  # zipfile, zlib and numpy raise a dozen different kinds
         where = f"key {key!r}: " if key else ""
         raise DataError(f"{path}: {where}cannot be read: {shorten(str(error), 200)}") from error

@@ -66,6 +66,17 @@ def config_dict(config: Config) -> Tree:
     return config.model_dump(mode="json", exclude=unused)
 
 
+def load_run(run: Path) -> Config:
+    """The configuration of a run.
+
+    Raises:
+        ConfigError: the folder holds none, or one that is invalid.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run}: is not the folder of a run: it holds no config.yaml")
+    return load_config(run / "config.yaml")
+
+
 def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration, which ``load_config`` reads back unchanged."""
     atomic_write(path, yaml.safe_dump(config_dict(config), sort_keys=False))
@@ -117,7 +128,8 @@ def _read(path: Path) -> Tree:
         tree = _yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise ConfigError(f"{path}: cannot read the configuration ({reason})") from None
+        hint = "; a setting is written KEY=VALUE" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{path}: cannot read the configuration ({reason}){hint}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if tree is None:

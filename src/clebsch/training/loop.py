@@ -20,7 +20,7 @@ from clebsch.errors import ClebschError, ConfigError
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.rounding import allow_tf32
 from clebsch.training.config import Config, TrainingConfig
-from clebsch.training.configfile import config_dict, differences, load_config, write_config
+from clebsch.training.configfile import config_dict, differences, load_run, write_config
 from clebsch.training.fit_run import FitResult, run_fit
 from clebsch.training.fit_state import fit_state_file, read_fit_state
 from clebsch.training.log import RunLog
@@ -144,9 +144,7 @@ def resume(
     """
     started = time.monotonic()
     run = Path(run).absolute()
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run}: is not the folder of a run: it holds no config.yaml")
-    config = load_config(run / "config.yaml").model_copy(update={"run": run})
+    config = load_run(run).model_copy(update={"run": run})
     new_limits = max_epochs is not None or max_minutes is not None
     if config.is_linear:
         if new_limits:
@@ -319,7 +317,9 @@ def _with_limits(settings: TrainingConfig, limits: dict[str, Any]) -> TrainingCo
     try:
         return TrainingConfig.model_validate(settings.model_dump() | limits)
     except ValidationError as error:
-        raise ConfigError(f"new limits: {error.errors()[0]['msg']}") from None
+        problem = error.errors()[0]
+        name = ".".join(("training", *map(str, problem["loc"])))
+        raise ConfigError(f"new limits: {name}: {problem['msg']}") from None
 
 
 def _check_unchanged(config: Config, began: dict[str, Any]) -> None:

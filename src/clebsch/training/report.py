@@ -19,7 +19,7 @@ from clebsch.evaluation.report import potential_facts, write_report
 from clebsch.evaluation.run import evaluate_files, progress_bar
 from clebsch.potential import Potential
 from clebsch.training.config import Config
-from clebsch.training.configfile import load_config
+from clebsch.training.configfile import load_run
 from clebsch.training.log import duration
 from clebsch.training.prepare import checksums, read_data
 
@@ -56,7 +56,7 @@ def report_run(
         ClebschError: a file of the run or of ``data`` cannot be read.
     """
     run = Path(run)
-    config = load_config(run / "config.yaml")
+    config = load_run(run)
     history = read_history(run / "metrics.jsonl")
     potential = clebsch.load(run / "model.safetensors", device=config.device)
     if sets is None:
