@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -298,6 +300,122 @@ def test_results_replace_no_file_and_never_one_that_is_read(
     status, err = attempt(data, "--overwrite")
     assert status == 0, err
     assert data.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [
+        ("md", "--output", "start.xyz"),
+        ("md", "--output", "start.traj"),
+        ("relax", "--output", "start.xyz"),
+        ("relax", "--trajectory", "start.traj"),
+    ],
+)
+def test_a_simulation_never_writes_over_its_start(
+    run: Run, folder: Path, tmp_path: Path, command: str, option: str, name: str
+) -> None:
+    start = tmp_path / name
+    ase.io.write(start, ase.io.read(folder / "water.xyz"))
+    before = start.read_bytes()
+    options = ("--steps", 1, option, start, "--overwrite")
+    others = () if option == "--output" else ("--output", tmp_path / "relaxed.xyz")
+    status, _, err = run(command, folder / "model.safetensors", start, *options, *others)
+    assert status == 2
+    assert f"{start} is read by this command" in err
+    assert start.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [start]
+
+
+def test_md_does_not_write_its_log_over_its_start(run: Run, folder: Path, tmp_path: Path) -> None:
+    start = tmp_path / "water.log"  # as programs of quantum chemistry call their output
+    ase.io.write(start, ase.io.read(folder / "water.xyz"), format="traj")
+    command = ("md", folder / "model.safetensors", start, "--steps", 1, "--overwrite")
+    status, _, err = run(*command, "--output", tmp_path / "water.traj")
+    assert status == 2
+    assert f"{start} is read by this command" in err
+
+
+def test_a_restart_may_read_the_structure_from_its_own_trajectory(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    model, frames = folder / "model.safetensors", tmp_path / "md.traj"
+    options = ("--output", frames, "--interval", 1, "--timestep", 0.05, "--steps")
+    assert run("md", model, folder / "water.xyz", *options, 1)[0] == 0
+    status, _, err = run("md", model, frames, *options, 2, "--restart")
+    assert status == 0, err
+    assert len(ase.io.read(frames, index=":")) == 3
+
+
+@pytest.mark.parametrize("command", ["relax", "scan"])
+def test_two_results_of_one_name_are_refused_before_the_work(
+    run: Run, folder: Path, tmp_path: Path, command: str
+) -> None:
+    name = {"relax": "steps.traj", "scan": "scan.csv"}[command]
+    options = ("--output", tmp_path / name, "--output", tmp_path / name)
+    if command == "relax":
+        options = ("--output", tmp_path / name, "--trajectory", tmp_path / name)
+    arguments = (command, folder / "model.safetensors", folder / "water.xyz")
+    status, _, err = run(*arguments, *options, "--overwrite")
+    assert status == 2
+    assert f"{tmp_path / name}: is to hold two results" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_is_called_html(run: Run, folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "other.safetensors"
+    precious.write_text("a model")
+    command = ("evaluate", folder / "model.safetensors", folder / "water.xyz", "--overwrite")
+    status, out, err = run(*command, "--report", precious)
+    assert status == 2
+    assert f"{precious}: a report is written as HTML; the name must end in .html" in err
+    assert not out, "nothing was computed"
+    assert precious.read_text() == "a model"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("evaluate", "{}/model.safetensors", "{}/water.xyz", "--report"), "a.html"),
+        (("evaluate", "{}/model.safetensors", "{}/water.xyz", "--predictions"), "a.xyz"),
+        (("scan", "{}/model.safetensors", "{}/water.xyz", "--output"), "a.csv"),
+        (("relax", "{}/model.safetensors", "{}/water.xyz", "--output"), "a.xyz"),
+        (("md", "{}/model.safetensors", "{}/water.xyz", "--output"), "a.traj"),
+        (("convert", "{}/model.safetensors"), "a.safetensors"),
+        (("convert", "{}/model.safetensors", "--to", "mace-torch"), "build_model.py"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+)
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(
+    run: Run,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    name: str,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:  # permissions would not stop root
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), "of-a-temporary-name")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    out = tmp_path / ("folder" if name == "build_model.py" else name)
+    status, _, err = run(*(part.format(folder) for part in command), out)
+    assert status == 2
+    assert f"{tmp_path / name}: cannot be written: Operation not permitted" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_convert_does_not_write_over_the_model_it_reads(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copy(folder / "model.safetensors", tmp_path))
+    before = model.read_bytes()
+    status, _, err = run("convert", model, model, "--elements", "H,O", "--overwrite")
+    assert status == 2
+    assert f"{model} is read by this command" in err
+    status, _, err = run("convert", model, model, "--to", "mace-torch", "--overwrite")
+    assert status == 2
+    assert f"there is no folder {model}" in err
+    assert model.read_bytes() == before
 
 
 def test_a_folder_in_place_of_a_model_leads_to_the_model(

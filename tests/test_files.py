@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clebsch.errors import ClebschError
-from clebsch.files import atomic_write, check_output
+from clebsch.files import atomic_write, check_output, check_outputs
 
 
 @pytest.fixture
@@ -45,3 +45,14 @@ def test_a_file_that_can_be_written_is_left_alone(tmp_path: Path) -> None:
         check_output(path, overwrite=True, inputs=[path])
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "old"
+
+
+def test_no_two_results_are_written_to_one_file(tmp_path: Path) -> None:
+    path, link = tmp_path / "steps.traj", tmp_path / "link.traj"
+    link.symlink_to(path)
+    check_outputs([path, None, tmp_path / "relaxed.extxyz", None])
+    for other in (path, link, tmp_path / ".." / tmp_path.name / path.name):
+        with pytest.raises(ClebschError, match=f"{other}: is to hold two results"):
+            check_outputs([path, other])
+    with pytest.raises(ClebschError, match="is read by this command"):
+        check_outputs([tmp_path / "a.traj", path], inputs=(each for each in [path]))

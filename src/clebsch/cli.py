@@ -179,12 +179,14 @@ def evaluate(
 ) -> None:
     """Judge a model on labelled structures: errors of energy, forces and stress."""
     from clebsch.evaluation.run import run_evaluate
-    from clebsch.files import check_output
+    from clebsch.files import check_outputs
     from clebsch.rounding import allow_tf32
 
-    for path in (predictions, report):
-        if path is not None:
-            check_output(path, overwrite=overwrite, inputs=[model, *data])
+    check_outputs((predictions, report), overwrite=overwrite, inputs=[model, *data])
+    if report is not None:
+        from clebsch.evaluation.report import check_suffix
+
+        check_suffix(report)
     with allow_tf32(tf32):
         judged = run_evaluate(
             model,
@@ -306,6 +308,7 @@ def md(
             interval=interval,
             restart=restart,
             overwrite=overwrite,
+            inputs=[model, structure],
             progress=lambda done, total, _: advance(done, total),
         )
     if as_json:
@@ -367,6 +370,7 @@ def relax(
         output=output,
         trajectory=trajectory,
         overwrite=overwrite,
+        inputs=[model, structure],
     )
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
@@ -397,11 +401,13 @@ def scan(
 ) -> None:
     """Compute the energy along a file of frames, against its own energies if it has them."""
     from clebsch.data.read import read_frames
-    from clebsch.files import check_output
+    from clebsch.files import check_outputs
     from clebsch.simulation.scan import check_suffix, run_scan
 
-    for path in output or ():
-        check_suffix(check_output(path, overwrite=overwrite, inputs=[model, frames]))
+    outputs = output or []
+    check_outputs(outputs, overwrite=overwrite, inputs=[model, frames])
+    for path in outputs:
+        check_suffix(path)
     keys = label_keys(energy_key, "none", "none", "none")
     result = run_scan(
         load_model(model, device, dtype, head),
@@ -412,7 +418,7 @@ def scan(
         print(json.dumps(result.to_json(), indent=2))
     else:
         _say(result.describe())
-    for path in output or ():
+    for path in outputs:
         _say(f"Written: {result.write(path)}", error=as_json)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from clebsch.cli_options import Fix, Overwrite, fixed_properties
 from clebsch.errors import ConfigError, did_you_mean
+from clebsch.files import check_output
 
 if TYPE_CHECKING:
     from clebsch.potential import Potential
@@ -51,8 +52,7 @@ def convert(
         _check_export(out, to, overwrite)
         _export(load(model, head=head, species=species, properties=properties), out)
         return
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; --overwrite replaces it")
+    check_output(out, overwrite=overwrite, inputs=[model])
     names = model_heads(model) if head == "all" else [head]
     potential, *others = potentials = [
         read_potential(model, head=name, species=species, properties=properties)[0]
@@ -78,12 +78,15 @@ def _check_export(out: Path, to: str, overwrite: bool) -> None:
     """Refuse before the work begins.
 
     Raises:
-        ConfigError: another program than mace-torch, or a folder that exists.
+        ClebschError: another program than mace-torch; a folder that exists, or that cannot be
+            written; a file in its place.
     """
     if to != "mace-torch":
         raise ConfigError(f"--to {to}: unknown. {did_you_mean(to, ('mace-torch',))}")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; --overwrite replaces what an earlier export wrote there")
+    made_in = next(place for place in (out, *out.parents) if place.exists())
+    check_output(made_in / "build_model.py", overwrite=True)
 
 
 def _export(potential: Potential, out: Path) -> None:

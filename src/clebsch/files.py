@@ -51,7 +51,7 @@ def check_output(
     if path.is_dir():
         raise ClebschError(f"{path}: is a folder, not the name of a file")
     if not path.parent.is_dir():
-        raise ClebschError(f"{path}: the folder {path.parent} does not exist")
+        raise ClebschError(f"{path}: there is no folder {path.parent}")
     if path.resolve() in {Path(one).resolve() for one in inputs}:
         raise ClebschError(f"{path} is read by this command: choose another name for the result")
     if path.exists() and not overwrite:
@@ -63,3 +63,28 @@ def check_output(
     except OSError as error:
         raise ClebschError(f"{path}: cannot be written: {error.strerror}") from None
     return path
+
+
+def check_outputs(
+    paths: Iterable[Path | str | None],
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[Path | str] = (),
+) -> None:
+    """``check_output`` of all that is going to be written, no two of which may be one file.
+
+    Args:
+        paths: None where nothing is.
+        overwrite, inputs: as of ``check_output``.
+
+    Raises:
+        ClebschError: says which, and what to do.
+    """
+    inputs, seen = list(inputs), set()
+    for path in paths:
+        if path is None:
+            continue
+        place = check_output(path, overwrite=overwrite, inputs=inputs).resolve()
+        if place in seen:
+            raise ClebschError(f"{path}: is to hold two results: give each a name of its own")
+        seen.add(place)

@@ -210,13 +210,17 @@ def test_fixed_atoms_do_not_move(tmp_path: Path) -> None:
         ({"temperature": 300, "friction": 1.0}, "nothing in nve, only in nvt and npt"),
         ({"temperature": 300, "output": "md.xtc"}, "md.xtc"),
         ({"temperature": 300, "output": "nowhere/md.traj"}, "nowhere"),
+        ({"temperature": 300, "log": "md.traj"}, "two results"),
+        ({"temperature": 300, "log": "md.state.json"}, "two results"),
     ],
 )
 def test_settings_that_make_no_sense(
     tmp_path: Path, settings: dict[str, object], message: str
 ) -> None:
     arguments = {"steps": 10, "output": "md.traj", **settings}
-    arguments["output"] = tmp_path / str(arguments["output"])
+    for name in ("output", "log"):
+        if name in arguments:
+            arguments[name] = tmp_path / str(arguments[name])
     with pytest.raises(ClebschError, match=message):
         run_md(Morse(), cluster(), **arguments)
     assert not list(tmp_path.iterdir())

@@ -140,6 +140,7 @@ def test_an_energy_that_is_not_a_number_stops_it() -> None:
         ({"output": "out.nonsense"}, "nonsense"),
         ({"output": "nowhere/out.xyz"}, "nowhere"),
         ({"output": "there.xyz"}, "exists"),
+        ({"output": "there.traj", "trajectory": "there.traj"}, "two results"),
         ({"trajectory": "steps.xyz"}, "traj"),
     ],
 )
@@ -149,7 +150,7 @@ def test_bad_input_is_refused_before_any_work(
     (tmp_path / "there.xyz").write_text("precious")
     for name in ("output", "trajectory"):
         if name in options:
-            options = {name: tmp_path / str(options[name])}
+            options = {**options, name: tmp_path / str(options[name])}
     with pytest.raises(ClebschError, match=message):
         run_relax(Morse(), cluster(), **options)
     assert (tmp_path / "there.xyz").read_text() == "precious"

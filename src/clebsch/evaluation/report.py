@@ -15,6 +15,7 @@ from ase.data import atomic_numbers
 
 from clebsch.conventions import VOIGT
 from clebsch.data.frame import Frame
+from clebsch.errors import ClebschError
 from clebsch.evaluation.evaluate import Evaluation, FrameErrors
 from clebsch.evaluation.page import Grid, Heading, Part, Plot, Section, Table, Text, render_page
 from clebsch.evaluation.plots import (
@@ -51,7 +52,7 @@ def write_report(
     """Write one self-contained HTML page.
 
     Args:
-        path: where to, usually RUN/report.html.
+        path: ends in .html; usually RUN/report.html.
         title: heading.
         facts: name and value of what the reader should know, see ``potential_facts``.
         history: the lines of metrics.jsonl, for learning curves.
@@ -60,7 +61,12 @@ def write_report(
 
     Returns:
         ``path``.
+
+    Raises:
+        ClebschError: the name has another suffix than .html.
     """
+    path = Path(path)
+    check_suffix(path)
     evaluations = evaluations or {}
     sections = []
     if evaluations:
@@ -75,9 +81,18 @@ def write_report(
     worst = _per_set(evaluations, _worst_structures)
     if worst:
         sections.append(Section("Worst structures", worst))
-    path = Path(path)
     atomic_write(path, render_page(title, facts, sections))
     return path
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a name that browsers would not take for a page, before the work is done.
+
+    Raises:
+        ClebschError: the name ends in something else than .html.
+    """
+    if path.suffix != ".html":
+        raise ClebschError(f"{path}: a report is written as HTML; the name must end in .html")
 
 
 def potential_facts(potential: Potential) -> dict[str, str]:

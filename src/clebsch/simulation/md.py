@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ase.md.md import MolecularDynamics
 
 from clebsch.calculators import as_calculator
 from clebsch.errors import BlowUpError, ClebschError
+from clebsch.files import check_outputs
 from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
 from clebsch.simulation.guard import BlowUpGuard
@@ -125,6 +126,7 @@ def run_md(
     interval: int = 10,
     restart: bool = False,
     overwrite: bool = False,
+    inputs: Iterable[Path | str] = (),
     progress: ProgressCallback | None = None,
 ) -> MDResult:
     """Run molecular dynamics; ``atoms`` itself is not moved.
@@ -152,10 +154,11 @@ def run_md(
         interval: steps between frames.
         restart: go on with the run that ``output`` belongs to.
         overwrite: begin anew although the files exist.
+        inputs: files that model and structure were read from: no new run writes over them.
         progress: called at every frame.
 
     Raises:
-        ClebschError: settings that make no sense; files that exist.
+        ClebschError: settings that make no sense; files that exist, or that cannot be written.
         BlowUpError: the run blew up; what was written until then stays.
     """
     acting = settings_that_act(
@@ -168,6 +171,8 @@ def run_md(
     if interval < 1:
         raise ClebschError(f"interval = {interval}: frames are at least one step apart")
     files = RunFiles.beside(output, log)
+    # a restart appends: its structure may well be read from the trajectory
+    check_outputs(files.all, overwrite=True, inputs=() if restart else inputs)
     if restart:
         resumed = RunState.read(files.state)
         _check_same_settings(settings, resumed, files.state)

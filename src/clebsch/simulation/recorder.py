@@ -51,14 +51,17 @@ class RunFiles:
             raise ClebschError(
                 f"{trajectory}: a trajectory's name ends in {', '.join(SUFFIXES)}, its format"
             )
-        if not trajectory.parent.is_dir():
-            raise ClebschError(f"{trajectory}: the folder {trajectory.parent} does not exist")
         log = trajectory.with_suffix(".log") if log is None else Path(log)
         return cls(trajectory, log, trajectory.with_suffix(".state.json"))
 
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """The three of them."""
+        return self.trajectory, self.log, self.state
+
     def existing(self) -> list[Path]:
         """Those that are there already."""
-        return [path for path in (self.trajectory, self.log, self.state) if path.exists()]
+        return [path for path in self.all if path.exists()]
 
 
 @dataclass

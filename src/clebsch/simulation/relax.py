@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 
 from clebsch.calculators import as_calculator
 from clebsch.errors import ClebschError, did_you_mean
-from clebsch.files import check_output
+from clebsch.files import check_outputs
 from clebsch.potential import Potential
 from clebsch.simulation.structure import bare_copy, check_periodic
 
@@ -100,6 +100,7 @@ def run_relax(
     output: Path | str | None = None,
     trajectory: Path | str | None = None,
     overwrite: bool = False,
+    inputs: Iterable[Path | str] = (),
     progress: ProgressCallback | None = None,
 ) -> RelaxResult:
     """Relax a structure; ``atoms`` itself is not moved.
@@ -119,16 +120,20 @@ def run_relax(
         output: file for the final structure, its format by the suffix.
         trajectory: ``.traj`` file for the structure after every step.
         overwrite: replace files that exist.
+        inputs: files that model and structure were read from, which are never replaced.
         progress: called after every step.
 
     Raises:
-        ClebschError: settings that make no sense; files that exist; a cell to relax that is not
-            periodic in all three directions; an energy or force that is not a finite number.
+        ClebschError: settings that make no sense; files that exist, or that cannot be written; a
+            cell to relax that is not periodic in all three directions; an energy or force that is
+            not a finite number.
     """
     _check(atoms, fmax, cell, pressure, smax, optimizer)
     smax = DEFAULT_SMAX if smax is None else smax
-    output = _checked_output(output, None, overwrite)
-    trajectory = _checked_output(trajectory, ".traj", overwrite)
+    output = None if output is None else Path(output)
+    trajectory = None if trajectory is None else Path(trajectory)
+    check_outputs((output, trajectory), overwrite=overwrite, inputs=inputs)
+    _check_formats(output, trajectory)
     moved = bare_copy(atoms)
     moved.calc = as_calculator(source)
     volume = float(moved.cell.volume) if cell else None
@@ -194,21 +199,18 @@ def _check(
         raise ClebschError(f"smax = {smax} is not a positive stress")
 
 
-def _checked_output(path: Path | str | None, suffix: str | None, overwrite: bool) -> Path | None:
-    """The path, once it is clear that ASE can write there: before the work, not after it."""
-    if path is None:
-        return None
-    path = Path(path)
-    if suffix is not None and path.suffix != suffix:
-        raise ClebschError(f"{path}: this file is called *{suffix}")
-    check_output(path, overwrite=overwrite)
+def _check_formats(output: Path | None, trajectory: Path | None) -> None:
+    """Find out from the names whether ASE can write the files: before the work, not after it."""
+    if trajectory is not None and trajectory.suffix != ".traj":
+        raise ClebschError(f"{trajectory}: this file is called *.traj")
+    if output is None:
+        return
     try:
-        writable = get_ioformat(filetype(str(path), read=False)).can_write
+        writable = get_ioformat(filetype(str(output), read=False)).can_write
     except UnknownFileTypeError:
         writable = False
     if not writable:
-        raise ClebschError(f"{path}: ASE writes no format with the suffix {path.suffix!r}")
-    return path
+        raise ClebschError(f"{output}: ASE writes no format with the suffix {output.suffix!r}")
 
 
 def _finite_energy(atoms: Atoms, step: int) -> float:
