@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,7 @@ def test_the_module_is_the_command_and_knows_its_version() -> None:
             ("md", "{}/model.safetensors", "{}/water.xyz", "--ensemble", "npt"),
             "water.xyz: npt needs a structure that is periodic in all three",
         ),
+        (("relax", "{}/model.safetensors", "{}/water.xyz", "--steps", -1), "steps = -1"),
         (("scan", "{}/model.safetensors", "{}/water.xyz", "--energy-key", "enrgy"), "enrgy"),
         (("check", "{}/water.xyz", "--forces-key", "REF_forces"), "REF_forces"),
         (("check", "{}/water.xyz", "--pbc", "nome"), "'none'"),
@@ -221,6 +223,28 @@ def test_an_interrupted_md_says_how_to_go_on(folder: Path, tmp_path: Path) -> No
     assert process.returncode == 130
     assert "--restart" in err
     assert "Traceback" not in err
+
+
+def test_an_interrupted_relaxation_keeps_the_structure_reached(
+    folder: Path, tmp_path: Path
+) -> None:
+    options = ["--fmax", 1e-300, "--steps", 10**9, "--trajectory", "steps.traj"]
+    arguments = [folder / "model.safetensors", folder / "water.xyz", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clebsch", "relax", *map(str, arguments)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    steps = tmp_path / "steps.traj"
+    while process.poll() is None and not (steps.exists() and steps.stat().st_size > 10_000):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"after \d+ steps; relaxed\.extxyz holds the structure reached", err), err
+    reached, last = ase.io.read(tmp_path / "relaxed.extxyz"), ase.io.read(steps)
+    np.testing.assert_allclose(reached.positions, last.positions, atol=1e-7)
 
 
 def test_relax_reports_convergence_in_its_status(run: Run, folder: Path, tmp_path: Path) -> None:

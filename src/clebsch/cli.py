@@ -352,7 +352,10 @@ def relax(
     dtype: DType = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Relax a structure to the nearest minimum of the energy. Exit status 1: not converged."""
+    """Relax a structure to the nearest minimum of the energy. Exit status 1: not converged.
+
+    Ctrl-C stops and keeps the structure reached.
+    """
     from clebsch.simulation.relax import run_relax
     from clebsch.simulation.structure import check_fits, read_structure
 
@@ -376,6 +379,10 @@ def relax(
         print(json.dumps(result.to_json(), indent=2))
     else:
         _say(result.describe())
+    if result.interrupted:
+        reached = f"{result.output} holds the structure reached"
+        _say(f"Interrupted after {result.steps} steps; {reached}.", error=True)
+        raise typer.Exit(INTERRUPTED)
     if not result.converged:
         raise typer.Exit(BAD_ANSWER)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import ase.io
@@ -80,6 +82,30 @@ def test_too_few_steps_are_not_called_converged() -> None:
     assert "NOT converged" in result.describe()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_the_structure_reached(tmp_path: Path, number: int) -> None:
+    def stop(step: int, max_force: float, energy: float) -> None:
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    output = tmp_path / "relaxed.extxyz"
+    result = run_relax(Morse(), cluster(), fmax=1e-6, steps=100, output=output, progress=stop)
+    assert result.interrupted
+    assert not result.converged
+    assert result.steps == 3
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    same = run_relax(Morse(), cluster(), fmax=1e-6, steps=3)
+    assert not same.interrupted, "it was to end there"
+    np.testing.assert_allclose(ase.io.read(output).positions, same.atoms.positions, atol=1e-7)
+
+
+def test_no_steps_only_judge_the_structure() -> None:
+    result = run_relax(Morse(), cluster(), steps=0)
+    assert (result.steps, result.converged, result.interrupted) == (0, False, False)
+    np.testing.assert_array_equal(result.atoms.positions, cluster().positions)
+
+
 def test_a_relaxed_cell_is_only_converged_with_its_stress() -> None:
     stretched = bulk("Cu", cubic=True, a=3.8)  # no force on any atom
     result = run_relax(EMT(), stretched, cell=True, fmax=0.01, steps=1)
@@ -135,6 +161,7 @@ def test_an_energy_that_is_not_a_number_stops_it() -> None:
         ({"cell": True}, "periodic in all three"),
         ({"optimizer": "lbgs"}, "'lbfgs'"),
         ({"fmax": 0.0}, "fmax"),
+        ({"steps": -1}, "steps = -1"),
         ({"pressure": 1.0}, "pressure"),
         ({"smax": 0.01}, "smax is for a cell"),
         ({"output": "out.nonsense"}, "nonsense"),

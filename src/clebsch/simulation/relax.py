@@ -19,6 +19,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from clebsch.calculators import as_calculator
 from clebsch.errors import ClebschError, did_you_mean
 from clebsch.files import check_outputs
+from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
 from clebsch.simulation.structure import bare_copy, check_periodic
 
@@ -38,6 +39,7 @@ class RelaxResult:
     Attributes:
         converged: the largest force is below ``fmax``; if the cell was relaxed, its gradient is as
             well, and the largest deviation of the stress is below ``smax``.
+        interrupted: stopped by Ctrl-C or SIGTERM before the end.
         steps: optimiser steps done.
         energy_initial, energy_final: eV.
         max_force: largest force on an atom at the end, eV/Angstrom.
@@ -49,6 +51,7 @@ class RelaxResult:
     """
 
     converged: bool
+    interrupted: bool
     steps: int
     energy_initial: float
     energy_final: float
@@ -105,6 +108,8 @@ def run_relax(
 ) -> RelaxResult:
     """Relax a structure; ``atoms`` itself is not moved.
 
+    Ctrl-C and SIGTERM end the search after the current step: the structure reached is the result.
+
     Args:
         source: a potential, or any ASE calculator.
         atoms: the initial structure; its constraints hold.
@@ -128,7 +133,7 @@ def run_relax(
             cell to relax that is not periodic in all three directions; an energy or force that is
             not a finite number.
     """
-    _check(atoms, fmax, cell, pressure, smax, optimizer)
+    _check(atoms, fmax, steps, cell, pressure, smax, optimizer)
     smax = DEFAULT_SMAX if smax is None else smax
     output = None if output is None else Path(output)
     trajectory = None if trajectory is None else Path(trajectory)
@@ -153,21 +158,23 @@ def run_relax(
 
     search.attach(after_step)
     converged = False
-    try:
-        # 0 is never reached: ASE's own criterion, forces alone, must not end it
-        for _ in search.irun(fmax=0.0, steps=steps):
-            converged = _max_force(target) < fmax
-            if cell:
-                converged = converged and _max_stress(moved, pressure) < smax
-            if converged:
-                break
-    finally:
-        if frames is not None:
-            frames.close()
-    if output is not None:
-        ase.io.write(output, moved)
+    with stop_on_signals() as request:
+        try:
+            # 0 is never reached: ASE's own criterion, forces alone, must not end it
+            for _ in search.irun(fmax=0.0, steps=steps):
+                converged = _max_force(target) < fmax
+                if cell:
+                    converged = converged and _max_stress(moved, pressure) < smax
+                if converged or request.received:
+                    break
+        finally:
+            if frames is not None:
+                frames.close()
+        if output is not None:
+            ase.io.write(output, moved)
     return RelaxResult(
         converged=converged,
+        interrupted=not converged and search.nsteps < steps,
         steps=int(search.nsteps),
         energy_initial=energy,
         energy_final=float(moved.get_potential_energy()),
@@ -182,13 +189,21 @@ def run_relax(
 
 
 def _check(
-    atoms: Atoms, fmax: float, cell: bool, pressure: float, smax: float | None, optimizer: str
+    atoms: Atoms,
+    fmax: float,
+    steps: int,
+    cell: bool,
+    pressure: float,
+    smax: float | None,
+    optimizer: str,
 ) -> None:
     if optimizer not in OPTIMIZERS:
         hint = did_you_mean(optimizer, OPTIMIZERS)
         raise ClebschError(f"unknown optimiser {optimizer!r}. {hint}")
     if not fmax > 0:
         raise ClebschError(f"fmax = {fmax} is not a positive force")
+    if steps < 0:
+        raise ClebschError(f"steps = {steps}: a relaxation cannot have a negative length")
     if cell:
         check_periodic(atoms, "relaxing the cell")
     if pressure and not cell:
