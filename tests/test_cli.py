@@ -140,6 +140,7 @@ def test_the_module_is_the_command_and_knows_its_version() -> None:
         (("check", "{}/water.xyz", "--virial-convention", "dE_strain"), "'dE_dstrain'"),
         (("evaluate", "{}/model.safetensors", "{}/water.xyz", "--dtype", "float16"), "float16"),
         (("evaluate", "{}/model.safetensors", "{}/absent.xyz"), "absent.xyz"),
+        (("evaluate", "{}/model.safetensors", "{}/water.xyz", "{}/water.xyz"), "given twice"),
         (("train", "a.yaml", "b.yaml"), "a.yaml and b.yaml"),
         (("train", "data.train={}/water.xyz", "model.chanels=3"), "channels"),
         (("resume", "{}"), "no"),

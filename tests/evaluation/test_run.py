@@ -82,6 +82,16 @@ def test_files_of_the_same_name_are_told_apart(model, data, tmp_path):
     assert list(sets) == [str(data), str(copy)]
 
 
+def test_a_file_given_twice_is_refused(model, data, run):
+    for attempt in (
+        lambda: printed(model=model, data=[data, data]),
+        lambda: report_run(run, [data, data]),
+    ):
+        with pytest.raises(DataError, match=r"frames\.xyz: given twice"):
+            attempt()
+    assert not (run / "report.html").exists()
+
+
 def test_a_useless_output_name_is_refused_before_the_work(data, tmp_path):
     with pytest.raises(DataError, match="must end in"):
         printed(model=tmp_path / "absent", data=[data], out=tmp_path / "out.csv")

@@ -59,7 +59,7 @@ def read_with_census(
 ) -> tuple[list[Frame], Census]:
     """The frames as ``read_frames`` gives them and the census of their files, read once."""
     keys = LabelKeys() if keys is None else keys
-    files = {path: list(iter_raw_frames(path)) for path in _path_list(paths)}
+    files = {path: list(iter_raw_frames(path)) for path in path_list(paths)}
     if pbc == "none":
         unasked = {"stress": keys.stress or "none", "virial": keys.virial or "none"}
         keys = keys.model_copy(update=unasked)
@@ -79,11 +79,16 @@ def census(paths: Paths) -> Census:
     Raises:
         DataError: a file is missing, empty, truncated or malformed.
     """
-    listed = _path_list(paths)
+    listed = path_list(paths)
     return take_census(listed, (raw for path in listed for raw in iter_raw_frames(path)))
 
 
-def _path_list(paths: Paths) -> list[Path]:
+def path_list(paths: Paths) -> list[Path]:
+    """The files as a list.
+
+    Raises:
+        DataError: there are none, or one is given twice.
+    """
     listed = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     if not listed:
         raise DataError("no files to read were given")

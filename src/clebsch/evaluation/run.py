@@ -21,7 +21,7 @@ from rich.progress import (
 
 import clebsch
 from clebsch.data.frame import Frame
-from clebsch.data.read import LabelKeys, read_frames
+from clebsch.data.read import LabelKeys, path_list, read_frames
 from clebsch.evaluation.evaluate import Evaluation, evaluate
 from clebsch.evaluation.predict import MAX_EDGES
 from clebsch.evaluation.predictions import check_suffix, write_predictions
@@ -62,8 +62,8 @@ def run_evaluate(
         ``{name of the set: (frames, evaluation)}``, as ``write_report`` takes it.
 
     Raises:
-        ClebschError: the model or a data file cannot be read, an element is unknown to the model,
-            or ``out`` is not the name of an extended XYZ file.
+        ClebschError: the model or a data file cannot be read, a file is given twice, an element is
+            unknown to the model, or ``out`` is not the name of an extended XYZ file.
     """
     console = console or Console()
     if out is not None:
@@ -92,7 +92,11 @@ def evaluate_files(
     pbc: Literal["file", "none"] = "file",
     max_edges: int = MAX_EDGES,
 ) -> dict[str, tuple[list[Frame], Evaluation]]:
-    """Read and judge each file, with a progress bar on standard error."""
+    """Read and judge each file, with a progress bar on standard error.
+
+    Raises:
+        DataError: there are none, one is given twice or cannot be read.
+    """
     sets = {}
     for name, path in _set_names(data).items():
         frames = read_frames(path, keys, pbc=pbc)
@@ -128,6 +132,6 @@ def progress_bar(description: str) -> Iterator[Callable[..., None]]:
 
 def _set_names(paths: Sequence[Path]) -> dict[str, Path]:
     """File names where they tell the files apart, whole paths where they do not."""
-    files = [Path(path) for path in dict.fromkeys(paths)]
+    files = path_list(paths)
     names = [file.name for file in files]
     return {str(file) if names.count(file.name) > 1 else file.name: file for file in files}

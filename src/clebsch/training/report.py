@@ -53,12 +53,21 @@ def report_run(
         The path of the report.
 
     Raises:
-        ClebschError: a file of the run or of ``data`` cannot be read.
+        ClebschError: a file of the run or of ``data`` cannot be read, or one is given twice.
     """
     run = Path(run)
     config = load_run(run)
     history = read_history(run / "metrics.jsonl")
     potential = clebsch.load(run / "model.safetensors", device=config.device)
+    tests = {}
+    if data:
+        tests = evaluate_files(
+            potential,
+            data,
+            keys=keys or config.data.keys,
+            pbc=pbc or config.data.pbc,
+            max_edges=max_edges,
+        )
     if sets is None:
         sets = run_sets(config) if _are_unchanged(config, potential) else {}
     evaluations: dict[str, tuple[Sequence[Frame], Evaluation]] = {}
@@ -66,13 +75,7 @@ def report_run(
         with progress_bar(f"Evaluating {name}") as progress:
             judged = evaluate(potential, frames, max_edges=max_edges, progress=progress)
         evaluations[name] = (frames, judged)
-    evaluations |= evaluate_files(
-        potential,
-        data,
-        keys=keys or config.data.keys,
-        pbc=pbc or config.data.pbc,
-        max_edges=max_edges,
-    )
+    evaluations |= tests
     return write_report(
         run / "report.html",
         title=f"Training run {run.absolute().name}",
