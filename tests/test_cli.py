@@ -193,6 +193,11 @@ def test_md_runs_and_restarts(run: Run, folder: Path, tmp_path: Path) -> None:
     status, _, err = run(*command, "--steps", 40, "--restart", "--tabulate")
     assert status == 2
     assert "another model" in err
+    other = (*command[:2], folder / "copper.xyz", *command[3:])
+    status, _, err = run(*other, "--steps", 40, "--restart")
+    assert status == 2
+    state = tmp_path / "water.state.json"
+    assert f"{state}: the run was begun with other atoms than {folder / 'copper.xyz'} has" in err
     status, out, _ = run(*command, "--steps", 40, "--restart", "--json")
     assert status == 0
     assert json.loads(out)["steps"] == 40

@@ -309,6 +309,7 @@ def md(
             restart=restart,
             overwrite=overwrite,
             inputs=[model, structure],
+            name=str(structure),
             progress=lambda done, total, _: advance(done, total),
         )
     if as_json:

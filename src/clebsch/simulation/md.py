@@ -14,7 +14,7 @@ from ase.calculators.calculator import BaseCalculator
 from ase.md.md import MolecularDynamics
 
 from clebsch.calculators import as_calculator
-from clebsch.errors import BlowUpError, ClebschError
+from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.files import check_outputs
 from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
@@ -127,6 +127,7 @@ def run_md(
     restart: bool = False,
     overwrite: bool = False,
     inputs: Iterable[Path | str] = (),
+    name: str = "the structure",
     progress: ProgressCallback | None = None,
 ) -> MDResult:
     """Run molecular dynamics; ``atoms`` itself is not moved.
@@ -155,10 +156,12 @@ def run_md(
         restart: go on with the run that ``output`` belongs to.
         overwrite: begin anew although the files exist.
         inputs: files that model and structure were read from: no new run writes over them.
+        name: of the structure, or of its file, in errors.
         progress: called at every frame.
 
     Raises:
-        ClebschError: settings that make no sense; files that exist, or that cannot be written.
+        ClebschError: settings that make no sense; files that exist, or that cannot be written; a
+            restart of another run.
         BlowUpError: the run blew up; what was written until then stays.
     """
     acting = settings_that_act(
@@ -177,6 +180,7 @@ def run_md(
         resumed = RunState.read(files.state)
         _check_same_settings(settings, resumed, files.state)
         _check_same_source(source, resumed, files.state)
+        _check_same_structure(atoms, name, resumed, files.state)
     else:
         resumed = None
         if files.existing() and not overwrite:
@@ -315,6 +319,24 @@ def _check_same_source(source: Potential | BaseCalculator, resumed: RunState, pa
         raise ClebschError(
             f"{path}: the run was begun with another model, a restart must go on with the same: "
             f"{resumed.source[:24]}, not {source_identity(source)[:24]}"
+        )
+
+
+def _check_same_structure(atoms: Atoms, name: str, resumed: RunState, path: Path) -> None:
+    if atoms.numbers.tolist() != resumed.numbers:
+        raise DataError(
+            f"{path}: the run was begun with other atoms than {name} has, a restart must go on "
+            "with the same in the same order"
+        )
+    if atoms.pbc.tolist() != resumed.pbc:
+        raise DataError(
+            f"{path}: the run was begun with pbc {resumed.pbc}, a restart cannot change it to "
+            f"{atoms.pbc.tolist()}, which {name} has"
+        )
+    if atoms.get_masses().tolist() != resumed.masses:
+        raise DataError(
+            f"{path}: the run was begun with other masses than {name} has, a restart must go on "
+            "with the same"
         )
 
 
