@@ -89,10 +89,11 @@ def report_run(
 def _are_unchanged(config: Config, potential: Potential) -> bool:
     """Whether the files of a run are those that its model was trained on, as far as it knows."""
     told = potential.provenance.get("data", {})
-    known = [told[part]["files"].values() for part in ("train", "valid") if part in told]
+    files = (told.get(part, {}).get("files", {}) for part in ("train", "valid"))
+    known = set(chain.from_iterable(of_part.values() for of_part in files))
     paths = (*_listed(config.data.train), *_listed(config.data.valid))
     found = checksums([path for path in paths if path.exists()])
-    return not known or set(found.values()) <= set(chain(*known))
+    return not known or set(found.values()) <= known
 
 
 def run_sets(config: Config) -> dict[str, list[Frame]]:
