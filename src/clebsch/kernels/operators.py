@@ -74,6 +74,20 @@ def remember(ctx: Any, inputs: tuple[Any, ...], n_settings: int) -> None:
     ctx.save_for_backward(*inputs[n_settings:])
 
 
+def remember_plan(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keep the inputs of an operator that takes a plan first, and then tensors."""
+    remember(ctx, inputs, 1)
+
+
+def remember_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keep those of its derivative, which takes what is wanted second.
+
+    Cotangents of derivatives that nobody uses are None then, not zeros.
+    """
+    ctx.set_materialize_grads(False)
+    remember(ctx, inputs, 2)
+
+
 def needed(ctx: Any, index: int) -> bool:
     """Whether the backward pass that runs now asks for the derivative by an input.
 

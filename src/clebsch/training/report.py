@@ -91,9 +91,11 @@ def _are_unchanged(config: Config, potential: Potential) -> bool:
     told = potential.provenance.get("data", {})
     files = (told.get(part, {}).get("files", {}) for part in ("train", "valid"))
     known = set(chain.from_iterable(of_part.values() for of_part in files))
+    if not known:
+        return True
     paths = (*_listed(config.data.train), *_listed(config.data.valid))
     found = checksums([path for path in paths if path.exists()])
-    return not known or set(found.values()) <= known
+    return set(found.values()) <= known
 
 
 def run_sets(config: Config) -> dict[str, list[Frame]]:

@@ -14,7 +14,7 @@ from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.convolution_code import write_forward, write_gradients, write_second
 from clebsch.kernels.cpu.convolution_spec import BLOCK, TABLE, ConvolutionSpec, Wanted, turned
 from clebsch.kernels.cpu.operators import define, differentiable, last
-from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.operators import needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
@@ -208,10 +208,6 @@ def _second_fake(
     return (*first, torch.empty_like(cotangent, memory_format=torch.contiguous_format))
 
 
-def _convolve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 1)
-
-
 def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [needed(ctx, index) for index in range(1, 5)]
     *inputs, row_ptr, senders, receivers = ctx.saved_tensors
@@ -221,11 +217,6 @@ def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]
     )
     kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
     return (None, *kept, None, None, None)
-
-
-def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    remember(ctx, inputs, 2)
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -296,8 +287,8 @@ define(
     _second,
     _second_fake,
 )
-differentiable("convolve", _convolve_setup, _convolve_backward)
-differentiable("convolve_gradients", _gradients_setup, _gradients_backward)
+differentiable("convolve", remember_plan, _convolve_backward)
+differentiable("convolve_gradients", remember_gradients, _gradients_backward)
 last("convolve_second")
 
 

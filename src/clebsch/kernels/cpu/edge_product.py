@@ -17,7 +17,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.edge_product_code import EdgeProductSpec, write_forward, write_gradients
 from clebsch.kernels.cpu.operators import define, differentiable
-from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.operators import needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
@@ -100,10 +100,6 @@ def _run(
         threads.launch(kernel, held[-1].dtype, ranges, lambda part: held)
 
 
-def _product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 1)
-
-
 def _product_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, row_ptr = ctx.saved_tensors
     results: list[Tensor | None] = []
@@ -116,11 +112,6 @@ def _product_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
             )
         results += _kept(gradients, wanted)
     return (None, *results, None)
-
-
-def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    remember(ctx, inputs, 2)
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -170,8 +161,8 @@ define(
     _gradients,
     _gradients_fake,
 )
-differentiable("edge_product", _product_setup, _product_backward)
-differentiable("edge_product_gradients", _gradients_setup, _gradients_backward)
+differentiable("edge_product", remember_plan, _product_backward)
+differentiable("edge_product_gradients", remember_gradients, _gradients_backward)
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,7 @@ from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu.convolution_walk import Radial, parts_by_node, parts_by_output
 from clebsch.kernels.gpu.operators import define, differentiable, last
 from clebsch.kernels.gpu.tuning import Setting
-from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.operators import needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 from clebsch.rounding import tf32_is_allowed
 
@@ -164,10 +164,6 @@ def _second_fake(
     return (*first, cotangent.new_empty(cotangent.shape))
 
 
-def _convolve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 1)
-
-
 def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [needed(ctx, index) for index in range(1, 4)]
     inputs, graph = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
@@ -176,11 +172,6 @@ def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]
     )
     kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
     return (None, *kept, *(None for _ in graph))
-
-
-def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    remember(ctx, inputs, 2)
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -221,8 +212,8 @@ define(
     _second,
     _second_fake,
 )
-differentiable("convolve", _convolve_setup, _convolve_backward)
-differentiable("convolve_gradients", _gradients_setup, _gradients_backward)
+differentiable("convolve", remember_plan, _convolve_backward)
+differentiable("convolve_gradients", remember_gradients, _gradients_backward)
 last("convolve_second")
 
 

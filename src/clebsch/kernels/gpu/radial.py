@@ -27,7 +27,7 @@ from clebsch.kernels.gpu.convolution import (
     walked,
 )
 from clebsch.kernels.gpu.operators import define, differentiable, last
-from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.operators import needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan
 
 #: Bytes of path weights that are stored at once, at most.
@@ -176,10 +176,6 @@ def _second_fake(
     return (*first, cotangent.new_empty(cotangent.shape))
 
 
-def _convolve_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 1)
-
-
 def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [needed(ctx, index) for index in range(1, 5)]
     inputs, graph = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
@@ -188,11 +184,6 @@ def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]
     )
     kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
     return (None, *kept, *(None for _ in graph))
-
-
-def _gradients_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    remember(ctx, inputs, 2)
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -222,8 +213,8 @@ define(
     _second,
     _second_fake,
 )
-differentiable("convolve_radial", _convolve_setup, _convolve_backward)
-differentiable("convolve_radial_gradients", _gradients_setup, _gradients_backward)
+differentiable("convolve_radial", remember_plan, _convolve_backward)
+differentiable("convolve_radial_gradients", remember_gradients, _gradients_backward)
 last("convolve_radial_second")
 
 

@@ -22,7 +22,7 @@ from clebsch.kernels.gpu.convolution import (
     walked,
 )
 from clebsch.kernels.gpu.operators import define, differentiable, last
-from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.operators import needed, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan
 
 
@@ -83,10 +83,6 @@ def _gradients_fake(
     return gradients_like((places, harmonics, nodes), wanted)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 1)
-
-
 def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     if needed(ctx, 2):
         raise NotImplementedError("tabulated path weights are constants")
@@ -109,5 +105,5 @@ define(
     _gradients,
     _gradients_fake,
 )
-differentiable("convolve_table", _setup, _backward)
+differentiable("convolve_table", remember_plan, _backward)
 last("convolve_table_gradients")
