@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
@@ -154,6 +158,14 @@ def test_recording_comes_after_a_number_of_calls(monkeypatch: pytest.MonkeyPatch
         assert bool(tested._recordings) == (call >= 3)
 
 
+#: Numbers of rows to record with.
+SIZES = (7, 5, 12)
+
+
+def rows(n: int) -> list[Tensor]:
+    return [torch.ones(n, 4, dtype=torch.float64)]
+
+
 def test_work_on_weights_is_done_once() -> None:
     weight = torch.nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
 
@@ -162,7 +174,7 @@ def test_work_on_weights_is_done_once() -> None:
         (gradient,) = torch.autograd.grad(y, weight, cotangent)
         return (y.detach(),), (gradient,)
 
-    recording = Recording(function, [torch.zeros(7, 4).double()], [torch.zeros(7, 4).double()])
+    recording = Recording(function, [(rows(n), rows(n)) for n in SIZES])
     prepared = [str(node.target) for node in recording._prepare.graph.nodes]
     assert any("matrix_exp" in name for name in prepared)
     assert not any("matrix_exp" in str(node.target) for node in recording._first.graph.nodes)
@@ -177,11 +189,11 @@ def test_work_on_weights_is_done_once() -> None:
 def test_taking_all_of_a_tensor_is_left_out_and_taking_a_part_is_not() -> None:
     def function(x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[()]]:
         leaf = x.detach().requires_grad_()
-        y = leaf[:, None] * leaf[1:, :, None].sum(0) + leaf[::2].sum() + leaf[:3].sum()
+        y = leaf[:, None] * leaf[1:, :, None].sum(0) + leaf[:, ::2].sum() + leaf[:3].sum()
         (gradient,) = torch.autograd.grad(y.sum(), leaf)
         return (y.detach(), gradient), ()
 
-    recording = Recording(function, [torch.zeros(7, 4).double()])
+    recording = Recording(function, [(rows(n), []) for n in SIZES])
     names = [str(node.target) for node in recording._first.graph.nodes]
     assert names.count("aten.slice.Tensor") == 3
     assert names.count("aten.slice_backward.default") == 3
@@ -192,9 +204,81 @@ def test_taking_all_of_a_tensor_is_left_out_and_taking_a_part_is_not() -> None:
 
 def test_replays_call_kernels_and_not_operators() -> None:
     operator = torch.ops.clebsch.silu.default
-    recording = Recording(lambda x: ((operator(x),), ()), [torch.zeros(7, 4)])
+    recording = Recording(lambda x: ((operator(x),), ()), [(rows(n), []) for n in SIZES])
     (node,) = (n for n in recording._first.graph.nodes if n.op == "call_function")
     assert node.target is not operator
     assert node.target is kernel_of(operator)
-    x = torch.randn(5, 4)
+    x = torch.randn(5, 4).double()
     assert torch.equal(recording(x)[0], operator(x))
+
+
+def recorded(function: Callable[[Tensor], Tensor]) -> Recording:
+    return Recording(lambda x: ((function(x),), ()), [(rows(n), ()) for n in SIZES])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.new_zeros(3 * x.shape[0] + 2, x.shape[0] - 1).add(1) * x.sum(),
+        lambda x: x[torch.arange(x.shape[0] - 1, -1, -1)].mul_(2).neg_() + x,
+        lambda x: torch.cat([part * part.shape[0] for part in x.split([1, x.shape[0] - 1])]),
+        lambda x: x / len(x),
+        lambda x: x.repeat_interleave(torch.full((x.shape[0],), 2), 0, output_size=2 * len(x)),
+    ],
+    ids=["sizes", "changes", "parts", "numbers", "repeats"],
+)
+def test_what_follows_from_sizes_is_replayed(function: Callable[[Tensor], Tensor]) -> None:
+    replay = recorded(function)
+    for n in (2, 6, 30):
+        x = torch.randn(n, 4).double()
+        assert torch.equal(replay(x)[0], function(x))
+
+
+OUTSIDE = torch.ones(4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x * float(x[0, 0]), "no matter of shapes"),
+        (lambda x: x * x[0].tolist()[0], "tolist cannot be recorded"),
+        (lambda x: x * x.numpy().max(), "numpy cannot be recorded"),
+        (lambda x: x[x[:, 0] > 0], "no matter of shapes"),
+        (lambda x: x.nonzero(), "no matter of shapes"),
+        (lambda x: x + torch.rand(4), "no matter of shapes"),
+        (lambda x: x.add_(1), "that others share"),
+        (lambda x: x + OUTSIDE.mul_(2), "that others share"),
+        (lambda x: (x + 1).view(-1).mul_(2), "that others share"),
+        (lambda x: x.sum(0) if len(x) > 10 else x.mean(0), "more of its inputs than sizes"),
+        (lambda x: x if len(x) > 10 else 2 * x, "more of its inputs than sizes"),
+        (lambda x: x[: len(x) // 2], "more of its inputs than sizes"),
+        (lambda x: x / len(x) ** 0.5, "more of its inputs than sizes"),
+        (lambda x: x + torch.from_numpy(np.ones(4) * len(x)), "made of values"),
+    ],
+)
+def test_what_follows_from_anything_else_is_refused(
+    function: Callable[[Tensor], Tensor], message: str
+) -> None:
+    """It would be replayed as it was with the examples."""
+    with pytest.raises(TypeError, match=message):
+        recorded(function)
+
+
+def test_an_input_twice_is_refused() -> None:
+    x = torch.ones(3)
+    with pytest.raises(ValueError, match="no two inputs"):
+        Recording(lambda a, b: ((a + b,), ()), [([x, x], ())])
+
+
+def test_recording_does_not_import_torchs_compiler() -> None:
+    """It takes seconds, at every start of a simulation."""
+    code = """if True:
+        import sys, torch, clebsch, clebsch.potential
+        from ase import Atoms
+        clebsch.potential.RECORD_AFTER = 0
+        potential = clebsch.build("mace_tiny", ["H", "O"])
+        potential(potential.graph(Atoms("OH2", [[0, 0, 0], [0, 0, 1], [0, 1, 0]])))
+        assert potential._recordings
+        sys.exit("torch._dynamo" in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -21,7 +21,7 @@ from torch import Tensor
 import clebsch
 from builders import ethanol, potential, skewed_cell, slab
 from captures import InPlace, capture_with, gradients
-from clebsch.graph import AtomGraph, blank_graph, edge_vectors
+from clebsch.graph import AtomGraph, edge_vectors, example_graphs
 from clebsch.recording import Recording
 from clebsch.replay import (
     CAPTURE_AT,
@@ -33,6 +33,7 @@ from clebsch.replay import (
     PaddedGraph,
     Sizes,
     bucket,
+    tensors_of,
 )
 
 #: One of each kind, and those whose weights do not end at the cut-off by themselves.
@@ -277,7 +278,9 @@ def toy(capturer: Any) -> tuple[CapturedRecording, Captures]:
         return (reached, graph.cell.sum((1, 2))), ()
 
     captures = Captures(capturer)
-    recording = Recording(function, blank_graph(torch.device("cpu")))
+    recording = Recording(
+        function, [(tensors_of(graph), ()) for graph in example_graphs(torch.device("cpu"))]
+    )
     return CapturedRecording(recording, ("atoms", "frames"), (), 5.0, captures), captures
 
 

@@ -167,27 +167,33 @@ def batch_graphs(graphs: Sequence[AtomGraph]) -> AtomGraph:
     )
 
 
-def blank_graph(device: torch.device) -> tuple[Tensor, ...]:
-    """The tensors of a graph in the order of ``AtomGraph``, of no values and different sizes.
+def example_graphs(device: torch.device) -> list[AtomGraph]:
+    """Graphs to record evaluations with; as structures they mean nothing.
 
-    For recordings, which follow shapes: no two sizes that may differ in use are the same here.
+    Numbers of atoms, edges and structures differ independently of each other.
     """
-    atoms, edges, frames = 23, 101, 7
-    real = {"positions": (atoms, 3), "cell": (frames, 3, 3), "images": (edges, 3)}
-    whole = {
-        "species": atoms,
-        "senders": edges,
-        "receivers": edges,
-        "row_ptr": atoms + 1,
-        "sender_order": edges,
-        "sender_ptr": atoms + 1,
-        "frame": atoms,
-        "frame_ptr": frames + 1,
-    }
-    tensors = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in real.items()}
-    tensors |= {name: torch.zeros(size, dtype=torch.int64) for name, size in whole.items()}
-    tensors["pbc"] = torch.zeros((frames, 3), dtype=torch.bool)
-    return tuple(tensors[field.name].to(device) for field in fields(AtomGraph))
+    sizes = [(4, 12, 2), (5, 12, 2), (4, 15, 2), (4, 12, 3), (19, 70, 7)]
+    return [_example_graph(*each).to(device) for each in sizes]
+
+
+def _example_graph(atoms: int, edges: int, frames: int) -> AtomGraph:
+    """Atoms joined to themselves, all in the last structure; no tensor is there twice."""
+    ends = torch.arange(edges) * atoms // edges
+    ptr = _row_pointer(ends, atoms)
+    return AtomGraph(
+        positions=torch.zeros(atoms, 3, dtype=torch.float64),
+        cell=torch.eye(3, dtype=torch.float64).repeat(frames, 1, 1),
+        pbc=torch.zeros((frames, 3), dtype=torch.bool),
+        species=torch.zeros(atoms, dtype=torch.int64),
+        senders=ends,
+        receivers=ends.clone(),
+        images=torch.eye(3, dtype=torch.float64)[ends % 3],
+        row_ptr=ptr,
+        sender_order=torch.arange(edges),
+        sender_ptr=ptr.clone(),
+        frame=torch.full((atoms,), frames - 1),
+        frame_ptr=torch.arange(frames + 1) // frames * atoms,
+    )
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from clebsch.conventions import OUTPUTS
 from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError, did_you_mean
-from clebsch.graph import AtomGraph, batch_graphs, blank_graph, edge_vectors
+from clebsch.graph import AtomGraph, batch_graphs, edge_vectors, example_graphs
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend, load_backend
 from clebsch.models.config import ModelConfig
@@ -32,10 +32,19 @@ from clebsch.models.network import Network
 from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
 from clebsch.recording import Recording
-from clebsch.replay import CapturedRecording, Captures, Rows, captures_of, is_small, tensors_of
+from clebsch.replay import (
+    CapturedRecording,
+    Captures,
+    Rows,
+    Sizes,
+    captures_of,
+    is_small,
+    late_inputs,
+    tensors_of,
+)
 from clebsch.rounding import allow_tf32, tf32_is_allowed
 
-#: Evaluations after which one is recorded: recording takes a few seconds.
+#: Evaluations after which one is recorded: recording takes as long as some tens of evaluations.
 RECORD_AFTER = 20
 #: Backends whose operations do not depend on values that are read on the way.
 RECORDED = ("llvm", "triton")
@@ -421,10 +430,11 @@ class Potential(nn.Module):
         """
         names: list[str] = list(wanted) if differentiable else []
         parameters = [p for p in self.parameters() if p.requires_grad] if differentiable else []
-        early = blank_graph(self.device)
+        graphs = example_graphs(self.device)
+        n_early = len(tensors_of(graphs[0]))
 
         def evaluate(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            graph = AtomGraph(*tensors[: len(early)])
+            graph, cotangents = AtomGraph(*tensors[:n_early]), list(tensors[n_early:])
             with torch.set_grad_enabled(differentiable or needs_gradient):
                 results = self._results(graph, graph.positions, needs_gradient, differentiable)
                 if not differentiable:
@@ -433,17 +443,17 @@ class Potential(nn.Module):
                 gradients: tuple[Tensor, ...] = ()
                 if differentiable:
                     gradients = torch.autograd.grad(
-                        values, parameters, list(tensors[len(early) :]), materialize_grads=True
+                        values, parameters, cotangents, materialize_grads=True
                     )
             return tuple(value.detach() for value in values), gradients
 
-        n_rows = {"atoms": len(early[0]), "frames": len(early[1])}
-        late = [
-            torch.zeros((n_rows[ROWS[name]], *SIZES[name]), dtype=torch.float64, device=self.device)
-            for name in names
-        ]
         late_rows = [(ROWS[name], SIZES[name]) for name in names] if differentiable else []
-        recording = Recording(evaluate, early, late)
+        examples = [
+            (tensors_of(graph), late_inputs(late_rows, Sizes.of(graph), self.device))
+            for graph in graphs
+        ]
+        # Blocks of atoms on GPUs have sizes that only symbols can follow.
+        recording = Recording(evaluate, examples, symbols=self.backend == "triton")
         if self._captures is None:
             return names, parameters, recording
         rows = [ROWS[name] for name in names]

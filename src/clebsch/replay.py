@@ -158,6 +158,16 @@ def tensors_of(graph: AtomGraph) -> Tensors:
     return tuple(getattr(graph, field.name) for field in fields(AtomGraph))
 
 
+def late_inputs(
+    late: Sequence[tuple[Rows, tuple[int, ...]]], sizes: Sizes, device: torch.device
+) -> Tensors:
+    """Zeros: what each has a row for, and its other sizes."""
+    return tuple(
+        torch.zeros((getattr(sizes, rows), *others), dtype=torch.float64, device=device)
+        for rows, others in late
+    )
+
+
 # --- capturing ---
 
 
@@ -387,24 +397,18 @@ class CapturedRecording:
             values, state = self._recording.begin(*tensors_of(graph))
             return values, _Plain(state, None)
         values, state = self._recording.begin(*self._padded(padded, graph).tensors)
-        late = self._late_inputs(padded, graph.positions.device)
+        late = late_inputs(self._late, padded, graph.positions.device)
         return self._cut(values, Sizes.of(graph)), _Plain(state, late)
 
     def _capture(self, sizes: Sizes, graph: AtomGraph, capturer: Capturer) -> _Capture:
         padded = self._padded(sizes, graph)
-        late = self._late_inputs(sizes, graph.positions.device)
+        late = late_inputs(self._late, sizes, graph.positions.device)
         return _Capture(self._recording, padded, late, capturer)
 
     def _padded(self, sizes: Sizes, graph: AtomGraph) -> PaddedGraph:
         padded = PaddedGraph(sizes, self._cutoff, graph.positions.device)
         padded.fill(graph)
         return padded
-
-    def _late_inputs(self, sizes: Sizes, device: torch.device) -> Tensors:
-        return tuple(
-            torch.zeros((getattr(sizes, rows), *others), dtype=torch.float64, device=device)
-            for rows, others in self._late
-        )
 
     def _cut(self, values: Tensors, sizes: Sizes) -> Tensors:
         """Results of what is real, out of the way of the next evaluation."""
