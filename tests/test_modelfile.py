@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 import clebsch
@@ -68,6 +73,26 @@ def test_every_flipped_bit_is_found(file: Path) -> None:
         file.write_bytes(damaged)
         with pytest.raises(ModelFileError, match=r"model\.safetensors"):
             clebsch.load(file)
+
+
+def test_ctrl_c_while_a_file_is_read_is_no_damage(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library turns it into an error of its own, and damaged training states are removed."""
+
+    @contextmanager
+    def interrupted(*_: Any, **__: Any) -> Iterator[None]:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise safetensors.SafetensorError("interrupted") from None
+        with original(str(file), framework="pt") as opened:
+            yield opened
+
+    original = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        clebsch.load(file)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])

@@ -63,3 +63,21 @@ def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM act after what is done within, for code that takes them for failures."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, lambda it, _: came.append(it)) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

@@ -26,6 +26,7 @@ from clebsch.factory import assemble
 from clebsch.files import atomic_write
 from clebsch.interop.mace_torch import choose_head, mace_heads, read_mace_torch
 from clebsch.interop.torch_archive import is_torch_file
+from clebsch.interrupt import signals_wait
 from clebsch.models.presets import model_config
 from clebsch.potential import Potential, Structure, example_structure
 from clebsch.rounding import allow_tf32
@@ -64,7 +65,7 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ModelFileError(f"{path}: is a folder; its model is {path / 'model.safetensors'}")
         raise ModelFileError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
+        with signals_wait(), safetensors.safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
