@@ -9,7 +9,13 @@ import pytest
 from data_builders import frame
 
 from clebsch.data.read import read_frames
-from clebsch.data.references import fit_references, interaction_energy, isolated_atoms
+from clebsch.data.references import (
+    fit_references,
+    interaction_energy,
+    isolated_atoms,
+    spanning_formulas,
+    undetermined,
+)
 from clebsch.errors import DataError
 
 EXACT = {"H": -13.6, "C": -1027.25, "O": -2042.5}
@@ -101,3 +107,17 @@ def test_real_isolated_atoms(shared_data: Path) -> None:
     assert len(rest) == 500
     assert references["H"] == pytest.approx(-13.568422, abs=1e-6)
     assert interaction_energy(rest[0], references) / 15 == pytest.approx(-4.87, abs=0.05)
+
+
+def test_formulas_span_the_compositions_that_have_energies() -> None:
+    frames = [exact(f) for f in ("CH4", "CH4", "C2H8", "CH3OH", "C2H5OH")] + [frame("CO2")]
+    formulas = spanning_formulas(frames)
+    assert formulas == ["CH4", "CH4O", "C2H6O"]
+    assert spanning_formulas(frames, known=["H", "O"]) == ["H", "O", "CH4"]
+
+
+def test_compositions_outside_the_span_are_undetermined() -> None:
+    frames = [frame(f) for f in ("H2O", "H4O2", "H2O2", "H2O2", "CH4")]
+    assert undetermined(frames, ["H2O"]) == {"H2O2": 2, "CH4": 1}
+    assert undetermined(frames, ["H2O", "H"]) == {"CH4": 1}
+    assert undetermined(frames, ["H2O", "H", "CO2"]) == {}

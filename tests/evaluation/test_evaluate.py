@@ -42,6 +42,17 @@ def test_errors_are_those_of_the_labels(frames):
     assert result.n_atoms == sum(len(f) for f in frames)
 
 
+def test_compositions_that_fitted_references_leave_open_are_noted(frames):
+    potential = ToyPotential()
+    assert evaluate(potential, frames).notes == ()
+    potential.provenance = {"data": {"formulas": ["CH"]}}
+    (note,) = evaluate(potential, frames).notes
+    assert "6 of 9 structures have compositions (CHO, CH2O)" in note
+    assert "fitted to CH do not determine" in note
+    potential.provenance = {"data": {"formulas": ["CH", "H", "CO2"]}}
+    assert evaluate(potential, frames).notes == ()
+
+
 def test_edge_budget_changes_batches_but_nothing_else(frames):
     potential = ToyPotential()
     at_once = evaluate(potential, frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class ToyPotential(torch.nn.Module):
         self.strength = torch.nn.Parameter(torch.tensor(strength, dtype=torch.float64))
         self.outputs_asked: list[tuple[str, ...]] = []
         self.batch_sizes: list[int] = []
+        self.provenance: dict[str, Any] = {}
 
     def graph(self, frame: Frame) -> AtomGraph:
         for symbol in frame.symbols:

@@ -18,6 +18,8 @@ from rich.console import Console
 
 import clebsch
 from clebsch.data.loader import Batch
+from clebsch.data.read import read_frames
+from clebsch.data.references import undetermined
 from clebsch.data.statistics import Statistics
 from clebsch.errors import ClebschError, ConfigError, DataError
 from clebsch.training import gradient as gradient_module
@@ -77,6 +79,7 @@ def test_training_learns_and_leaves_a_model_that_knows_where_it_is_from(
     assert provenance["config"]["training"]["batch_size"] == 2
     assert list(provenance["data"]["train"]["files"]) == [str(data)]
     assert provenance["data"]["train"]["frames"] == 10
+    assert undetermined(read_frames(data), provenance["data"]["formulas"]) == {}
     assert set(potential.species) == {"Cu", "Au"}
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 
-from ase.formula import Formula
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -145,7 +144,7 @@ def check_frames(
     findings += check_periodicity(rest)
     findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.severity))
     sizes = [len(frame) for frame in frames]
-    formulas = Counter(Formula.from_list(frame.symbols).format("hill") for frame in frames)
+    formulas = Counter(frame.formula for frame in frames)
     directions = Counter(int(frame.pbc.sum()) for frame in frames)
     return CheckReport(
         n_frames=len(frames),

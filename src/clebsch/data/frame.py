@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
+from ase.symbols import Symbols
 
 #: Atoms closer than this, Angstrom, are at one place, without a direction to each other.
 ONE_PLACE = 1e-6
@@ -55,6 +56,11 @@ class Frame:
     def symbols(self) -> list[str]:
         """Chemical symbols, one per atom."""
         return [chemical_symbols[z] for z in self.numbers]
+
+    @property
+    def formula(self) -> str:
+        """Composition in Hill's order, like "C2H6O"."""
+        return str(Symbols(self.numbers).get_chemical_formula("hill"))
 
     @property
     def has_labels(self) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.formula import Formula
 
 from clebsch.data.frame import Frame
 from clebsch.data.rawframe import where
@@ -157,6 +159,36 @@ def fit_references(
         determined=int(rank) == int((~fixed).sum()),
         residual_rms=float(np.sqrt(np.mean(residual**2))),
     )
+
+
+def spanning_formulas(frames: Sequence[Frame], known: Iterable[str] = ()) -> list[str]:
+    """Formulas of which the compositions of all frames with energies are linear combinations.
+
+    Args:
+        frames: those without an energy do not count.
+        known: elements that are among the formulas by themselves.
+    """
+    formulas = list(known)
+    for formula in dict.fromkeys(f.formula for f in frames if f.energy is not None):
+        if _rank([*formulas, formula]) > len(formulas):
+            formulas.append(formula)
+    return formulas
+
+
+def undetermined(frames: Sequence[Frame], formulas: Sequence[str]) -> dict[str, int]:
+    """How many frames have which formulas that are no linear combinations of given ones.
+
+    References that were fitted to the given ones say nothing of the energies of these.
+    """
+    counted = Counter(frame.formula for frame in frames)
+    rank = _rank(formulas)
+    return {one: n for one, n in counted.items() if _rank([*formulas, one]) > rank}
+
+
+def _rank(formulas: Sequence[str]) -> int:
+    counts = [Formula(formula).count() for formula in formulas]
+    symbols = sorted({symbol for count in counts for symbol in count})
+    return int(np.linalg.matrix_rank([[count.get(s, 0) for s in symbols] for count in counts]))
 
 
 def interaction_energy(frame: Frame, references: Mapping[str, float]) -> float:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.symbols import Symbols
 
 from clebsch.data.frame import Frame
+from clebsch.data.references import undetermined
 from clebsch.evaluation.metrics import ErrorAccumulator
 from clebsch.evaluation.predict import MAX_EDGES, FramePrediction, predict, wants_stress
 
@@ -72,7 +72,8 @@ class Evaluation:
         worst_energies: structures by descending absolute energy error per atom.
         predictions: one per frame, in their order.
         seconds: wall time.
-        notes: what had to be changed on the way (batches made smaller).
+        notes: what had to be changed on the way (batches made smaller), and energies that mean
+            little.
     """
 
     n_frames: int
@@ -147,8 +148,25 @@ def evaluate(
         worst_energies=_worst(errors, lambda e: e.energy_per_atom),
         predictions=tuple(predictions),
         seconds=time.perf_counter() - start,
-        notes=notes,
+        notes=(*notes, *_note_of_formulas(potential, frames)),
     )
+
+
+def _note_of_formulas(potential: Potential, frames: Sequence[Frame]) -> list[str]:
+    """Whether there are compositions whose energies fitted references leave open."""
+    formulas = potential.provenance.get("data", {}).get("formulas")
+    if formulas is None:
+        return []
+    found = undetermined(frames, formulas)
+    if not found:
+        return []
+    shown = ", ".join(list(found)[:5]) + (", ..." if len(found) > 5 else "")
+    return [
+        f"{sum(found.values())} of {len(frames)} structures have compositions ({shown}) that "
+        f"references fitted to {', '.join(formulas)} do not determine: energies of each "
+        "composition may all be off by the same amount. Forces are not concerned. Training with "
+        "isolated atoms' energies settles it."
+    ]
 
 
 def _accumulate(pairs: Iterable[tuple[Frame, FramePrediction]]) -> ErrorAccumulator:
@@ -190,7 +208,7 @@ def _frame_errors(index: int, frame: Frame, prediction: FramePrediction) -> Fram
     return FrameErrors(
         index=index,
         source=frame.source or f"frame {index}",
-        formula=str(Symbols(frame.numbers).get_chemical_formula("hill")),
+        formula=frame.formula,
         n_atoms=len(frame),
         energy_per_atom=energy,
         forces_rmse=forces_rmse,

@@ -17,7 +17,7 @@ from clebsch.data.frame import Frame
 from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import LabelledGraphs
 from clebsch.data.read import read_frames, read_with_census
-from clebsch.data.references import fit_references, isolated_atoms
+from clebsch.data.references import fit_references, isolated_atoms, spanning_formulas
 from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics
 from clebsch.errors import ConfigError, DataError, UnknownElementError
@@ -244,7 +244,14 @@ def run_provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
-    """Files with their checksums, counts and references, for the model file."""
+    """Files with their checksums, counts and references, for the model file.
+
+    Where references are fitted, formulas say which compositions they were fitted to.
+    """
+    formulas = {}
+    if prepared.fitted:
+        known = [symbol for symbol in prepared.references if symbol not in prepared.fitted]
+        formulas["formulas"] = spanning_formulas(prepared.train.frames, known)
     return {
         "train": {"files": checksums(config.train), **prepared.train.counts},
         "valid": {
@@ -253,6 +260,7 @@ def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
         },
         "references": prepared.references,
         "references_from": prepared.origin,
+        **formulas,
     }
 
 
