@@ -363,7 +363,9 @@ class _Sizes:
             return alike[0]
         if kinds != {int}:
             raise TypeError(_DIFFERENT)
-        factors = np.linalg.lstsq(self._table, np.array(alike, float))[0].round().astype(int)
+        factors = (
+            np.linalg.lstsq(self._table, np.array(alike, float), rcond=None)[0].round().astype(int)
+        )
         if (self._table.astype(int) @ factors).tolist() != list(alike):
             raise TypeError(f"a size that is no sum of multiples of sizes, {alike}: " + _DIFFERENT)
         constant, *multiples = factors.tolist()
