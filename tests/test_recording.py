@@ -133,6 +133,20 @@ def test_structures_too_small_to_replay_are_evaluated(always: None) -> None:
         assert torch.isfinite(prediction.forces).all()
 
 
+def test_a_recording_made_in_inference_mode_serves_everywhere(always: None) -> None:
+    tested = copied_potential()
+    graph = tested.graph(ethanol())
+    with torch.inference_mode():
+        inside = [tested(graph, "energy").energy for _ in range(2)]
+    assert len(tested._recordings) == 1
+    outside = tested(graph, "energy").energy
+    assert len(tested._recordings) == 1
+    for energy in inside:
+        assert energy is not None
+        assert outside is not None
+        assert torch.equal(energy, outside)
+
+
 def test_copies_and_other_backends_do_not_inherit_recordings(always: None) -> None:
     tested = copied_potential()
     graph = tested.graph(ethanol())

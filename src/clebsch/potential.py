@@ -391,7 +391,8 @@ class Potential(nn.Module):
         if differentiable:
             key = (*key, wanted, *(p.requires_grad for p in self.parameters()))
         if key not in self._recordings:
-            self._recordings[key] = self._attempt(needs_gradient, wanted, differentiable)
+            with torch.inference_mode(False):  # it serves outside, too
+                self._recordings[key] = self._attempt(needs_gradient, wanted, differentiable)
         recorded = self._recordings[key]
         if recorded is None:
             return None
