@@ -106,13 +106,36 @@ def test_a_training_that_goes_on_is_calibrated_at_its_new_end(
     assert abs(mean_residual(tmp_path / "run")) < 0.5
 
 
-def test_energies_of_lone_atoms_stay(tmp_path: Path, settings: list[str]) -> None:
+@pytest.mark.parametrize("form", ["density", "constant", "none"])
+def test_energies_of_lone_atoms_stay_and_the_mean_energy_may_not(
+    tmp_path: Path, settings: list[str], form: str
+) -> None:
+    """Where it belongs to every atom, alone or not: forces do not depend on it."""
     lone = data_file(tmp_path, [labelled(Atoms(symbol)) for symbol in ("Cu", "Au")], "lone.xyz")
-    result = train(load_config(None, [*settings, f"data.isolated_atoms={lone}"]))
-    assert result.best is not None
-    assert "calibrated" not in result.best
+    first_layer = "residual" if form == "constant" else "species_linear"
+    result = train(
+        load_config(
+            None,
+            [
+                *(*settings, f"data.isolated_atoms={lone}", f"model.mean_energy={form}"),
+                f"model.update.first_layer={first_layer}",
+            ],
+        )
+    )
     potential = clebsch.load(tmp_path / "run" / "model.safetensors")
     for symbol, reference in zip(potential.species, potential.references, strict=True):
         alone = Atoms(symbol)
         alone.calc = EMT()
         assert float(reference) == pytest.approx(alone.get_potential_energy(), abs=1e-9)
+        energy = potential(potential.graph(Atoms(symbol)), "energy").energy
+        assert energy is not None
+        assert (abs(float(energy) - float(reference)) < 1e-9) == (form != "constant")
+    assert result.best is not None
+    assert ("calibrated" in result.best) == (form == "constant")
+    if form == "constant":
+        before, after = result.best["valid"], result.best["calibrated"]
+        assert before["energy_rmse"] > 3
+        assert after["energy_rmse"] < 0.3 * before["energy_rmse"]
+        assert after["forces_rmse"] == before["forces_rmse"]
+        assert abs(mean_residual(tmp_path / "run")) < 0.2 * after["energy_rmse"]
+        assert "Mean energy fitted once more" in (tmp_path / "run" / "log.txt").read_text("utf-8")

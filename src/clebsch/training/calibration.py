@@ -1,4 +1,4 @@
-"""Fitted references, fitted once more to what a trained model says of validation structures."""
+"""References or the mean energy, fitted to what a trained model says of validation structures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def reference_shift(
     chance.
 
     Args:
-        counts: [n, n_species] of structures that were not trained on.
+        counts: [n, n_species] of structures that were not trained on; with a single column, of all
+            their atoms, for the mean energy.
         residuals: [n], eV.
         fitted: [n_species], the references that may change.
 

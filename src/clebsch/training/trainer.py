@@ -68,7 +68,11 @@ class Trainer:
         self.run = run
         self.log = log
         self.parameters = trained_parameters(self.potential)
-        self._stored = self.parameters | {"references": self.potential.references}
+        self._offsets = {
+            "references": self.potential.references,
+            "mean_energy": self.potential.head.mean_energy,
+        }
+        self._stored = self.parameters | self._offsets
         self.optimizer = make_optimizer(self.potential, self.settings)
         self.schedule = Schedule(self.settings)
         self.average = MovingAverage(self.parameters, self.settings.ema_decay)
@@ -213,35 +217,42 @@ class Trainer:
         self._train_sums = LossSums()
         if best:
             state.best = record
-            self.best = copied(self.average.average | {"references": self.potential.references})
+            self.best = copied(self.average.average | self._offsets)
             self._model_is_current = False
 
     def calibrate(self) -> None:
-        """Fit the best model's references once more, to validation structures.
+        """Fit what no force depends on once more, to what the best model says of validation.
 
         Networks that know few structures by heart are off by much the same energy wherever they
         have not been. Where references are fitted they have no meaning of their own, so that
-        their fit may take that away; energies of lone atoms stay what they are.
+        their fit may take that away; where they are lone atoms' energies they stay what they are,
+        and a mean energy that belongs to every atom may. (One that follows the neighbour density
+        has forces.)
         """
-        if self.best is None or not self.prepared.fitted:
+        head, fitted = self.potential.head, self.prepared.fitted
+        if self.best is None or not (fitted or head.form == "constant"):
             return
-        fitted = [symbol in self.prepared.fitted for symbol in self.potential.species]
         valid, batches = self.prepared.valid, self.valid_batches
         with swapped_in(self.best, self._stored):
-            residuals = energy_residuals(self.potential, valid, batches)
-            shift = reference_shift(*residuals, fitted)
+            counts, residuals = energy_residuals(self.potential, valid, batches)
+            if fitted:
+                changed, offset = "References", head.references
+                free = [symbol in fitted for symbol in self.potential.species]
+                shift = reference_shift(counts, residuals, free)
+            else:
+                changed, offset = "Mean energy", head.mean_energy
+                shift = reference_shift(counts.sum(1, keepdims=True), residuals, [True])
             if shift is None:
                 return
-            references = self.potential.references
-            references += torch.from_numpy(shift).to(references)
-            self.best["references"] = references.clone()
+            offset += torch.from_numpy(shift).to(offset).reshape(offset.shape)
+            self.best |= copied(self._offsets)
             found = validate(self.potential, valid, batches, self.settings.loss)
         assert self.state.best is not None
         self.state.best["calibrated"] = found
         self._model_is_current = False
         before, after = (1000 * one["energy_rmse"] for one in (self.state.best["valid"], found))
         self.log.say(
-            "References fitted once more, to validation structures: energy RMSE "
+            f"{changed} fitted once more, to validation structures: energy RMSE "
             f"{before:.4g} meV before, {after:.4g} meV now."
         )
 
