@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -41,12 +41,6 @@ def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
     first = 0.0
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -57,8 +51,7 @@ def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
             restore()
             signal.raise_signal(number)
 
-    for number in former:
-        signal.signal(number, receive)
+    restore = _handle_with(receive)
     try:
         yield request
     finally:
@@ -72,12 +65,22 @@ def signals_wait() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    former = {number: signal.signal(number, lambda it, _: came.append(it)) for number in signals}
+    restore = _handle_with(lambda number, _: came.append(number))
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        restore()
         if came:
             signal.raise_signal(came[0])
+
+
+def _handle_with(handler: Callable[[int, FrameType | None], None]) -> Callable[[], None]:
+    """Have Ctrl-C and SIGTERM call something; what is returned puts former handlers back."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, handler) for number in signals}
+
+    def restore() -> None:
+        for number, before in former.items():
+            signal.signal(number, before)
+
+    return restore
