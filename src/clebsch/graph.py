@@ -177,22 +177,21 @@ def example_graphs(device: torch.device) -> list[AtomGraph]:
 
 
 def _example_graph(atoms: int, edges: int, frames: int) -> AtomGraph:
-    """Atoms joined to themselves, all in the last structure; no tensor is there twice."""
-    ends = torch.arange(edges) * atoms // edges
-    ptr = _row_pointer(ends, atoms)
-    return AtomGraph(
+    """Lone atoms, and the others, joined to themselves, as the last structure."""
+    lone, rest = _joined_to_themselves(1, 0), _joined_to_themselves(atoms - frames + 1, edges)
+    return batch_graphs([*[lone] * (frames - 1), rest])
+
+
+def _joined_to_themselves(atoms: int, edges: int) -> AtomGraph:
+    ends = torch.arange(edges) * atoms // max(edges, 1)
+    return make_graph(
         positions=torch.zeros(atoms, 3, dtype=torch.float64),
-        cell=torch.eye(3, dtype=torch.float64).repeat(frames, 1, 1),
-        pbc=torch.zeros((frames, 3), dtype=torch.bool),
+        cell=torch.eye(3, dtype=torch.float64),
+        pbc=torch.zeros(3, dtype=torch.bool),
         species=torch.zeros(atoms, dtype=torch.int64),
         senders=ends,
-        receivers=ends.clone(),
-        images=torch.eye(3, dtype=torch.float64)[ends % 3],
-        row_ptr=ptr,
-        sender_order=torch.arange(edges),
-        sender_ptr=ptr.clone(),
-        frame=torch.full((atoms,), frames - 1),
-        frame_ptr=torch.arange(frames + 1) // frames * atoms,
+        receivers=ends,
+        images=torch.eye(3)[ends % 3],
     )
 
 
