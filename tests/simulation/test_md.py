@@ -13,7 +13,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from morse import Analytic, Morse, cluster, thermal_energy
 
-from clebsch.errors import ClebschError
+from clebsch.errors import ClebschError, DataError
 from clebsch.simulation.md import run_md
 from clebsch.simulation.recorder import read_log
 
@@ -174,6 +174,18 @@ def test_nve_without_a_temperature_keeps_the_velocities(tmp_path: Path) -> None:
     atoms.set_momenta(momenta)
     result = run_md(Morse(), atoms, steps=1, interval=1, output=tmp_path / "kept.traj")
     np.testing.assert_array_equal(ase.io.read(result.trajectory, 0).get_momenta(), momenta)
+
+
+def test_velocities_to_keep_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    atoms = cluster()
+    momenta = np.ones((7, 3))
+    momenta[4, 1] = np.nan
+    atoms.set_momenta(momenta)
+    with pytest.raises(DataError, match=r"hot\.xyz: the velocity of atom 4 \(\w+\) is not"):
+        run_md(Morse(), atoms, steps=1, output=tmp_path / "a.traj", name="hot.xyz")
+    assert not list(tmp_path.iterdir())
+    drawn = run_md(Morse(), atoms, steps=1, temperature=300, output=tmp_path / "a.traj")
+    assert np.isfinite(drawn.atoms.get_momenta()).all()
 
 
 def test_fixed_atoms_do_not_move(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def run_md(
 
     Raises:
         ClebschError: settings that make no sense; files that exist, or that cannot be written; a
-            restart of another run.
+            restart of another run; velocities to keep that are missing or not finite.
         BlowUpError: the run blew up; what was written until then stays.
     """
     acting = settings_that_act(
@@ -188,6 +188,8 @@ def run_md(
                 f"{files.existing()[0]} exists already: restart that run (--restart), choose "
                 "another output, or allow overwriting (--overwrite)"
             )
+        if temperature is None:
+            _check_velocities(atoms, name)
     run = _Run(source, atoms, settings, resumed)
     with Recorder(files, settings.ensemble == "npt", resumed) as recorder:
         interrupted, speed = run.advance(total_steps, interval, recorder, progress)
@@ -213,8 +215,6 @@ class _Run:
             resumed.put_into(self.atoms)
         elif settings.temperature is not None:
             draw_momenta(self.atoms, settings.temperature, self.rng)
-        elif not self.atoms.get_momenta().any():
-            raise ClebschError("nve needs a temperature (K), or a structure that has velocities")
         self.dynamics: MolecularDynamics = make_integrator(self.atoms, settings, self.rng)
         if resumed is not None:
             restore_integrator(self.dynamics, self.rng, resumed.integrator)
@@ -302,6 +302,19 @@ def _total_steps(steps: int | None, time_ps: float | None, timestep_fs: float) -
     if total < 0:
         raise ClebschError("a run cannot have a negative length")
     return total
+
+
+def _check_velocities(atoms: Atoms, name: str) -> None:
+    momenta = atoms.get_momenta()
+    if not momenta.any():
+        raise ClebschError("nve needs a temperature (K), or a structure that has velocities")
+    broken = ~np.isfinite(momenta).all(axis=1)
+    if broken.any():
+        atom = int(broken.argmax())
+        raise DataError(
+            f"{name}: the velocity of atom {atom} ({atoms.symbols[atom]}) is not made of finite "
+            "numbers; give a temperature for new ones"
+        )
 
 
 def _check_same_settings(settings: MDSettings, resumed: RunState, path: Path) -> None:
