@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ase.neighborlist import primitive_neighbor_list
 
 from clebsch import neighbors
 from clebsch.errors import BackendError, DataError
-from clebsch.graph import AtomGraph, batch_graphs, lexicographic, make_graph
+from clebsch.graph import AtomGraph, batch_graphs, example_graphs, lexicographic, make_graph
 from clebsch.neighbors import complete_cell, neighbor_graph, search_on_device, search_place
 
 CELLS = {
@@ -164,3 +165,11 @@ def test_tensors_on_a_device_without_a_search_are_an_error_that_names_the_packag
     monkeypatch.setitem(sys.modules, "nvalchemiops.torch.neighbors", None)
     with pytest.raises(BackendError, match="pip install nvalchemi-toolkit-ops"):
         search_on_device(torch.rand(2, 3), np.eye(3), torch.zeros(3, dtype=torch.bool), 1.0)
+
+
+def test_indices_of_another_precision_are_refused() -> None:
+    """Kernels would read memory that is not theirs."""
+    graph = example_graphs(torch.device("cpu"))[0]
+    for name in ("senders", "row_ptr", "species"):
+        with pytest.raises(DataError, match=f"{name} of a graph are int64, not int32"):
+            replace(graph, **{name: getattr(graph, name).int()})

@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 import clebsch
 import clebsch.kernels.cpu
 from builders import MODELS, STRUCTURES, copied_potential, ethanol, skewed_cell
+from clebsch.errors import ClebschError
 from clebsch.kernels.operators import kernel_of
 from clebsch.recording import Recording
 
@@ -83,7 +85,7 @@ def test_a_replayed_gradient_has_the_bits_of_autograd(
             assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("how", ["fused optimiser", "data", "copy_", "load_state_dict"])
+@pytest.mark.parametrize("how", ["fused optimiser", "data", "signs", "copy_", "load_state_dict"])
 def test_every_change_of_weights_is_noticed(always: None, how: str) -> None:
     tested = copied_potential()
     graph = tested.graph(ethanol())
@@ -95,6 +97,8 @@ def test_every_change_of_weights_is_noticed(always: None, how: str) -> None:
         torch.optim.Adam(parameters, lr=0.01, fused=True).step()
     elif how == "data":
         parameters[0].data *= 1.01
+    elif how == "signs":  # which leave norms as they are
+        tested.model.layers[0].product.weights.data.neg_()
     elif how == "copy_":
         with torch.no_grad():
             parameters[0].copy_(1.01 * parameters[0])
@@ -161,6 +165,156 @@ def test_copies_and_other_backends_do_not_inherit_recordings(always: None) -> No
     assert forces is not None
     assert reference is not None
     torch.testing.assert_close(forces, reference, rtol=1e-5, atol=1e-5)
+
+
+def replacements(tested: clebsch.Potential) -> dict[str, Callable[[], object]]:
+    state = tested.state_dict()
+    return {
+        "load_state_dict": lambda: tested.load_state_dict(
+            {name: 1.1 * value for name, value in state.items()}, assign=True
+        ),
+        "parameter": lambda: setattr(
+            tested.model, "embedding", torch.nn.Parameter(1.1 * tested.model.embedding.detach())
+        ),
+        "buffer": lambda: setattr(tested.head, "references", tested.head.references + 1.0),
+        "module": lambda: setattr(tested, "model", copy.deepcopy(tested.model).requires_grad_()),
+        "precision": lambda: tested.model.float(),
+    }
+
+
+@pytest.mark.parametrize("what", list(replacements(copied_potential())))
+def test_what_was_replaced_is_used(always: None, what: str) -> None:
+    tested = copied_potential()
+    graph = tested.graph(ethanol())
+    tested(graph)
+    before = list(tested._recordings.values())
+    replacements(tested)[what]()
+    found = tested(graph, OUTPUTS)
+    assert list(tested._recordings.values()) != before
+    tested._recordings.clear()
+    assert same(tested(graph, OUTPUTS), found)
+    assert same(copy.deepcopy(tested)(graph, OUTPUTS), found)
+
+
+def test_weights_of_a_functional_call_are_used_there_alone(always: None) -> None:
+    tested = copied_potential()
+    graph = tested.graph(ethanol())
+    own = tested(graph, OUTPUTS)
+    others = {name: 1.1 * value for name, value in tested.named_parameters()}
+    foreign = torch.func.functional_call(tested, others, (graph, OUTPUTS))
+    assert not same(foreign, own)
+    assert same(tested(graph, OUTPUTS), own)
+    assert same(torch.func.functional_call(tested, others, (graph, OUTPUTS)), foreign)
+
+
+def test_calls_before_a_replacement_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 2)
+    tested = copied_potential()
+    graph = tested.graph(ethanol())
+    for _ in range(4):
+        weight = torch.nn.Parameter(tested.model.embedding.detach().clone())
+        tested.model.embedding = weight
+        tested(graph)
+        tested(graph)
+    assert not tested._recordings
+
+
+@pytest.mark.parametrize("name", ["positions", "cell"])
+def test_derivatives_by_a_structure_are_those_of_the_modules(always: None, name: str) -> None:
+    tested = copied_potential()
+    graph = tested.graph(skewed_cell())
+    energy = tested(graph, "energy", differentiable=True).energy
+    assert energy is not None
+    energy.sum().backward()
+    assert tested._recordings
+    tracked = getattr(graph, name).clone().requires_grad_()
+    energy = tested(replace(graph, **{name: tracked}), "energy", differentiable=True).energy
+    assert energy is not None
+    energy.sum().backward()
+    assert tracked.grad is not None
+    assert tracked.grad.abs().max() > 0
+
+
+def test_a_potential_without_trainable_weights_is_evaluated(always: None) -> None:
+    tested = copied_potential().requires_grad_(False)
+    graph = tested.graph(ethanol())
+    expected = tested(graph)
+    found = tested(graph, ("energy", "forces"), differentiable=True)
+    assert torch.equal(found.energy, expected.energy)
+    assert torch.equal(found.forces, expected.forces)
+
+
+def test_graphs_of_recordings_can_be_kept(never: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses one after the other, and a loss outside of no_grad."""
+
+    def gradients_in_turn() -> list[Tensor]:
+        with torch.no_grad():
+            prediction = tested(graph, ("energy", "forces"), differentiable=True)
+        assert prediction.energy is not None
+        assert prediction.forces is not None
+        parameters = list(tested.parameters())
+        found: list[Tensor] = []
+        for loss in (prediction.energy.sum(), prediction.forces.square().sum()):
+            found += torch.autograd.grad(
+                loss, parameters, retain_graph=True, materialize_grads=True
+            )
+        return found
+
+    tested = copied_potential()
+    graph = tested.graph(ethanol())
+    expected = gradients_in_turn()
+    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+    found = gradients_in_turn()
+    assert tested._recordings
+    for here, there in zip(found, expected, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9)
+
+
+def test_second_derivatives_by_weights_are_refused_where_recorded(always: None) -> None:
+    """They would have been zero."""
+    tested = copied_potential()
+    graph = tested.graph(ethanol())
+    energy = tested(graph, "energy", differentiable=True).energy
+    assert energy is not None
+    weights = tested.model.layers[0].product.weights
+    with pytest.raises(ClebschError, match="create_graph"):
+        torch.autograd.grad(energy.sum(), weights, create_graph=True)
+    energy = tested.use_backend("reference")(graph, "energy", differentiable=True).energy
+    assert energy is not None
+    (gradient,) = torch.autograd.grad(energy.sum(), weights, create_graph=True)
+    assert gradient.requires_grad
+
+
+def test_hooks_and_the_search_for_anomalies_see_modules(always: None) -> None:
+    tested = copied_potential()
+    graph = tested.graph(ethanol())
+    tested(graph)
+    seen: list[int] = []
+    handle = tested.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    tested(graph)
+    assert len(seen) == 1
+    handle.remove()
+    tested(graph)
+    assert len(tested._recordings) == 1
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        tested(graph, ("energy", "forces"), differentiable=True)
+    assert len(tested._recordings) == 1
+
+
+def test_what_cannot_be_recorded_is_evaluated_with_a_warning(always: None) -> None:
+    class Reading(torch.nn.Module):
+        def forward(self, lengths: Tensor, graph: clebsch.AtomGraph) -> Tensor:
+            return torch.full((graph.n_atoms,), float(lengths.sum())).double()
+
+    tested = copied_potential()
+    tested.prior = Reading()
+    graph = tested.graph(ethanol())
+    with pytest.warns(UserWarning, match="llvm backend are not recorded.*reads or draws values"):
+        first = tested(graph, "energy").energy
+    second = tested(graph, "energy").energy
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first, second)
 
 
 def test_recording_comes_after_a_number_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,12 +408,12 @@ OUTSIDE = torch.ones(4, dtype=torch.float64)
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x * float(x[0, 0]), "no matter of shapes"),
+        (lambda x: x * float(x[0, 0]), "reads or draws values"),
         (lambda x: x * x[0].tolist()[0], "tolist cannot be recorded"),
         (lambda x: x * x.numpy().max(), "numpy cannot be recorded"),
-        (lambda x: x[x[:, 0] > 0], "no matter of shapes"),
-        (lambda x: x.nonzero(), "no matter of shapes"),
-        (lambda x: x + torch.rand(4), "no matter of shapes"),
+        (lambda x: x[x[:, 0] > 0], "reads or draws values"),
+        (lambda x: x.nonzero(), "reads or draws values"),
+        (lambda x: x + torch.rand(4), "reads or draws values"),
         (lambda x: x.add_(1), "that others share"),
         (lambda x: x + OUTSIDE.mul_(2), "that others share"),
         (lambda x: (x + 1).view(-1).mul_(2), "that others share"),

@@ -9,6 +9,7 @@ import copy
 import gc
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -262,6 +263,63 @@ def test_weights_may_change_and_move(capturer: InPlace, monkeypatch: pytest.Monk
         expected = eager(tested, graph, monkeypatch)
         torch.testing.assert_close(found.forces, expected.forces, rtol=1e-9, atol=1e-9)
         assert capturer.captures == captures
+
+
+def test_positions_of_any_precision_are_used(capturer: InPlace) -> None:
+    tested = potential()
+    graph = tested.graph(ethanol())
+    single = graph.with_positions(graph.positions.float())
+    expected = tested(single, "energy").energy
+    assert expected is not None
+    other = graph.with_positions(graph.positions + 0.1 * torch.rand_like(graph.positions))
+    tested(other, "energy")
+    found = tested(single, "energy").energy
+    assert found is not None
+    assert torch.equal(found, expected)
+    energy = tested(graph, "energy").energy
+    assert energy is not None
+    torch.testing.assert_close(found, energy, rtol=1e-6, atol=1e-5)
+
+
+def test_inference_mode_and_history_stay_outside(capturer: InPlace) -> None:
+    """Of tensors that are written over at the next evaluation."""
+    tested = potential()
+    graph = tested.graph(ethanol())
+    with torch.inference_mode():
+        inside = tested(graph, "energy").energy
+    tracked = graph.with_positions(graph.positions.clone().requires_grad_())
+    outside = [tested(tracked, "energy").energy for _ in range(2)]
+    assert capturer.captures == 1
+    (capture,) = tested._captures.captured.values()
+    assert not any(tensor.requires_grad for tensor in capture.padded.tensors)
+    assert all(torch.equal(energy, inside) for energy in outside)
+
+
+def test_a_gradient_of_what_has_changed_is_refused(capturer: InPlace) -> None:
+    """Its early stage would run again, with other weights."""
+    tested = potential()
+    graph, other = tested.graph(ethanol()), tested.graph(ethanol(1))
+    for changed in (tested.model.embedding, graph.positions):
+        energy = tested(graph, "energy", differentiable=True).energy
+        assert energy is not None
+        with torch.no_grad():
+            changed.mul_(1.01)
+        tested(other, "energy", differentiable=True)
+        with pytest.raises(RuntimeError, match="changed in place"):
+            energy.sum().backward()
+
+
+def test_threads_take_turns(capturer: InPlace) -> None:
+    tested = potential()
+    graphs = [tested.graph(ethanol(seed)) for seed in range(2)]
+    expected = [tested(graph, "energy").energy for graph in graphs]
+
+    def energies(which: int) -> list[Tensor]:
+        return [tested(graphs[which], "energy").energy for _ in range(50)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for found, wanted in zip(pool.map(energies, range(2)), expected, strict=True):
+            assert all(torch.equal(energy, wanted) for energy in found)
 
 
 # --- few, and never in the way ---

@@ -9,6 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clebsch.errors import DataError
+
+_INDICES = (
+    "species",
+    "senders",
+    "receivers",
+    "row_ptr",
+    "sender_order",
+    "sender_ptr",
+    "frame",
+    "frame_ptr",
+)
+
 
 @dataclass(frozen=True, eq=False)
 class AtomGraph:
@@ -31,6 +44,9 @@ class AtomGraph:
         sender_ptr: [n_atoms + 1] int64.
         frame: [n_atoms] int64, which structure an atom belongs to, ascending.
         frame_ptr: [n_frames + 1] int64.
+
+    Raises:
+        DataError: indices of another precision.
     """
 
     positions: Tensor
@@ -45,6 +61,12 @@ class AtomGraph:
     sender_ptr: Tensor
     frame: Tensor
     frame_ptr: Tensor
+
+    def __post_init__(self) -> None:
+        for name in _INDICES:  # kernels read memory as it is
+            dtype = getattr(self, name).dtype
+            if dtype != torch.int64:
+                raise DataError(f"{name} of a graph are int64, not {str(dtype).partition('.')[2]}")
 
     @property
     def n_atoms(self) -> int:

@@ -20,7 +20,7 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
 
 from clebsch.conventions import OUTPUTS
 from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError, did_you_mean
@@ -31,7 +31,7 @@ from clebsch.models.config import ModelConfig
 from clebsch.models.network import Network
 from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
-from clebsch.recording import Recording
+from clebsch.recording import Holdings, Recording
 from clebsch.replay import (
     CapturedRecording,
     Captures,
@@ -130,6 +130,7 @@ class Potential(nn.Module):
         self._choose_again = False
         self.is_tabulated = False
         self._n_calls = {False: 0, True: 0}
+        self._holdings: Holdings | None = None
         self._recordings: dict[Any, _Recorded | None] = {}
         self._captures: Captures | None = None
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
@@ -177,7 +178,7 @@ class Potential(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own recordings."""
-        return {**self.__dict__, "_recordings": {}, "_captures": None}
+        return {**self.__dict__, "_holdings": None, "_recordings": {}, "_captures": None}
 
     def _install(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -367,17 +368,33 @@ class Potential(nn.Module):
         return results
 
     def _replayable(self, graph: AtomGraph, asked: set[str], differentiable: bool) -> bool:
-        """Whether a recording can be used, and there were evaluations enough to make one."""
-        if "hessian" in asked or (differentiable and graph.positions.requires_grad):
+        """Whether a recording can be used, and there were evaluations enough to make one.
+
+        Those before a parameter, buffer or module was replaced do not count.
+        """
+        if "hessian" in asked or self.backend not in RECORDED or torch.is_anomaly_enabled():
             return False
+        if self._holdings is None or not self._holdings.are_current():
+            self._holdings = Holdings(self)
+            self._n_calls = {False: 0, True: 0}
+            self._forget_recordings()
         self._n_calls[differentiable] += 1
-        if self.backend not in RECORDED or self._n_calls[differentiable] <= RECORD_AFTER:
+        if self._n_calls[differentiable] <= RECORD_AFTER or self._holdings.hooked:
             return False
-        if differentiable and asked & {"site_energies", "layer_energies"}:
+        if differentiable and not self._only_by_parameters(graph, asked):
             return False
         if self._captures is None:
             self._captures = captures_of(self.device)
         return self._captures is not None or min(graph.n_atoms, graph.n_edges) > 1
+
+    def _only_by_parameters(self, graph: AtomGraph, asked: set[str]) -> bool:
+        """Whether only derivatives by parameters can be wanted, which recordings give."""
+        assert self._holdings is not None
+        return (
+            not asked & {"site_energies", "layer_energies"}
+            and not any(tensor.requires_grad for tensor in tensors_of(graph))
+            and any(parameter.requires_grad for parameter in self._holdings.parameters)
+        )
 
     def _replayed(
         self, graph: AtomGraph, asked: set[str], needs_gradient: bool, differentiable: bool
@@ -389,7 +406,8 @@ class Potential(nn.Module):
         wanted = tuple(sorted(asked - {"stress"} | ({"virial"} if "stress" in asked else set())))
         key: Any = (needs_gradient, tf32_is_allowed())  # CUDA graphs keep what they had
         if differentiable:
-            key = (*key, wanted, *(p.requires_grad for p in self.parameters()))
+            assert self._holdings is not None
+            key = (*key, wanted, *(p.requires_grad for p in self._holdings.parameters))
         if key not in self._recordings:
             with torch.inference_mode(False):  # it serves outside, too
                 self._recordings[key] = self._attempt(needs_gradient, wanted, differentiable)
@@ -399,7 +417,8 @@ class Potential(nn.Module):
         names, parameters, recording = recorded
         tensors = tensors_of(graph)
         if differentiable:
-            values = _Replay.apply(recording, len(tensors), *tensors, *parameters)
+            with torch.enable_grad():
+                values = _Replay.apply(recording, len(tensors), *tensors, *parameters)
         else:
             values = recording(*tensors)
         return dict(zip(names, values, strict=True))
@@ -407,9 +426,7 @@ class Potential(nn.Module):
     def _attempt(
         self, needs_gradient: bool, wanted: tuple[str, ...], differentiable: bool
     ) -> _Recorded | None:
-        """A recording; None, with a warning, where a backend's operations cannot be recorded."""
-        if self.backend == "llvm":
-            return self._record(needs_gradient, wanted, differentiable)
+        """A recording; None, with a warning, where one cannot be made."""
         try:
             return self._record(needs_gradient, wanted, differentiable)
         except Exception as error:  # what is not an operation on tensors alone, for any reason
@@ -523,23 +540,36 @@ class Potential(nn.Module):
 _Recorded = tuple[list[str], list[nn.Parameter], Recording | CapturedRecording]
 
 
+#: Stands where torch keeps a tensor for the backward pass.
+_SAVED = object()
+
+
 class _Replay(torch.autograd.Function):
-    """A recording's results, differentiable by parameters."""
+    """A recording's results, differentiable once, by parameters."""
 
     @staticmethod
     def forward(
         ctx: Any, recording: Recording | CapturedRecording, n_tensors: int, *tensors: Tensor
     ) -> Any:
         ctx.recording = recording
-        values, ctx.begun = recording.begin(*tensors[:n_tensors])
+        values, begun = recording.begin(*tensors[:n_tensors])
+        # so that torch frees tensors when they are no longer needed
+        flat, ctx.structure = pytree.tree_flatten(begun)
+        ctx.save_for_backward(*(one for one in flat if isinstance(one, Tensor)))
+        ctx.rest = [_SAVED if isinstance(one, Tensor) else one for one in flat]
         ctx.n_tensors = n_tensors
         return tuple(value.clone() for value in values)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.recording.finish(ctx.begun, *cotangents)
-        ctx.begun = None
+        if torch.is_grad_enabled():
+            raise ClebschError(
+                "derivatives by parameters that are to be differentiated (create_graph=True) need "
+                'the modules: potential.use_backend("reference")'
+            )
+        saved = iter(ctx.saved_tensors)
+        flat = [next(saved) if one is _SAVED else one for one in ctx.rest]
+        gradients = ctx.recording.finish(pytree.tree_unflatten(flat, ctx.structure), *cotangents)
         return (None, None, *[None] * ctx.n_tensors, *gradients)
 
 

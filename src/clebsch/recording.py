@@ -13,16 +13,18 @@ of the time that it takes torch to follow symbols, which does for what needs oth
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -60,9 +62,13 @@ class Recording:
             that it uses are its weights, which may change in place.
         examples: inputs to record with, early ones and late ones. Sizes that may differ do so
             among them, each independently of the others, and none is 0 or 1, which are special to
-            torch. With two more examples than there are such sizes nothing is guessed.
+            torch. With two more examples than there are such sizes none is guessed; only a branch
+            that sizes larger than all of theirs would take goes unnoticed.
         symbols: follow torch's symbols, with the last example, and not examples: slow, but sizes
             may be any formula of the inputs' sizes.
+
+    Attributes:
+        weights: tensors that it uses beside its inputs.
 
     Raises:
         TypeError: an operation whose results follow from values, or that changes a tensor, or
@@ -85,7 +91,7 @@ class Recording:
         else:
             traced = _joined([_Trace(counted, example) for example in inputs])
         _simplify(traced.graph)
-        self._weights = [
+        self.weights = [
             getattr(traced, str(node.target))
             for node in traced.graph.nodes
             if node.op == "get_attr"
@@ -95,8 +101,8 @@ class Recording:
         self._prepare, self._first, self._second = _stages(traced, len(early), self._n_results)
         # Elsewhere it would be waiting for an answer: work on weights is done every time.
         self._asks_for_changes = early[0].device.type == "cpu"
-        self._prepared: tuple[Any, ...] = ()
-        self._state: list[Any] = []
+        self._prepared: tuple[Any, ...] | None = None
+        self._weights_then: list[Tensor] = []
 
     def __call__(self, *inputs: Tensor) -> Tensors:
         """The early results for these inputs and the weights as they are now."""
@@ -111,29 +117,18 @@ class Recording:
 
     def places(self) -> list[int]:
         """Where the weights lie; they may change there."""
-        return [weight.data_ptr() for weight in self._weights]
+        return [weight.data_ptr() for weight in self.weights]
 
     def _prepared_now(self) -> tuple[Any, ...]:
         """What depends on weights alone."""
         if not self._asks_for_changes:
             return tuple(self._prepare())
-        state = self._state_of_weights()
-        if state != self._state:
-            self._prepared, self._state = self._prepare(), state
+        if self._prepared is None or not all(map(_has_bytes_of, self.weights, self._weights_then)):
+            with torch.inference_mode(False), torch.no_grad():  # it serves outside, too
+                then = [weight.detach().clone() for weight in self.weights]
+                self._prepared = tuple(self._prepare())
+            self._weights_then = then
         return self._prepared
-
-    def _state_of_weights(self) -> list[Any]:
-        """Changes when a weight does.
-
-        Versions alone would not: fused optimisers and ``weight.data`` leave them as they are.
-        """
-        versions = [(weight.data_ptr(), weight._version) for weight in self._weights]
-        numbers: dict[torch.dtype, list[Tensor]] = {}
-        for weight in self._weights:
-            if weight.is_floating_point():
-                numbers.setdefault(weight.dtype, []).append(weight)
-        norms = [torch.stack(torch._foreach_norm(alike)).tolist() for alike in numbers.values()]
-        return [*versions, *norms]
 
     def finish(self, begun: tuple[Any, ...], *inputs: Tensor) -> Tensors:
         """The late results."""
@@ -141,6 +136,58 @@ class Recording:
         with torch.no_grad():
             results: Tensors = self._second(*prepared, *values, *inputs)
         return results
+
+
+#: Of C's library: compares so many bytes at two places.
+_memcmp = (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+
+def _has_bytes_of(now: Tensor, then: Tensor) -> bool:
+    """Whether a tensor on the CPU is unchanged.
+
+    Versions would not tell: fused optimisers and ``weight.data`` leave them as they are.
+    """
+    if now.dtype != then.dtype or now.shape != then.shape:
+        return False
+    if now.is_contiguous() and then.is_contiguous():
+        return not _memcmp(now.data_ptr(), then.data_ptr(), then.nbytes)
+    return torch.equal(now, then)
+
+
+class Holdings:
+    """The parameters, buffers, modules and hooks of a module, to see whether they are replaced.
+
+    Args:
+        module: whose they are, and of the modules within.
+
+    Attributes:
+        parameters: every parameter, once.
+        hooked: whether a module within has hooks, which only a call of that module runs.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = list(module.modules())
+        hooks = [each for m in modules[1:] for each in (m._forward_hooks, m._forward_pre_hooks)]
+        held = [each for m in modules for each in (m._parameters, m._buffers, m._modules)]
+        self.parameters = list(module.parameters())
+        self.hooked = any(hooks)
+        self._places: list[Any] = [*held, *hooks]
+        self._objects = self._now()
+        self._tensors = [each for each in self._objects if isinstance(each, Tensor)]
+        self._dtypes = [tensor.dtype for tensor in self._tensors]
+
+    def are_current(self) -> bool:
+        """Whether all are the same objects of the same precision; their values may differ."""
+        now = self._now()
+        return (
+            len(now) == len(self._objects)
+            and all(map(operator.is_, now, self._objects))
+            and [tensor.dtype for tensor in self._tensors] == self._dtypes
+        )
+
+    def _now(self) -> list[Any]:
+        return list(chain.from_iterable(each.values() for each in self._places))
 
 
 class _Counted:
@@ -227,7 +274,9 @@ class _Trace(TorchDispatchMode):
         """Run an operation and write it down."""
         kwargs = kwargs or {}
         if _is_unforeseeable(func, args, kwargs):
-            raise TypeError(f"{func} cannot be recorded: what it does is no matter of shapes")
+            raise TypeError(
+                f"{func} cannot be recorded: it reads or draws values, or shapes follow from them"
+            )
         arguments, structure = pytree.tree_flatten((args, kwargs))
         with torch._C.DisableTorchFunction():
             results = func(*args, **kwargs)

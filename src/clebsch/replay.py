@@ -11,11 +11,13 @@ one pool, and a size is captured when it has come several times.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -121,7 +123,7 @@ class PaddedGraph:
             self._make_ghosts(sizes)
             self._filled = sizes
         pairs = list(zip(self.tensors, tensors_of(graph), strict=True))
-        for dtype in (torch.float64, torch.int64, torch.bool):  # of one dtype in one launch
+        for dtype in {source.dtype for _, source in pairs}:  # of one dtype in one launch
             some = [pair for pair in pairs if pair[1].dtype == dtype]
             targets = [target[: len(source)] for target, source in some]
             torch._foreach_copy_(targets, [source for _, source in some])
@@ -205,12 +207,14 @@ class Captures:
         captured: by what they are of, the most recently used last.
         turn: how often an early stage has run; since they share memory, each may overwrite what
             the others have handed on to their late stages.
+        lock: of the thread that evaluates, for the same reason.
     """
 
     def __init__(self, capturer: Capturer) -> None:
         self.capturer: Capturer | None = capturer
         self.captured: OrderedDict[Any, _Capture] = OrderedDict()
         self.turn = 0
+        self.lock = threading.RLock()
         self._seen: OrderedDict[Any, int] = OrderedDict()
 
     def find(self, key: Any, make: Callable[[Capturer], _Capture]) -> _Capture | None:
@@ -314,15 +318,19 @@ class _Capture:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A capture whose early stage has run, for which graph, and at which turn of all captures."""
+    """A capture whose early stage has run, for which graph, and at which turn of all captures.
+
+    Attributes:
+        versions: of the graph's tensors and of the weights, which count changes in place.
+    """
 
     capture: _Capture
     graph: AtomGraph
     turn: int
+    versions: list[int]
 
 
-@dataclass(frozen=True)
-class _Plain:
+class _Plain(NamedTuple):
     """What a recording's late stage needs, and padded room for its inputs if it ran padded."""
 
     state: tuple[Any, ...]
@@ -362,30 +370,54 @@ class CapturedRecording:
         graph = AtomGraph(*inputs)
         sizes = Sizes.of(graph)
         padded = bucket(sizes)
-        capture = None
-        if is_small(graph):
-            capture = self._captures.find(
-                (self, padded), lambda capturer: self._capture(padded, graph, capturer)
-            )
-        if capture is None:
-            return self._plain(graph, padded)
-        self._run(capture, graph)
-        return self._cut(capture.values, sizes), _Begun(capture, graph, self._captures.turn)
+        with self._alone():
+            capture = None
+            if is_small(graph):
+                capture = self._captures.find(
+                    (self, padded), lambda capturer: self._capture(padded, graph, capturer)
+                )
+            if capture is None:
+                return self._plain(graph, padded)
+            self._run(capture, graph)
+            begun = _Begun(capture, graph, self._captures.turn, self._versions(graph))
+            return self._cut(capture.values, sizes), begun
 
     def finish(self, begun: Any, *inputs: Tensor) -> Tensors:
-        """The late results."""
-        if isinstance(begun, _Plain):
-            if begun.padded is not None:
-                _fill(begun.padded, inputs)
-            return self._recording.finish(begun.state, *(begun.padded or inputs))
-        capture = begun.capture
-        if self._captures.turn != begun.turn:  # another evaluation may have overwritten it
-            self._run(capture, begun.graph)
-        _fill(capture.late, inputs)
-        results = self._captures.attempt(capture.finish)
-        if results is None:
-            return self.finish(self._plain(begun.graph, capture.padded.sizes)[1], *inputs)
-        return tuple(result.clone() for result in results)
+        """The late results.
+
+        Raises:
+            RuntimeError: another evaluation has overwritten what the early stage left, and what it
+                started from has changed since.
+        """
+        with self._alone():
+            if isinstance(begun, _Plain):
+                if begun.padded is not None:
+                    _fill(begun.padded, inputs)
+                return self._recording.finish(begun.state, *(begun.padded or inputs))
+            capture = begun.capture
+            if self._captures.turn != begun.turn:
+                if self._versions(begun.graph) != begun.versions:
+                    raise RuntimeError(
+                        "weights or a structure were changed in place between an evaluation and "
+                        "its backward pass, with another evaluation in between: its derivatives "
+                        "are gone"
+                    )
+                self._run(capture, begun.graph)
+            _fill(capture.late, inputs)
+            results = self._captures.attempt(capture.finish)
+            if results is None:
+                return self.finish(self._plain(begun.graph, capture.padded.sizes)[1], *inputs)
+            return tuple(result.clone() for result in results)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other thread, and neither history nor inference mode in tensors that stay."""
+        with self._captures.lock, torch.inference_mode(False), torch.no_grad():
+            yield
+
+    def _versions(self, graph: AtomGraph) -> list[int]:
+        tensors = [*tensors_of(graph), *self._recording.weights]
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
     def _run(self, capture: _Capture, graph: AtomGraph) -> None:
         capture.begin(graph)

@@ -48,6 +48,15 @@ def test_structures_count_by_their_size() -> None:
     assert np.allclose(found, (3 * 1.0 + 50.0) / (3 + 100))
 
 
+def test_of_four_structures_chance_is_told_from_a_shift() -> None:
+    """With the variance counted among what was fitted, as Hurvich and Tsai do."""
+    rng = np.random.default_rng(2)
+    counts = np.ones((4, 1))
+    shifted = [reference_shift(counts, rng.normal(size=4), (True,)) is not None for _ in range(400)]
+    assert np.mean(shifted) < 0.03
+    assert reference_shift(counts, 1 + 0.001 * rng.normal(size=4), (True,)) is not None
+
+
 def test_what_may_be_chance_changes_nothing() -> None:
     """Of pure noise Akaike's criterion lets a few parts in a hundred through, least squares all."""
     rng = np.random.default_rng(1)

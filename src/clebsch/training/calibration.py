@@ -63,7 +63,9 @@ def reference_shift(
     matrix, target = counts * np.asarray(fitted) / root[:, None], residuals / root
     shift, _, rank, _ = np.linalg.lstsq(matrix, target, rcond=1e-10)
     before, after = np.square(target).sum(), np.square(target - matrix @ shift).sum()
-    if n <= rank + 1 or after >= before:
+    if n <= rank + 2 or after >= before:
         return None
     gain = n * math.log(before / after) if after > 0 else math.inf
-    return shift if gain > 2 * rank * n / (n - rank - 1) else None
+    # the variance of residuals is a parameter as well, the only one if nothing is shifted
+    price = 2 * n * ((rank + 1) / (n - rank - 2) - 1 / (n - 2))
+    return shift if gain > price else None
