@@ -76,6 +76,44 @@ def test_a_backend_with_wrong_second_derivatives_is_refused(
         tested.use_backend("llvm")
 
 
+def test_a_model_that_rounding_moves_far_is_not_taken_for_a_wrong_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In float32 its gradients are uncertain by more than a thousandth, whatever computes them."""
+    sensitive = {
+        "name": "message_passing",
+        "cutoff": 3.0,
+        "mean_energy": "none",
+        "zbl": True,
+        "layers": 3,
+        "channels": 8,
+        "l_max": 2,
+        "parity": "full",
+        "radial": {
+            "basis": "gaussian",
+            "n_basis": 4,
+            "envelope": "smooth",
+            "hidden": (8, 8),
+            "transform": "soft",
+        },
+        "interaction": {"paths": "summed", "normalization": "sqrt_neighbors"},
+        "product": {"weights": "shared"},
+        "update": {
+            "later_layers": "species_linear",
+            "self_connection": "none",
+            "gate": "tanh",
+            "last_layer": "full",
+        },
+        "readout": {"layers": "last", "inner": "mlp", "last": "two_linear", "hidden": 4},
+    }
+    tested = clebsch.build(sensitive, ["H", "C", "O", "Cu"], dtype=torch.float32, seed=0)
+    assert tested.use_backend("llvm").backend == "llvm"
+    true = cpu.contract
+    monkeypatch.setattr(cpu, "contract", lambda *args: 1.02 * true(*args))
+    with pytest.raises(BackendError, match="disagrees"):
+        tested.use_backend("llvm")
+
+
 def test_a_backend_that_fails_is_told_and_done_without_unless_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -213,14 +213,18 @@ class Potential(nn.Module):
                 found = self._backend_answers(graph)
             finally:
                 self._install(load_backend("reference"))
-        tolerance = 1e-9 if self.dtype == torch.float64 else 1e-3
-        for here, there in zip(found, expected, strict=True):
-            off = float((here - there).abs().max() / (1e-6 + there.abs().max()))
-            if not off <= tolerance:
-                raise BackendError(
-                    f"the {kernels.name} backend disagrees with the reference on this machine: "
-                    f"off by {off:.2g}, allowed {tolerance:.2g}"
-                )
+        off, allowed = _largest_deviation(found, expected), 1e-3
+        if self.dtype == torch.float64:
+            allowed = 1e-9
+        elif not off <= allowed:  # where the model itself is that sensitive to rounding
+            exact = copy.deepcopy(self).double()._backend_answers(graph)
+            off, rounding = _largest_deviation(found, exact), _largest_deviation(expected, exact)
+            allowed = max(allowed, min(10 * rounding, 0.01))
+        if not off <= allowed:
+            raise BackendError(
+                f"the {kernels.name} backend disagrees with the reference on this machine: "
+                f"off by {off:.2g}, allowed {allowed:.2g}"
+            )
 
     def _backend_answers(self, graph: AtomGraph) -> list[Tensor]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -582,6 +586,15 @@ def example_structure(potential: Potential) -> Atoms:
     spacing = potential.cutoff / 3
     cell = [1.1 * side * spacing] * 3
     return Atoms(symbols, spacing * (1.1 * sites + offsets), cell=cell, pbc=True)
+
+
+def _largest_deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Relative to the largest number of each tensor; not a number if something found is none."""
+    deviations = [
+        float((here - there).abs().max() / (1e-6 + there.abs().max()))
+        for here, there in zip(found, expected, strict=True)
+    ]
+    return math.nan if any(map(math.isnan, deviations)) else max(deviations)
 
 
 def edge_forces(gradient: Tensor, graph: AtomGraph, kernels: Kernels) -> Tensor:
