@@ -26,6 +26,7 @@ not among them: it takes ten minutes of its own (``clebsch reproduce``).
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -137,13 +138,23 @@ def unpack(archive: Path | None, folder: Path) -> Path | None:
         for peer in ("mace-torch", "cuequivariance"):
             python = folder / "environments" / peer / "bin" / "python"
             python.parent.mkdir(parents=True)
-            command = shlex.join(["env", f"PYTHONPATH={folder / 'peers'}", sys.executable])
+            variables = [f"PYTHONPATH={folder / 'peers'}", f"LD_LIBRARY_PATH={libraries()}"]
+            command = shlex.join(["env", *variables, sys.executable])
             python.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
             python.chmod(0o755)
             (python.parents[1] / ".installed").touch()
     sys.path[:0] = ours
     os.environ["PYTHONPATH"] = os.pathsep.join(ours)
     return None if archive is None else folder / "environments"
+
+
+def libraries() -> str:
+    """Where CUDA's libraries lie that torch brings, which cuEquivariance's kernels load by name."""
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    there = sorted(Path(torch.origin).parents[1].glob("nvidia/*/lib"))
+    return os.pathsep.join([*map(str, there), os.environ.get("LD_LIBRARY_PATH", "")])
 
 
 class Measurements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from clebsch.kernels import gpu, reference
 from clebsch.kernels.gpu import convolution_code, machine, polynomial_code, product, radial
 from clebsch.kernels.gpu.convolution_walk import parts_by_output
 from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
+from clebsch.kernels.polynomial import parts, polynomial
 from clebsch.rounding import allow_tf32
 
 
@@ -342,6 +344,20 @@ def test_products_in_several_parts_and_blocks(monkeypatch: pytest.MonkeyPatch) -
         lambda backend, a, w: backend.contract(plan, a, w, species), (basis, weights)
     )
     clear_kernels()
+
+
+def test_parts_that_only_trainings_need_are_kernels_of_their_own() -> None:
+    plan = contraction_plan(spherical_irreps(1), spherical_irreps(1), 2)
+    found = polynomial(f"{plan.key}|1")
+    n_parts = len(parts(found.terms, 2))
+    n_terms = Counter(output for output, _ in found.terms)
+    assert n_parts > len(n_terms)
+    together = polynomial_code.kernels_of(found, 2, apart=False)
+    assert [output for output, _ in together] == sorted(n_terms)
+    assert sum(len(roots) for _, roots in together) == n_parts
+    apart = polynomial_code.kernels_of(found, 2, apart=True)
+    assert [len(roots) for _, roots in apart] == [1] * n_parts
+    assert {output for output, _ in apart} == set(n_terms)
 
 
 @pytest.mark.parametrize("fixed", [0, 1], ids=["basis", "weights"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Barrier
 from types import ModuleType
 
 import pytest
@@ -178,6 +180,7 @@ irreps = spherical_irreps(1)
 plan = convolution_plan(irreps, irreps, irreps)
 product = polynomial(contraction_plan(irreps, irreps, 2).key + "|1")
 wanted = convolution_code.Wanted(radial=True, harmonics=True)
+of = polynomial_code.kernels_of(product, 64, apart=False)[1]
 sources = {
     "convolve": convolution_code.write_forward(plan),
     "convolve_gradients": convolution_code.write_gradients(plan, wanted),
@@ -189,9 +192,9 @@ sources = {
     "layer_node_gradient": convolution_code.write_node_gradient(plan, "layer"),
     "convolve_second": convolution_code.write_second(plan, wanted, True),
     "convolve_second_node": convolution_code.write_second_node(plan),
-    "polynomial": polynomial_code.write_forward(product, 1),
-    "polynomial_gradients": polynomial_code.write_gradients(product, 1, True),
-    "polynomial_second": polynomial_code.write_second(product, 1, True),
+    "polynomial": polynomial_code.write_forward(product, *of),
+    "polynomial_gradients": polynomial_code.write_gradients(product, *of, True),
+    "polynomial_second": polynomial_code.write_second(product, *of, True),
     "bessel": bessel_code.write_basis(5.0, 5, 0),
     "bessel_second": bessel_code.write_basis(5.0, 5, 2),
     "harmonics": harmonics_code.write_values(2),
@@ -233,3 +236,45 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For one of compute capability 9.0 (H100, H200), which need not be there."""
     done = python(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
     assert len(done.splitlines()) == 27
+
+
+class Compiled:
+    """A kernel that says what it was compiled with."""
+
+    def __init__(self, module: str, done: list[tuple[str, dict[str, object]]], wait: Barrier):
+        self.module, self.done, self.wait = module, done, wait
+
+    def warmup(self, *arguments: object, **options: object) -> None:
+        self.wait.wait(timeout=20)  # for the others, which are under way at the same time
+        self.done.append((self.module, options))
+        if self.module == "fails":
+            raise RuntimeError("PassManager::run failed")
+
+
+def test_kernels_are_compiled_at_the_same_time_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_compiled", set())
+    monkeypatch.setattr(machine, "is_interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 3)
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+    done: list[tuple[str, dict[str, object]]] = []
+    three = [Compiled(name, done, Barrier(3)) for name in ("a", "b", "fails")]
+    for one in three:
+        one.wait = three[0].wait
+    tensors = (torch.ones(1).as_subclass(OnGpu), torch.ones(1))
+    for _ in range(2):
+        machine.compile_together(three, (4, 2), tensors, BLOCK=32)
+    assert sorted(name for name, _ in done) == ["a", "b", "fails"]
+    options = {"grid": (4, 2), "BLOCK": 32, "num_warps": 1, "num_stages": 3}
+    assert all(given == options for _, given in done)
+    machine.compile_together(three, (4, 2), tensors, BLOCK=64)
+    machine.compile_together(three, (4, 2), (tensors[0], torch.ones(1).double()), BLOCK=32)
+    assert len(done) == 9
+    machine.compile_together(three[:1], (4, 2), tensors, BLOCK=128)  # as its launch does
+    machine.compile_together(three, (4, 2), tensors[1:], BLOCK=128)  # on a CPU
+    monkeypatch.setattr(machine, "is_interpreted", lambda: True)
+    machine.compile_together(three, (4, 2), tensors, BLOCK=256)
+    assert len(done) == 9

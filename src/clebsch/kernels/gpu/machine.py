@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import tempfile
 import types
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ LEAST_TRITON = (3, 5)
 WARP = 32
 #: Rows and columns that ``tl.dot`` takes, at least.
 LEAST_OF_DOT = 16
+
+#: Kernels, by their modules, with what they have been compiled together for.
+_compiled: set[Any] = set()
 
 
 def is_interpreted() -> bool:
@@ -96,6 +102,43 @@ def block_of_channels(channels: int, per_thread: int) -> int:
 def filled(size: int) -> int:
     """A side of a matrix that ``tl.dot`` multiplies: a power of 2."""
     return max(LEAST_OF_DOT, triton.next_power_of_2(size))
+
+
+def compile_together(
+    functions: Sequence[Any],
+    grid: tuple[int, ...],
+    arguments: tuple[Tensor | int, ...],
+    **constants: int | str,
+) -> None:
+    """Have Triton compile kernels that will be launched alike at the same time, at first use.
+
+    Compiling takes seconds for each, mostly outside of Python. What fails here is left to
+    ``launch``, which compiles what is not compiled and says why it cannot be.
+    """
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    if is_interpreted() or not first.is_cuda:
+        return
+    types = tuple(a.dtype if isinstance(a, Tensor) else a for a in arguments)
+    keys = {f: (f.module, first.device, types, tuple(constants.items())) for f in functions}
+    waiting = [function for function in functions if keys[function] not in _compiled]
+    _compiled.update(keys.values())
+    if len(waiting) < 2:
+        return
+    setting = Setting()
+
+    def compiled(function: Any) -> None:
+        with contextlib.suppress(Exception), torch.cuda.device(first.device):
+            function.warmup(
+                *arguments,
+                grid=grid,
+                **constants,
+                num_warps=setting.n_warps,
+                num_stages=setting.n_stages,
+            )
+
+    with ThreadPoolExecutor(min(len(waiting), os.cpu_count() or 1)) as pool:
+        list(pool.map(compiled, waiting))
 
 
 def launch(

@@ -1,10 +1,12 @@
 """The product basis' kernels, written out for one set of couplings.
 
-``clebsch.kernels.polynomial`` says what they evaluate. Each output component has its own kernels,
-for the time in which Triton compiles one grows with the square of its length. A program takes a
-block of atoms of one species and a block of channels. The terms are divided into parts, each small
-enough that its coefficients stay in registers while the atoms pass by, one after the other; what a
-part gives is added to the atom's row in memory, to which nobody else adds meanwhile.
+``clebsch.kernels.polynomial`` says what they evaluate. A program takes a block of atoms of one
+species and a block of channels. The terms are divided into parts, each small enough that its
+coefficients stay in registers while the atoms pass by, one after the other; what a part gives is
+added to the atom's row in memory, to which nobody else adds meanwhile. The time in which Triton
+compiles a kernel grows with the square of its length (its pass that coalesces accesses to memory
+follows everything that each of them is connected to). So each output component has its own kernels,
+and in what trainings alone need, which is longest, each part has.
 
 Derivatives walk the tree of Horner's scheme with w, the product of a node's factors (and of the
 cotangent g of the output), on the way down and q, the value of what stands in its brackets, on the
@@ -26,11 +28,26 @@ PART, WEIGHTED_PART = 64, 32
 _INPUTS = ("order", "bounds", "species", "coefficients", "variables")
 
 
-def write_forward(polynomial: Polynomial, output: int) -> str:
-    """The values of an output component, added to out [N, O, K]."""
+def kernels_of(polynomial: Polynomial, most: int, apart: bool) -> list[tuple[int, list[Node]]]:
+    """What each kernel computes: an output component that has terms, and parts of these.
+
+    Args:
+        polynomial: all of it.
+        most: terms of a part.
+        apart: each part is a kernel of its own.
+    """
+    found = parts(polynomial.terms, most)
+    if apart:
+        return [(output, [root]) for output, root in found]
+    outputs = sorted({output for output, _ in found})
+    return [(output, [root for of, root in found if of == output]) for output in outputs]
+
+
+def write_forward(polynomial: Polynomial, output: int, roots: Sequence[Node]) -> str:
+    """The values of parts of an output component, added to out [N, O, K]."""
     k = ChannelSource("polynomial", f"{_title(output)}.", (*_INPUTS, "out"), "out")
     with _atoms_of_block(k, polynomial):
-        for root in _parts(polynomial, output, PART):
+        for root in roots:
             walk = _Walk(k, root)
             walk.load_coefficients()
             with walk.passing_atoms(polynomial):
@@ -40,8 +57,10 @@ def write_forward(polynomial: Polynomial, output: int) -> str:
     return str(k)
 
 
-def write_gradients(polynomial: Polynomial, output: int, weighted: bool) -> str:
-    """First derivatives of ``cotangent . polynomial``, what an output component adds to them.
+def write_gradients(
+    polynomial: Polynomial, output: int, roots: Sequence[Node], weighted: bool
+) -> str:
+    """First derivatives of ``cotangent . polynomial``: what parts of an output component add.
 
     Those by variables are added to d_variables [N, V, K]; if ``weighted``, those by coefficients
     are written to d_coefficients [blocks of atoms, T, K], to be summed over a species' blocks.
@@ -50,7 +69,7 @@ def write_gradients(polynomial: Polynomial, output: int, weighted: bool) -> str:
     doc = f"{_title(output)}: first derivatives."
     k = ChannelSource("polynomial_gradients", doc, arguments, "d_variables")
     with _atoms_of_block(k, polynomial):
-        for root in _parts(polynomial, output, WEIGHTED_PART if weighted else PART):
+        for root in roots:
             walk = _Walk(k, root, weighted=weighted)
             walk.load_coefficients()
             with walk.passing_atoms(polynomial):
@@ -62,8 +81,8 @@ def write_gradients(polynomial: Polynomial, output: int, weighted: bool) -> str:
     return str(k)
 
 
-def write_second(polynomial: Polynomial, output: int, weighted: bool) -> str:
-    """Derivatives of ``t_variables . (derivative by variables)``, of an output component.
+def write_second(polynomial: Polynomial, output: int, roots: Sequence[Node], weighted: bool) -> str:
+    """Derivatives of ``t_variables . (derivative by variables)``, of parts of an output component.
 
     As in ``write_gradients``, and that by the cotangent is added to d_cotangent [N, O, K].
     """
@@ -72,7 +91,7 @@ def write_second(polynomial: Polynomial, output: int, weighted: bool) -> str:
     doc = f"{_title(output)}: second derivatives."
     k = ChannelSource("polynomial_second", doc, arguments, "d_variables")
     with _atoms_of_block(k, polynomial):
-        for root in _parts(polynomial, output, WEIGHTED_PART if weighted else PART):
+        for root in roots:
             walk = _Walk(k, root, weighted=weighted, moving=True)
             walk.load_coefficients()
             with walk.passing_atoms(polynomial):
@@ -89,10 +108,6 @@ def write_second(polynomial: Polynomial, output: int, weighted: bool) -> str:
 
 def _title(output: int) -> str:
     return f"Product basis as a polynomial, output component {output}"
-
-
-def _parts(polynomial: Polynomial, output: int, most: int) -> list[Node]:
-    return [root for of, root in parts(polynomial.terms, most) if of == output]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from clebsch.kernels.gpu import polynomial_code as code
 from clebsch.kernels.gpu.operators import operators
 from clebsch.kernels.gpu.segments import blocks, segment_sum
 from clebsch.kernels.plan import ContractionPlan
-from clebsch.kernels.polynomial import Polynomial, coefficient_table, polynomial
+from clebsch.kernels.polynomial import coefficient_table, polynomial
 from clebsch.kernels.polynomial_operators import define_product_basis
 from clebsch.kernels.species import by_species
 
@@ -149,29 +149,42 @@ class _Call:
         inputs = (self.order, self.bounds, self.species, self.coefficients, self.variables)
         grid = (len(self.bounds) - 1, -(-self.channels // machine.WARP))
         given = (*inputs, *tensors)
+        sizes: dict[str, Any] = {"CHANNELS": self.channels, "BLOCK": machine.WARP}
+        machine.compile_together(kernels, grid, given, **sizes)
         for kernel in kernels:
-            machine.launch(kernel, grid, given, CHANNELS=self.channels, BLOCK=machine.WARP)
+            machine.launch(kernel, grid, given, **sizes)
 
 
-# --- kernels: one for each output component that has terms ---
+# --- kernels: for each output component that has terms, or for each part of it ---
 
 
 @lru_cache(maxsize=64)
 def _forward(plan: str) -> list[Any]:
-    return _kernels(plan, "polynomial", code.write_forward)
+    return _kernels(plan, "polynomial", code.write_forward, code.PART)
 
 
 @lru_cache(maxsize=64)
 def _first(plan: str, weighted: bool) -> list[Any]:
-    return _kernels(plan, "polynomial_gradients", partial(code.write_gradients, weighted=weighted))
+    write = partial(code.write_gradients, weighted=weighted)
+    return _kernels(plan, "polynomial_gradients", write, _most(weighted), apart=weighted)
 
 
 @lru_cache(maxsize=64)
 def _double(plan: str, weighted: bool) -> list[Any]:
-    return _kernels(plan, "polynomial_second", partial(code.write_second, weighted=weighted))
+    write = partial(code.write_second, weighted=weighted)
+    return _kernels(plan, "polynomial_second", write, _most(weighted), apart=True)
 
 
-def _kernels(plan: str, name: str, write: Callable[[Polynomial, int], str]) -> list[Any]:
+def _most(weighted: bool) -> int:
+    """Terms of a part."""
+    return code.WEIGHTED_PART if weighted else code.PART
+
+
+def _kernels(
+    plan: str, name: str, write: Callable[..., str], most: int, apart: bool = False
+) -> list[Any]:
     found = polynomial(plan)
-    outputs = sorted({output for output, _ in found.terms})
-    return [machine.kernel(name, write(found, output)) for output in outputs]
+    return [
+        machine.kernel(name, write(found, output, roots))
+        for output, roots in code.kernels_of(found, most, apart)
+    ]
