@@ -1,18 +1,25 @@
 """Measure on a GPU machine all that has a target there, in one call of under ten minutes.
 
-Nothing in here has run on a GPU so far: it was tried with ``--device cpu --tiny`` alone. Nor has
-the whole archive been made: as wheels cuEquivariance's kernels are 70 MiB, more than travels, and
-what packing them together saves is not known.
+Nothing in here has run on a GPU so far: it was tried with ``--device cpu --tiny`` alone, and with
+the Python, torch and Triton that a lent machine has (3.12, 2.11, 3.6; on the CPU).
 
-Beforehand, where pip works, fetch what the machine lacks (Python 3.12, torch and Triton it has) as
-one archive, and see whether it is small enough to travel:
+Beforehand, where pip works, fetch what the machine lacks as one archive, 32 MiB on 2026-11-29, and
+compile kernels in an environment like the machine's, which takes minutes off the call:
 
     echo /.gpu/ >> .git/info/exclude
     python3 scripts/measure_gpu.py --fetch .gpu/packages.tar.xz
+    python3.12 -m venv /tmp/like && /tmp/like/bin/pip install torch==2.11.0 numpy scipy h5py \
+        matplotlib safetensors typer rich pyyaml filelock llvmlite pytest pytest-xdist hypothesis \
+        ase vesin pydantic
+    /tmp/like/bin/python scripts/gpu_kernels.py --tests --archive .gpu/kernels.tar.xz
 
 Then, as the command of the tool ``device``, with carry [".gpu"] and timeout_s 600:
 
-    PYTHONUNBUFFERED=1 python3 scripts/measure_gpu.py --packages .gpu/packages.tar.xz --out $OUT
+    PYTHONUNBUFFERED=1 python3 scripts/measure_gpu.py --packages .gpu/packages.tar.xz \
+        --kernels .gpu/kernels.tar.xz --out $OUT
+
+The first time ever, ``scripts/gpu_look.sh`` comes before it: half as long, and it tells what does
+not work, where time goes, and which of some settings are fastest.
 
 ``$OUT/measurements.json`` is written anew after every stage, ``$OUT/bench.json`` (the form of
 ``clebsch bench --out``) after every process; ``$OUT/tests.log`` is pytest's. Stages, most important
@@ -71,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fetch", type=Path, help="only download packages, into this archive")
     parser.add_argument("--packages", type=Path, help="the archive that --fetch made")
+    parser.add_argument("--kernels", type=Path, help="the archive that gpu_kernels.py made")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the results")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=560.0, help="for everything together")
@@ -83,6 +91,8 @@ def main() -> None:
     end = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder:
         environments = unpack(options.packages, Path(folder))
+        if options.kernels is not None:
+            unpack_kernels(options.kernels, Path(folder, "kernels"))
         Measurements(options, end, environments).run()
 
 
@@ -146,6 +156,17 @@ def unpack(archive: Path | None, folder: Path) -> Path | None:
     sys.path[:0] = ours
     os.environ["PYTHONPATH"] = os.pathsep.join(ours)
     return None if archive is None else folder / "environments"
+
+
+def unpack_kernels(archive: Path, folder: Path) -> None:
+    """Let Triton find what was compiled elsewhere: its lists of files have whole paths."""
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    for file in folder.glob("*/__grp__*.json"):
+        listed = json.loads(file.read_text(encoding="utf-8"))["child_paths"]
+        here = {name: str(file.parent / name) for name in listed}
+        file.write_text(json.dumps({"child_paths": here}), encoding="utf-8")
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
 
 
 def libraries() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -89,6 +90,26 @@ def test_a_peer_runs_on_this_python_with_its_own_packages(
         assert (environments / peer / ".installed").exists()
     assert str(tmp_path / "there" / "ours") in sys.path
     assert list((tmp_path / "there" / "ours").glob("clebsch-*.dist-info/METADATA"))
+
+
+def test_what_was_compiled_elsewhere_is_found_where_it_is_unpacked(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    entry = tmp_path / "there" / "ABC"
+    entry.mkdir(parents=True)
+    (entry / "convolve.cubin").write_bytes(b"code")
+    listed = {name: str(entry / name) for name in ("convolve.cubin", "convolve.ptx")}
+    (entry / "__grp__convolve.json").write_text(json.dumps({"child_paths": listed}))
+    archive = tmp_path / "kernels.tar.xz"
+    with tarfile.open(archive, "w:xz") as packed:
+        packed.add(entry, "ABC")
+    here = tmp_path / "here"
+    script.unpack_kernels(archive, here)
+    assert os.environ["TRITON_CACHE_DIR"] == str(here)
+    known = json.loads((here / "ABC" / "__grp__convolve.json").read_text())["child_paths"]
+    assert Path(known["convolve.cubin"]).read_bytes() == b"code"
+    assert set(known) == set(listed)
 
 
 def test_replays_and_memory_are_measured(script: ModuleType, tmp_path: Path):

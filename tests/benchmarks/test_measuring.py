@@ -179,7 +179,7 @@ def test_a_step_trains_every_weight(from_file: bool, tmp_path: Path):
         potential.save(tmp_path / "model.safetensors")
         potential = speed._potential({**job, "model": str(tmp_path / "model.safetensors")})
     before = {name: p.detach().clone() for name, p in potential.named_parameters()}
-    speed.training_step(potential, [speed._frame(one) for one in job["structures"]])()
+    speed.training_step(potential, [speed.frame_of(one) for one in job["structures"]])()
     # hydrogen, carbon and oxygen are all there, so no weight is without a gradient
     for name, parameter in potential.named_parameters():
         assert not torch.equal(parameter, before[name]), name
@@ -198,7 +198,7 @@ def test_model_and_structures_are_on_the_device(monkeypatch: pytest.MonkeyPatch)
     job = case().job("step", "float64", 1, QUICK, device="cpu:0")
     potential = speed._potential(job)
     assert ("Potential", "cpu:0") in moved
-    speed.training_step(potential, [speed._frame(one) for one in job["structures"]])
+    speed.training_step(potential, [speed.frame_of(one) for one in job["structures"]])
     assert ("Batch", potential.device) in moved
 
 

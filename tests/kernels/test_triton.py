@@ -106,18 +106,23 @@ def radial_inputs(
     return hidden, randn(width, SMALL.n_paths, channels, **options), harmonics, nodes
 
 
+#: Backend, bytes of path weights that are stored at once, and whether more are made inside.
+WAYS = ((reference, 0, False), (gpu, 2**30, True), (gpu, -1, False), (gpu, -1, True))
+
+
 def assert_evaluated_as_reference(
     plan: ConvolutionPlan, inputs: Sequence[Tensor], graph: AtomGraph
 ) -> None:
     """Values and first derivatives of an evaluation, by all but the last layer's weight.
 
-    Path weights are stored, then made inside the convolution.
+    Path weights are stored, all or of an edge at a time, then made inside the convolution.
     """
     moving = (inputs[0], *inputs[2:])
     results = []
-    for backend, most in ((reference, 0), (gpu, 2**30), (gpu, -1)):
+    for backend, most, fused in WAYS:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(radial, "MOST_STORED", most)
+            patch.setattr(radial, "FUSED", fused)
             out = backend.convolve_radial(plan, *inputs, graph)
             results.append([out, *torch.autograd.grad(out.square().sum(), moving)])
     for found in results[1:]:

@@ -50,7 +50,7 @@ def measure_job(job: Mapping[str, Any]) -> dict[str, Any]:
         eV/Angstrom; else None), versions and timing (``timing.measure``).
     """
     potential = _potential(job)
-    frames = [_frame(structure) for structure in job["structures"]]
+    frames = [frame_of(structure) for structure in job["structures"]]
     force_error = None
     if job.get("tabulated"):
         exact, potential = potential, potential.tabulated()
@@ -93,7 +93,7 @@ def _potential(job: Mapping[str, Any]) -> Potential:
     return potential.to(job["device"]).use_backend()
 
 
-def _frame(structure: Mapping[str, Any]) -> Frame:
+def frame_of(structure: Mapping[str, Any]) -> Frame:
     """With zero energy and forces as labels."""
     numbers = np.array(structure["numbers"])
     return Frame(

@@ -2,10 +2,11 @@
 
 Path weights [E, P, K] of a whole structure are the largest tensors there would be. Where they fit
 into ``MOST_STORED`` bytes they are stored for the time of a call; the layer's multiply-adds bind
-(``scripts/gpu_floors.py``), and of those storing takes the fewest. Where they do not fit, the
-forward pass and first derivatives by edges and nodes make them inside their kernels, for each of
-these anew, and what trainings need, the derivative by the layer's weight and all second
-derivatives, is done for one block of edges after the other.
+(``scripts/gpu_floors.py``), and of those storing takes the fewest. Where they do not fit, what
+trainings need, the derivative by the layer's weight and all second derivatives, is done for one
+block of edges after the other, and the forward pass and first derivatives by edges and nodes make
+them inside their kernels, for each of these anew. That stores nothing. Whether it is faster than
+blocks, which multiply three times where it does four, is for a GPU to say (``FUSED``).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from clebsch.kernels.plan import ConvolutionPlan
 
 #: Bytes of path weights that are stored at once, at most.
 MOST_STORED = 2**30
+#: Whether evaluations make path weights inside the convolution where not all can be stored.
+FUSED = True
 
 
 def convolve_radial(
@@ -55,15 +58,19 @@ def convolve_radial(
 def _convolve(
     plan: str, hidden: Tensor, last_weight: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
 ) -> Tensor:
-    if hidden.shape[0] <= _edges_of_block(last_weight):
-        weights = _path_weights(hidden, last_weight)
-        stored: Tensor = torch.ops.clebsch_gpu.convolve(plan, weights, harmonics, nodes, *graph)
-        return stored
-    call = Call(plan, nodes, graph, hidden.shape[1])
-    out = call.of_atoms(call.plan.out_dim)
-    inputs = (hidden, last_weight, harmonics, nodes)
-    call.by_receiver("convolve", forward(plan, "layer"), *inputs, out)
-    return out
+    if _is_fused(hidden, last_weight):
+        call = Call(plan, nodes, graph, hidden.shape[1])
+        out = call.of_atoms(call.plan.out_dim)
+        inputs = (hidden, last_weight, harmonics, nodes)
+        call.by_receiver("convolve", forward(plan, "layer"), *inputs, out)
+        return out
+    total: Tensor | None = None
+    for edges, part in _blocks(hidden, last_weight, graph):
+        given = (_path_weights(hidden[edges], last_weight), harmonics[edges], nodes)
+        some: Tensor = torch.ops.clebsch_gpu.convolve(plan, *given, *part)
+        total = some if total is None else total.add_(some)
+    assert total is not None
+    return total
 
 
 def _convolve_fake(
@@ -85,7 +92,7 @@ def _gradients(
     """Derivatives by hidden layer, last weight, harmonics and nodes; empty where not wanted."""
     inputs = (hidden, last_weight, harmonics, nodes)
     of_hidden, of_last, *others = wanted
-    if not of_last and hidden.shape[0] > _edges_of_block(last_weight):
+    if not of_last and _is_fused(hidden, last_weight):
         call = Call(plan, nodes, graph, hidden.shape[1])
         found = read_gradients(call, plan, "layer", [of_hidden, *others], *inputs, cotangent)
         return found[0], hidden.new_empty(0), *found[1:]
@@ -224,6 +231,11 @@ last("convolve_radial_second")
 def _edges_of_block(last_weight: Tensor) -> int:
     """Edges whose path weights are stored at once, at most."""
     return max(1, MOST_STORED // (last_weight[0].numel() * last_weight.element_size()))
+
+
+def _is_fused(hidden: Tensor, last_weight: Tensor) -> bool:
+    """Whether path weights are made inside the convolution: too many to be stored at once."""
+    return FUSED and hidden.shape[0] > _edges_of_block(last_weight)
 
 
 def _path_weights(hidden: Tensor, last_weight: Tensor) -> Tensor:
