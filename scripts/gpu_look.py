@@ -101,7 +101,7 @@ def look(number: int, modes: list[str]) -> None:
         same = torch.equal(potential(graph).forces, potential(graph).forces)
         off = (potential(graph).forces - forces).abs().max()
         say(f"captured off by {off:.3g} from modules; same bits again: {same}")
-    ways = {"stored": (2**37, False), "blocks": (2**28, False), "fused": (0, True)}
+    ways = {"stored": (2**37, "never"), "blocks": (2**28, "never"), "fused": (0, "always")}
     for mode in [mode for mode in modes if mode in ways]:
         most, fused = ways[mode]
         with replaced(radial, "MOST_STORED", most), replaced(radial, "FUSED", fused):

@@ -106,20 +106,22 @@ def radial_inputs(
     return hidden, randn(width, SMALL.n_paths, channels, **options), harmonics, nodes
 
 
-#: Backend, bytes of path weights that are stored at once, and whether more are made inside.
-WAYS = ((reference, 0, False), (gpu, 2**30, True), (gpu, -1, False), (gpu, -1, True))
-
-
 def assert_evaluated_as_reference(
     plan: ConvolutionPlan, inputs: Sequence[Tensor], graph: AtomGraph
 ) -> None:
     """Values and first derivatives of an evaluation, by all but the last layer's weight.
 
-    Path weights are stored, all or of an edge at a time, then made inside the convolution.
+    Path weights are stored, all or of half of the edges at a time, or made inside the convolution.
     """
-    moving = (inputs[0], *inputs[2:])
+    moving, last_weight = (inputs[0], *inputs[2:]), inputs[1]
+    half = (graph.n_edges + 1) // 2 * last_weight[0].nbytes
     results = []
-    for backend, most, fused in WAYS:
+    for backend, most, fused in (
+        (reference, 0, "never"),
+        (gpu, 2**30, "never"),
+        (gpu, half, "never"),
+        (gpu, -1, "always"),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(radial, "MOST_STORED", most)
             patch.setattr(radial, "FUSED", fused)
@@ -159,12 +161,29 @@ def test_the_layer_rounds_where_all_products_do(
 
     monkeypatch.setattr(machine, "launch", noted)
     monkeypatch.setattr(radial, "MOST_STORED", -1)
+    monkeypatch.setattr(radial, "FUSED", "always")
     inputs = [one.requires_grad_() for one in radial_inputs(SOME, 5, 3, dtype=dtype)]
     with allow_tf32(allowed):
         out = gpu.convolve_radial(SMALL, *inputs, SOME)
         torch.autograd.grad(out.sum(), [inputs[0], inputs[3]])
     assert asked
     assert set(asked) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed", "stored"),
+    [(torch.float32, True, []), (torch.float32, False, [3, 1]), (torch.float64, True, [3, 1])],
+)
+def test_evaluations_store_path_weights_of_blocks_of_edges_unless_tensor_cores_make_them(
+    dtype: torch.dtype, allowed: bool, stored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = radial_inputs(SOME, 5, 3, dtype=dtype)
+    sizes = store(monkeypatch, 3, inputs)
+    with allow_tf32(allowed):
+        out = gpu.convolve_radial(SMALL, *inputs, SOME)
+        assert sizes == stored
+        torch.autograd.grad(out.sum(), [inputs[0], inputs[3]])
+    assert sizes == 2 * stored
 
 
 def test_evaluations_of_more_neighbours_than_a_block_takes() -> None:

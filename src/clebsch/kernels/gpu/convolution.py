@@ -74,6 +74,11 @@ def _convolve_fake(
     return out_like(plan, nodes)
 
 
+def rounds_to_tf32(dtype: torch.dtype) -> bool:
+    """Whether factors of matrix products of that type are rounded."""
+    return tf32_is_allowed() and dtype == torch.float32
+
+
 def out_like(plan: str, nodes: Tensor) -> Tensor:
     """Room for a convolution, [N, C, K]."""
     return nodes.new_empty((nodes.shape[0], convolution_plan_of(plan).out_dim, nodes.shape[2]))
@@ -267,8 +272,7 @@ class Call:
         if self.width:
             filled = machine.filled(self.width)
             sizes |= {"WIDTH": self.width, "FILLED": filled, "EDGES": machine.LEAST_OF_DOT}
-            rounds = tf32_is_allowed() and self.nodes.dtype == torch.float32
-            sizes["PRECISION"] = "tf32" if rounds else "ieee"
+            sizes["PRECISION"] = "tf32" if rounds_to_tf32(self.nodes.dtype) else "ieee"
         machine.launch(kernel, grid, held, self.settings(name), **sizes)
 
     def settings(self, name: str) -> tuple[Setting, ...]:

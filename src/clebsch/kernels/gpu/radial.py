@@ -2,17 +2,17 @@
 
 Path weights [E, P, K] of a whole structure are the largest tensors there would be. Where they fit
 into ``MOST_STORED`` bytes they are stored for the time of a call; the layer's multiply-adds bind
-(``scripts/gpu_floors.py``), and of those storing takes the fewest. Where they do not fit, what
-trainings need, the derivative by the layer's weight and all second derivatives, is done for one
-block of edges after the other, and the forward pass and first derivatives by edges and nodes make
-them inside their kernels, for each of these anew. That stores nothing. Whether it is faster than
-blocks, which multiply three times where it does four, is for a GPU to say (``FUSED``).
+(``scripts/gpu_floors.py``), and of those storing takes the fewest. Where they do not fit, they are
+stored for one block of edges after the other. Evaluations that may round factors to tf32 have the
+forward pass and first derivatives by edges and nodes make them inside their kernels instead, for
+each of these anew: tensor cores multiply then, and nothing is stored. In full precision a warp
+would read shared memory three times as long as it multiplies (docs/performance.md, GPU: floors).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from clebsch.kernels.gpu.convolution import (
     gradients_like,
     out_like,
     read_gradients,
+    rounds_to_tf32,
     walked,
 )
 from clebsch.kernels.gpu.operators import define, differentiable, last
@@ -33,8 +34,8 @@ from clebsch.kernels.plan import ConvolutionPlan
 
 #: Bytes of path weights that are stored at once, at most.
 MOST_STORED = 2**30
-#: Whether evaluations make path weights inside the convolution where not all can be stored.
-FUSED = True
+#: When evaluations make path weights inside the convolution, if not all can be stored.
+FUSED: Literal["always", "tf32", "never"] = "tf32"
 
 
 def convolve_radial(
@@ -235,7 +236,8 @@ def _edges_of_block(last_weight: Tensor) -> int:
 
 def _is_fused(hidden: Tensor, last_weight: Tensor) -> bool:
     """Whether path weights are made inside the convolution: too many to be stored at once."""
-    return FUSED and hidden.shape[0] > _edges_of_block(last_weight)
+    chosen = FUSED == "always" or (FUSED == "tf32" and rounds_to_tf32(hidden.dtype))
+    return chosen and hidden.shape[0] > _edges_of_block(last_weight)
 
 
 def _path_weights(hidden: Tensor, last_weight: Tensor) -> Tensor:
