@@ -15,8 +15,9 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# torch comes first and alone, so that nothing but its pin decides which build is taken.
-PIP := -m pip install -qq --disable-pip-version-check -c constraints.txt
+# torch comes first and alone, so that nothing but its pin decides which build is taken. Bytecode is
+# made of what is imported, only.
+PIP := -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 WHEEL_TEST := build/wheel-test
 # One process per core. Each takes neighbouring tests, which share what modules prepare once.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
@@ -74,13 +75,13 @@ types: $(VENV)/.developer
 # One alone: make peers PEERS=nequip==0.19.1
 peers: $(PEERS_INSTALLED)
 
-# Peers run on the very torch that Clebsch runs on. Bytecode is made of what is imported, only.
+# Peers run on the very torch that Clebsch runs on.
 .peers/%/.installed: constraints.txt
 	@$(PYTHON) -m venv .peers/$*
 	@echo "Installing torch into .peers/$* ..."
-	@.peers/$*/bin/python $(PIP) --no-compile torch
+	@.peers/$*/bin/python $(PIP) torch
 	@echo "Installing $(filter $*==%,$(PEERS)) into .peers/$* ..."
-	@.peers/$*/bin/python $(PIP) --no-compile $(filter $*==%,$(PEERS))
+	@.peers/$*/bin/python $(PIP) $(filter $*==%,$(PEERS))
 	@touch $@
 
 test-peers: $(VENV)/.developer $(PEERS_INSTALLED)
