@@ -154,6 +154,7 @@ def compile_cases(cases: list[int] | None) -> None:
     from clebsch.benchmarks.speed import energy_forces, frame_of, training_step
     from clebsch.factory import assemble
     from clebsch.kernels.dispatch import load_backend
+    from clebsch.rounding import allow_tf32
 
     found = gpu_cases()
     for number in range(len(found)) if cases is None else cases:
@@ -164,7 +165,9 @@ def compile_cases(cases: list[int] | None) -> None:
         potential._install(load_backend("triton"))
         job = case.job("energy_forces", "float32", 1, {})
         frames = [frame_of(structure) for structure in job["structures"]]
-        energy_forces(potential, frames)()
+        for rounds in (False, True):  # large systems have other kernels in TF32
+            with allow_tf32(rounds):
+                energy_forces(potential, frames)()
         if case.system.n_atoms <= MOST_OF_STEP:
             training_step(potential, frames)()
         print(f"{case.system.name}, {case.name}", flush=True)

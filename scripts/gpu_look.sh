@@ -47,7 +47,7 @@ for log in operators contract peers training; do
 done
 find /tmp/runs -name metrics.jsonl -exec tail -n 2 {} \;
 timeout 120 python3 scripts/gpu_look.py times 0=forces,tabulated,tf32 1=step,forces \
-    2=forces,fused,tabulated 3=forces,blocks,fused,tabulated 4=forces,stored,blocks >$logs/times.log 2>&1
+    2=forces,fused,tabulated 3=forces,blocks,tabulated 4=forces,stored,tf32 >$logs/times.log 2>&1
 grep -v '^    ' $logs/times.log
 say "times"
 timeout 60 python3 scripts/gpu_look.py variants 2 3 >$logs/variants.log 2>&1
