@@ -181,18 +181,13 @@ def peers(number: int) -> None:
 
 def milliseconds(call: Callable[[], object]) -> str:
     """The median of some calls, after one that compiles."""
+    from clebsch.kernels.gpu import tuning
+
     begun = time.monotonic()
     call()
     torch.cuda.synchronize()
-    first, times = time.monotonic() - begun, []
-    for _ in range(7):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return f"{statistics.median(times):.4f} ms (the first call {first:.1f} s)"
+    first = time.monotonic() - begun
+    return f"{tuning.milliseconds(call):.4f} ms (the first call {first:.1f} s)"
 
 
 def variants(number: int, told: Callable[..., str], device: str = "cuda") -> None:

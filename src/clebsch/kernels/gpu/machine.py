@@ -32,7 +32,7 @@ WARP = 32
 #: Rows and columns that ``tl.dot`` takes, at least.
 LEAST_OF_DOT = 16
 
-#: Kernels, by their modules, with what they have been compiled together for.
+#: The first of kernels that were compiled together, by its module, and what for.
 _compiled: set[Any] = set()
 
 
@@ -117,14 +117,13 @@ def compile_together(
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
-    if is_interpreted() or not first.is_cuda:
+    if is_interpreted() or not first.is_cuda or len(functions) < 2:
         return
     types = tuple(a.dtype if isinstance(a, Tensor) else a for a in arguments)
-    keys = {f: (f.module, first.device, types, tuple(constants.items())) for f in functions}
-    waiting = [function for function in functions if keys[function] not in _compiled]
-    _compiled.update(keys.values())
-    if len(waiting) < 2:
+    key = (functions[0].module, first.device, types, tuple(constants.items()))
+    if key in _compiled:
         return
+    _compiled.add(key)
     setting = Setting()
 
     def compiled(function: Any) -> None:
@@ -137,8 +136,8 @@ def compile_together(
                 num_stages=setting.n_stages,
             )
 
-    with ThreadPoolExecutor(min(len(waiting), os.cpu_count() or 1)) as pool:
-        list(pool.map(compiled, waiting))
+    with ThreadPoolExecutor(min(len(functions), os.cpu_count() or 1)) as pool:
+        list(pool.map(compiled, functions))
 
 
 def launch(
