@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from clebsch.replay import (
     MOST_EDGES,
     CapturedRecording,
     Captures,
+    CudaCapturer,
     PaddedGraph,
     Sizes,
     bucket,
@@ -320,6 +323,63 @@ def test_threads_take_turns(capturer: InPlace) -> None:
     with ThreadPoolExecutor(2) as pool:
         for found, wanted in zip(pool.map(energies, range(2)), expected, strict=True):
             assert all(torch.equal(energy, wanted) for energy in found)
+
+
+class CudaOfTwo:
+    """Stands in for torch.cuda with two devices: what is current, and where functions ran."""
+
+    def __init__(self) -> None:
+        self.current, self.stream_device, self.capturing = 0, 0, False
+        self.runs: list[tuple[int, int, bool]] = []
+
+    def run(self) -> str:
+        self.runs.append((self.current, self.stream_device, self.capturing))
+        return "results"
+
+    def stream_of(self, device: torch.device | None = None) -> Any:
+        index = self.current if device is None or device.index is None else device.index
+        return SimpleNamespace(device=index, wait_stream=lambda other: None)
+
+    @contextmanager
+    def on_device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    @contextmanager
+    def on_stream(self, stream: Any) -> Iterator[None]:
+        before, self.stream_device = self.stream_device, stream.device
+        yield
+        self.stream_device = before
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any, stream: Any, **settings: Any) -> Iterator[None]:
+        self.capturing = True
+        with self.on_stream(stream):
+            yield
+        self.capturing = False
+
+
+def test_graphs_are_captured_on_the_device_of_the_potential(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which need not be the current one: kernels would run once, and nothing would be captured."""
+    cuda = CudaOfTwo()
+    graph = SimpleNamespace(replay=lambda: None)
+    for name, value in {
+        "Stream": cuda.stream_of,
+        "current_stream": cuda.stream_of,
+        "device": cuda.on_device,
+        "stream": cuda.on_stream,
+        "graph": cuda.graph,
+        "CUDAGraph": lambda: graph,
+        "graph_pool_handle": lambda: (0, 1),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    results, replay = CudaCapturer(torch.device("cuda", 1)).capture(cuda.run)
+    assert (results, replay) == ("results", graph.replay)
+    assert cuda.runs == [(1, 1, False), (1, 1, True)]
+    assert cuda.current == 0
 
 
 # --- few, and never in the way ---

@@ -181,21 +181,29 @@ class Capturer(Protocol):
 
 
 class CudaCapturer:
-    """CUDA graphs that share a pool of memory, as they never run at the same time."""
+    """CUDA graphs that share a pool of memory, as they never run at the same time.
 
-    def __init__(self) -> None:
+    Args:
+        device: where the functions compute, whichever device is current. Captured on a stream of
+            another one a graph would hold nothing of them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # torch's own is of the device that came first
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
         """See ``Capturer``. Kernels are compiled and libraries set up before, in a first run."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            function()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            results = function()
+        graph, mode = torch.cuda.CUDAGraph(), "thread_local"
+        with torch.cuda.device(self._device):
+            work = torch.cuda.current_stream()
+            self._stream.wait_stream(work)
+            with torch.cuda.stream(self._stream):
+                function()
+            work.wait_stream(self._stream)
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
+                results = function()
         return results, graph.replay
 
 
@@ -266,7 +274,7 @@ class Captures:
 
 def captures_of(device: torch.device) -> Captures | None:
     """The captures of a potential on a device; None where nothing is captured."""
-    return Captures(CudaCapturer()) if device.type == "cuda" else None
+    return Captures(CudaCapturer(device)) if device.type == "cuda" else None
 
 
 class _Capture:
