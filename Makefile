@@ -15,9 +15,10 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# torch comes first and alone, so that nothing but its pin decides which build is taken. Bytecode is
-# made of what is imported, only.
+# torch comes first and alone, so that nothing but its pin decides which build is taken.
 PIP := -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
+# Bytecode is made of what is imported, once: with none, importing torch takes half a minute.
+export PYTHONDONTWRITEBYTECODE :=
 WHEEL_TEST := build/wheel-test
 # One process per core. Each takes neighbouring tests, which share what modules prepare once.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
@@ -48,6 +49,7 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.package: $(VENV)/.torch pyproject.toml
 	@echo "Installing Clebsch into $(VENV) ..."
 	@$(BIN)/python $(PIP) -e '.[demo]'
+	@$(BIN)/clebsch presets > /dev/null # makes bytecode of what every command imports
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.package

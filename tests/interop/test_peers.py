@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from filelock import FileLock
 
 import clebsch
 from clebsch.benchmarks.opponents import PEERS_FOLDER
@@ -128,10 +130,28 @@ def converted(folder: Path, name: str, dtype: str, head: str) -> clebsch.Potenti
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Models of mace-torch, and what it says of the structures."""
-    folder = tmp_path_factory.mktemp("models")
+    """Models of mace-torch, and what it says of the structures; made once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        answers = folder / "answers.json"
+        if not answers.exists():
+            answers.write_text(json.dumps(make_models(folder)))
+    return folder, json.loads(answers.read_text())
+
+
+def make_models(folder: Path) -> dict[str, Any]:
+    """Some on each core, as mace-torch takes a dozen seconds for most."""
+    n_jobs = os.cpu_count() or 1
+    with ThreadPoolExecutor(n_jobs) as pool:
+        parts = pool.map(lambda i: make_some(folder, list(ALL)[i::n_jobs]), range(n_jobs))
+    return {name: answer for part in parts for name, answer in part.items()}
+
+
+def make_some(folder: Path, names: list[str]) -> dict[str, Any]:
     job = {
-        "variants": ALL,
+        "variants": {name: ALL[name] for name in names},
         "structures": {name: as_json(atoms) for name, atoms in STRUCTURES.items()},
         "folder": str(folder),
         "numbers": [1, 6, 8],
@@ -145,7 +165,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def ours(potential: clebsch.Potential, atoms: Atoms) -> dict[str, np.ndarray]:
