@@ -147,29 +147,40 @@ def resources(code: bytes) -> tuple[int, int, int]:
 
 
 def compile_cases(cases: list[int] | None) -> None:
-    """Those of every model's energies and forces, or training step; results mean nothing."""
+    """Those of every model: when it is built, evaluated, tabulated, and trained by modules and
+    as recorded; results mean nothing.
+    """
     import torch
 
     from clebsch.benchmarks.compare import gpu_cases
     from clebsch.benchmarks.speed import energy_forces, frame_of, training_step
     from clebsch.factory import assemble
-    from clebsch.kernels.dispatch import load_backend
+    from clebsch.potential import example_structure
     from clebsch.rounding import allow_tf32
 
+    do_not_check()
     found = gpu_cases()
     for number in range(len(found)) if cases is None else cases:
         case = found[number]
         if cases is None and case.system.n_atoms > MOST_ATOMS:
             continue
         potential = assemble(case.config, list(case.species), dtype=torch.float32)
-        potential._install(load_backend("triton"))
+        potential.use_backend("triton")
+        potential._backend_answers(potential.graph(example_structure(potential)))
         job = case.job("energy_forces", "float32", 1, {})
         frames = [frame_of(structure) for structure in job["structures"]]
         for rounds in (False, True):  # large systems have other kernels in TF32
             with allow_tf32(rounds):
                 energy_forces(potential, frames)()
+        tabulated = potential.tabulated()
+        energy_forces(tabulated, frames)()
         if case.system.n_atoms <= MOST_OF_STEP:
             training_step(potential, frames)()
+            found_now = potential(potential.graph(frames), differentiable=True)
+            values = [found_now.energy, found_now.forces]
+            by = [p for p in potential.parameters() if p.requires_grad]
+            ones = [torch.ones_like(value) for value in values]
+            torch.autograd.grad(values, by, ones, materialize_grads=True)
         print(f"{case.system.name}, {case.name}", flush=True)
 
 
@@ -189,12 +200,18 @@ def compile_tests() -> None:
     import pytest
 
     from clebsch.kernels import dispatch
-    from clebsch.potential import Potential
 
     dispatch.FASTEST["cpu"] = "triton"
-    Potential._check_backend = lambda self, kernels: self._install(kernels)
+    do_not_check()
     tests = str(ROOT / "tests" / "contract")
     pytest.main([tests, "-n", "0", "-p", "no:cacheprovider", "-q", "--tb=no", "--no-summary"])
+
+
+def do_not_check() -> None:
+    """Install backends that compute nothing."""
+    from clebsch.potential import Potential
+
+    Potential._check_backend = lambda self, kernels: self._install(kernels)
 
 
 def pack(folder: Path, archive: Path) -> None:

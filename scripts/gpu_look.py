@@ -30,12 +30,14 @@ from typing import Any
 import torch
 
 import clebsch.potential
+import clebsch.replay
 from clebsch.benchmarks.compare import gpu_cases
 from clebsch.benchmarks.jobs import MeasurementError, Mode, run_job
 from clebsch.benchmarks.opponents import PEERS
 from clebsch.benchmarks.speed import energy_forces, frame_of, training_step
 from clebsch.benchmarks.timing import accelerator, measure
 from clebsch.factory import assemble
+from clebsch.kernels import events
 from clebsch.rounding import allow_tf32
 
 BEGUN = time.monotonic()
@@ -47,6 +49,7 @@ NEVER = 10**9
 def main() -> None:
     """Command line; a case that fails does not keep the others from their turn."""
     what, *cases = sys.argv[1:]
+    clebsch.replay.CAPTURE_AT = 1
     for case in cases:
         number, _, modes = case.partition("=")
         try:
@@ -181,13 +184,11 @@ def peers(number: int) -> None:
 
 def milliseconds(call: Callable[[], object]) -> str:
     """The median of some calls, after one that compiles."""
-    from clebsch.kernels.gpu import tuning
-
     begun = time.monotonic()
     call()
     torch.cuda.synchronize()
     first = time.monotonic() - begun
-    return f"{tuning.milliseconds(call):.4f} ms (the first call {first:.1f} s)"
+    return f"{events.milliseconds(call):.4f} ms (the first call {first:.1f} s)"
 
 
 def variants(number: int, told: Callable[..., str], device: str = "cuda") -> None:

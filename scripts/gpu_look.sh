@@ -31,6 +31,7 @@ say "unpacked, $(kernels) kernels"
 timeout 60 python3 scripts/gpu_look.py times 0=none
 say "first potential, $(kernels) kernels: as many as before if they were found"
 no_cache="-p no:cacheprovider"
+export CLEBSCH_TUNE=0 # the GPU is shared for a while
 timeout 95 python3 -m pytest tests/contract -n 9 --device cuda $no_cache >$logs/contract.log 2>&1 &
 timeout 95 python3 -m pytest tests/kernels/test_triton.py tests/kernels/test_triton_operators.py \
     tests/kernels/test_triton_rows.py -n 3 $no_cache >$logs/operators.log 2>&1 &
@@ -40,6 +41,7 @@ timeout 95 python3 -m clebsch reproduce 3bpa --data .gpu/data --models mace_3bpa
     device=cuda training.max_epochs=2000 training.eval_every=10 model.radial.n_basis=5 \
     --budget 35s --runs /tmp/runs --results $logs/results >$logs/training.log 2>&1 &
 wait
+unset CLEBSCH_TUNE
 say "side by side, $(kernels) kernels"
 for log in operators contract peers training; do
     echo "# $log"

@@ -24,9 +24,9 @@ not work, where time goes, and which of some settings are fastest.
 ``$OUT/measurements.json`` is written anew after every stage, ``$OUT/bench.json`` (the form of
 ``clebsch bench --out``) after every process; ``$OUT/tests.log`` is pytest's. Stages, most important
 first: the machine, its matrix product and copies; kernels compiled, and the contract battery beside
-that; one molecule run by modules, recorded and as a CUDA graph; the comparison with mace-torch
-without and with cuEquivariance, a case at a time; rates of kernels; memory over 10 000 differently
-sized evaluations. What there is no time for is skipped and said. Training to published errors is
+that; one molecule run by modules and as a CUDA graph; the comparison with mace-torch without and
+with cuEquivariance, a case at a time; rates of kernels; memory over up to 10 000 differently sized
+evaluations. What there is no time for is skipped and said. Training to published errors is
 not among them: it takes ten minutes of its own (``clebsch reproduce``).
 """
 
@@ -68,8 +68,8 @@ PLATFORMS = ("2_34", "2_31", "2_28", "2_27", "2_24", "2_17")
 LEAST = 20.0
 #: Processes that compile at the same time; the tests take others.
 COMPILERS = 4
-#: Differently sized evaluations, and the largest share of the time left that they may take.
-SIZES, SHARE = 10_000, 0.6
+#: Differently sized evaluations, and the seconds that they may take.
+SIZES, MOST = 10_000, 30.0
 TESTS = "tests/contract -n 8 --device {device}"
 
 
@@ -199,11 +199,10 @@ class Measurements:
         self.stage("machine", self.machine)
         self.stage("kernels compiled, tests", lambda: self.prepare(cases))
         self.stage("one molecule replayed", lambda: self.replayed(cases[0]))
-        for i, case in enumerate(cases):
-            if i == len(cases) - 2:  # the largest systems come last
-                self.stage("rates of kernels", lambda: self.rates(cases))
-                self.stage("memory over many sizes", lambda: self.many_sizes(cases[0]))
+        for case in cases:
             self.stage(f"{case.system.name}, {case.name}", lambda case=case: self.compare(case))
+        self.stage("rates of kernels", lambda: self.rates(cases))
+        self.stage("memory over many sizes", lambda: self.many_sizes(cases[0]))
         self.show()
 
     def stage(self, name: str, measure: Callable[[], Any]) -> None:
@@ -247,16 +246,20 @@ class Measurements:
             "command": sys.argv,
             "dtype": "float32",
             "threads": 1,
-            "rounds": 2,
+            "rounds": 1,
             "device": self.device,
             **machine_rates(torch.float32, 1, self.device),
         }
         return {**machine(), **gpu(self.device), "torch": torch.__version__, **self.settings}
 
     def prepare(self, cases: Sequence[Any]) -> dict[str, Any]:
-        """Every job of ours once, several at a time, so that kernels are compiled; the tests."""
+        """Every job of ours once, several at a time, so that kernels are compiled; the tests.
+
+        Launches are not tuned meanwhile: the GPU is busy with the others.
+        """
         from clebsch.benchmarks.jobs import OURS, MeasurementError, run_job
 
+        os.environ["CLEBSCH_TUNE"] = "0"
         deadline = time.monotonic() + 0.45 * self.left()
         quick = {"min_calls": 1, "min_seconds": 0.0, "max_seconds": 0.0}
 
@@ -277,7 +280,9 @@ class Measurements:
                 for case in cases
                 for mode in modes(case)
             }
-            return {"tests": tests.result()} | {name: one.result() for name, one in jobs.items()}
+            found = {"tests": tests.result()} | {name: one.result() for name, one in jobs.items()}
+        del os.environ["CLEBSCH_TUNE"]
+        return found
 
     def tests(self, limit: float) -> dict[str, Any]:
         """Exit status of pytest and its last line; None if it was not done in time."""
@@ -298,25 +303,22 @@ class Measurements:
         return {"status": status, "last_line": lines[-1] if lines else ""}
 
     def replayed(self, case: Any) -> dict[str, Any]:
-        """Energies and forces of a case by three ways: milliseconds, and the forces' difference."""
+        """Energies and forces of a case by two ways: milliseconds, and the forces' difference."""
         import torch
 
         import clebsch.potential
+        import clebsch.replay
         from clebsch.benchmarks.speed import energy_forces
         from clebsch.benchmarks.timing import accelerator, measure
 
         potential, found, forces = self.potential(case), {}, []
         frames = list(case.system.frames)
         timing = {"min_calls": 20, "min_seconds": 0.5, "max_seconds": 5.0}
-        captures, after = clebsch.potential.captures_of, clebsch.potential.RECORD_AFTER
-        ways = {
-            "modules": (10**9, captures),
-            "recorded": (0, lambda device: None),
-            "captured": (0, captures),
-        }
+        before = clebsch.potential.RECORD_AFTER, clebsch.replay.CAPTURE_AT
+        clebsch.replay.CAPTURE_AT = 1
         try:
-            for way, settings in ways.items():
-                clebsch.potential.RECORD_AFTER, clebsch.potential.captures_of = settings
+            for way, record_after in (("modules", 10**9), ("captured", 0)):
+                clebsch.potential.RECORD_AFTER = record_after
                 potential.use_backend()
                 call = energy_forces(potential, frames)
                 timed = measure(call, **timing, device=accelerator(torch, self.device))
@@ -324,7 +326,7 @@ class Measurements:
                 found[way] = {**timed, "captures": 0 if held is None else len(held.captured)}
                 forces.append(potential(potential.graph(frames)).forces)
         finally:
-            clebsch.potential.RECORD_AFTER, clebsch.potential.captures_of = after, captures
+            clebsch.potential.RECORD_AFTER, clebsch.replay.CAPTURE_AT = before
         off = max(float((here - forces[0]).abs().max()) for here in forces)
         return {**found, "backend": potential.backend, "largest_force_difference": off}
 
@@ -335,7 +337,7 @@ class Measurements:
 
         potential = self.potential(case)
         rng, frame = np.random.default_rng(0), case.system.frames[0]
-        end = time.monotonic() + SHARE * self.left()
+        end = time.monotonic() + min(MOST, 0.5 * self.left())
         n_calls = 30 if self.options.tiny else SIZES
         calls, memory = 0, []
         while calls < n_calls and time.monotonic() < end:
@@ -383,7 +385,7 @@ class Measurements:
             modes=modes(case),
             dtype="float32",
             threads=1,
-            rounds=1 if self.options.tiny else 2,
+            rounds=1,
             timing={"min_seconds": 0.5, "max_seconds": 5.0},
             progress=lambda what, done, total: None,
             save=save,

@@ -24,14 +24,13 @@ from torch import Tensor
 import clebsch
 from builders import ethanol, potential, skewed_cell, slab
 from captures import InPlace, capture_with, gradients
-from clebsch.graph import AtomGraph, edge_vectors, example_graphs
+from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.recording import Recording
 from clebsch.replay import (
     CAPTURE_AT,
     GHOST_LENGTH,
-    MOST_CAPTURES,
     MOST_EDGES,
-    CapturedRecording,
+    CapturedRecordings,
     Captures,
     CudaCapturer,
     PaddedGraph,
@@ -331,6 +330,7 @@ class CudaOfTwo:
     def __init__(self) -> None:
         self.current, self.stream_device, self.capturing = 0, 0, False
         self.runs: list[tuple[int, int, bool]] = []
+        self.streams: list[int] = []
 
     def run(self) -> str:
         self.runs.append((self.current, self.stream_device, self.capturing))
@@ -372,6 +372,7 @@ def test_graphs_are_captured_on_the_device_of_the_potential(
         "device": cuda.on_device,
         "stream": cuda.on_stream,
         "graph": cuda.graph,
+        "set_stream": lambda stream: cuda.streams.append(stream.device),
         "CUDAGraph": lambda: graph,
         "graph_pool_handle": lambda: (0, 1),
     }.items():
@@ -380,12 +381,13 @@ def test_graphs_are_captured_on_the_device_of_the_potential(
     assert (results, replay) == ("results", graph.replay)
     assert cuda.runs == [(1, 1, False), (1, 1, True)]
     assert cuda.current == 0
+    assert cuda.streams == [1]  # as torch leaves it where capturing fails
 
 
 # --- few, and never in the way ---
 
 
-def toy(capturer: Any) -> tuple[CapturedRecording, Captures]:
+def toy(capturer: Any) -> tuple[CapturedRecordings, Captures]:
     """Sums over edges and atoms of a graph."""
     ones = torch.ones(3, dtype=torch.float64)
 
@@ -395,11 +397,11 @@ def toy(capturer: Any) -> tuple[CapturedRecording, Captures]:
         reached = torch.zeros_like(graph.positions).index_add(0, graph.receivers, ends)
         return (reached, graph.cell.sum((1, 2))), ()
 
+    def record(early: tuple[Tensor, ...], late: tuple[Tensor, ...]) -> Recording:
+        return Recording(function, [(early, late)])
+
     captures = Captures(capturer)
-    recording = Recording(
-        function, [(tensors_of(graph), ()) for graph in example_graphs(torch.device("cpu"))]
-    )
-    return CapturedRecording(recording, ("atoms", "frames"), (), 5.0, captures), captures
+    return CapturedRecordings(record, ("atoms", "frames"), (), 5.0, captures), captures
 
 
 def chain(n_atoms: int, n_edges: int) -> AtomGraph:
@@ -419,51 +421,58 @@ def chain(n_atoms: int, n_edges: int) -> AtomGraph:
     return replace(graph, **edges, images=images, row_ptr=ptr, sender_ptr=ptr)
 
 
-def test_ten_thousand_sizes_leave_few_captures() -> None:
+def test_ten_thousand_sizes_leave_few_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clebsch.replay.MOST_CAPTURES", 32)
     capturer = InPlace()
-    recording, captures = toy(capturer)
+    recordings, captures = toy(capturer)
     rng = np.random.default_rng(1)
     graphs = [chain(n, int(rng.integers(2, 900))) for n in rng.integers(2, 60, size=400).tolist()]
-    most_bytes = 0
+    most_bytes = used = 0
     for call, graph in zip(range(10_000), itertools.cycle(graphs), strict=False):
-        sums, cells = recording(*(getattr(graph, name) for name in vars(graph)))
-        assert cells.shape == (1,)
+        recording = recordings.find(graph)
+        if recording is not None:
+            used += 1
+            sums, cells = recording(*tensors_of(graph))
+            assert cells.shape == (1,)
+            if used % 100 == 0:
+                expected = float(graph.n_edges * graph.positions[0].sum())
+                assert sums[0].sum() == pytest.approx(expected)
         if call % 100 == 0:
-            assert sums[0].sum() == pytest.approx(float(graph.n_edges * graph.positions[0].sum()))
             most_bytes = max(most_bytes, sum(c.n_bytes() for c in captures.captured.values()))
-        assert len(captures.captured) <= MOST_CAPTURES
+        assert len(captures.captured) <= 32
     gc.collect()
-    assert capturer.captures > MOST_CAPTURES  # some were given up
-    assert len(capturer.live) <= MOST_CAPTURES
-    assert most_bytes < MOST_CAPTURES * 2 * 80 * 1100
+    assert used > 1000
+    assert capturer.captures > 32  # some were given up
+    assert len(capturer.live) <= 32
+    assert most_bytes < 32 * 2 * 80 * 1100
 
 
 def test_captures_hold_no_more_memory_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clebsch.replay.CAPTURE_AT", 1)
-    recording, captures = toy(InPlace())
-    one = chain(10, 1000)
-    recording(*vars(one).values())
+    recordings, captures = toy(InPlace())
+    recordings.find(chain(10, 1000))
     (held,) = captures.captured.values()
     monkeypatch.setattr("clebsch.replay.MOST_BYTES", 3 * held.n_bytes())
     for n_edges in range(1000, 2000, 10):
-        recording(*vars(chain(10, n_edges)).values())
+        recordings.find(chain(10, n_edges))
     # one more than fits is made before it is known how large it is
     assert sum(one.n_bytes() for one in captures.captured.values()) <= 5.5 * held.n_bytes()
 
 
-def test_a_size_is_captured_when_it_comes_again() -> None:
+def test_a_size_is_captured_when_it_has_come_often() -> None:
     capturer = InPlace()
-    recording, _ = toy(capturer)
+    recordings, _ = toy(capturer)
     for call in range(1, CAPTURE_AT + 3):
-        recording(*vars(chain(10, 100)).values())
+        found = recordings.find(chain(10, 100))
         assert capturer.captures == int(call >= CAPTURE_AT)
+        assert (found is None) == (call < CAPTURE_AT)
 
 
 def test_large_structures_are_not_captured() -> None:
     capturer = InPlace()
-    recording, _ = toy(capturer)
-    for _ in range(3):
-        recording(*vars(chain(10, MOST_EDGES + 1)).values())
+    recordings, _ = toy(capturer)
+    for _ in range(CAPTURE_AT + 1):
+        assert recordings.find(chain(10, MOST_EDGES + 1)) is None
     assert capturer.captures == 0
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,8 @@ from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
 from clebsch.recording import Holdings, Recording
 from clebsch.replay import (
-    CapturedRecording,
+    Captured,
+    CapturedRecordings,
     Captures,
     Rows,
     Sizes,
@@ -389,7 +390,9 @@ class Potential(nn.Module):
             return False
         if self._captures is None:
             self._captures = captures_of(self.device)
-        return self._captures is not None or min(graph.n_atoms, graph.n_edges) > 1
+        # Blocks of atoms on GPUs have sizes that no recording of any size can follow.
+        of_any_size = self.backend == "llvm" and min(graph.n_atoms, graph.n_edges) > 1
+        return self._captures is not None or of_any_size
 
     def _only_by_parameters(self, graph: AtomGraph, asked: set[str]) -> bool:
         """Whether only derivatives by parameters can be wanted, which recordings give."""
@@ -405,7 +408,7 @@ class Potential(nn.Module):
     ) -> dict[str, Tensor] | None:
         """Results by replaying a recording, which is made when it is first needed.
 
-        None where none can be made.
+        None where none can be made, or none has been for such a size.
         """
         wanted = tuple(sorted(asked - {"stress"} | ({"virial"} if "stress" in asked else set())))
         key: Any = (needs_gradient, tf32_is_allowed())  # CUDA graphs keep what they had
@@ -418,7 +421,10 @@ class Potential(nn.Module):
         recorded = self._recordings[key]
         if recorded is None:
             return None
-        names, parameters, recording = recorded
+        names, parameters, made = recorded
+        recording = made.find(graph) if isinstance(made, CapturedRecordings) else made
+        if recording is None:
+            return None
         tensors = tensors_of(graph)
         if differentiable:
             with torch.enable_grad():
@@ -450,17 +456,20 @@ class Potential(nn.Module):
         With ``differentiable`` the recording takes the cotangents of what is wanted late, and
         gives the derivatives by parameters.
         """
-        names: list[str] = list(wanted) if differentiable else []
-        parameters = [p for p in self.parameters() if p.requires_grad] if differentiable else []
-        graphs = example_graphs(self.device)
-        n_early = len(tensors_of(graphs[0]))
+        names = ["energy", "site_energies", "layer_energies"]
+        names += ["forces", "virial"] if needs_gradient else []
+        parameters: list[nn.Parameter] = []
+        late_rows: list[tuple[Rows, tuple[int, ...]]] = []
+        if differentiable:
+            names = list(wanted)
+            parameters = [p for p in self.parameters() if p.requires_grad]
+            late_rows = [(ROWS[name], SIZES[name]) for name in names]
+        n_early = len(fields(AtomGraph))
 
         def evaluate(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             graph, cotangents = AtomGraph(*tensors[:n_early]), list(tensors[n_early:])
             with torch.set_grad_enabled(differentiable or needs_gradient):
                 results = self._results(graph, graph.positions, needs_gradient, differentiable)
-                if not differentiable:
-                    names[:] = results
                 values = [results[name] for name in names]
                 gradients: tuple[Tensor, ...] = ()
                 if differentiable:
@@ -469,18 +478,21 @@ class Potential(nn.Module):
                     )
             return tuple(value.detach() for value in values), gradients
 
-        late_rows = [(ROWS[name], SIZES[name]) for name in names] if differentiable else []
+        if self._captures is not None:
+            rows = [ROWS[name] for name in names]
+            captured = CapturedRecordings(
+                lambda early, late: Recording(evaluate, [(early, late)]),
+                rows,
+                late_rows,
+                self.cutoff,
+                self._captures,
+            )
+            return names, parameters, captured
         examples = [
             (tensors_of(graph), late_inputs(late_rows, Sizes.of(graph), self.device))
-            for graph in graphs
+            for graph in example_graphs(self.device)
         ]
-        # Blocks of atoms on GPUs have sizes that only symbols can follow.
-        recording = Recording(evaluate, examples, symbols=self.backend == "triton")
-        if self._captures is None:
-            return names, parameters, recording
-        rows = [ROWS[name] for name in names]
-        captured = CapturedRecording(recording, rows, late_rows, self.cutoff, self._captures)
-        return names, parameters, captured
+        return names, parameters, Recording(evaluate, examples)
 
     def _results(
         self, graph: AtomGraph, positions: Tensor, needs_gradient: bool, create_graph: bool
@@ -541,7 +553,7 @@ class Potential(nn.Module):
 
 
 #: Names of results, the parameters they are differentiated by, and the recording.
-_Recorded = tuple[list[str], list[nn.Parameter], Recording | CapturedRecording]
+_Recorded = tuple[list[str], list[nn.Parameter], Recording | CapturedRecordings]
 
 
 #: Stands where torch keeps a tensor for the backward pass.
@@ -552,9 +564,7 @@ class _Replay(torch.autograd.Function):
     """A recording's results, differentiable once, by parameters."""
 
     @staticmethod
-    def forward(
-        ctx: Any, recording: Recording | CapturedRecording, n_tensors: int, *tensors: Tensor
-    ) -> Any:
+    def forward(ctx: Any, recording: Recording | Captured, n_tensors: int, *tensors: Tensor) -> Any:
         ctx.recording = recording
         values, begun = recording.begin(*tensors[:n_tensors])
         # so that torch frees tensors when they are no longer needed

@@ -7,8 +7,8 @@ couplings: done again only when a weight has changed), inputs, and inputs that c
 cotangents of a backward pass).
 
 Sizes are found out, not reasoned about: the evaluation runs for several examples, and a whole
-number that differs among them must be a sum of multiples of the inputs' sizes. That takes a tenth
-of the time that it takes torch to follow symbols, which does for what needs other formulas.
+number that differs among them must be a sum of multiples of the inputs' sizes. With one example
+there are no other sizes than its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,7 +53,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class Recording:
-    """``function(*inputs)`` as lists of operations, replayed for inputs of any size.
+    """``function(*inputs)`` as lists of operations, replayed for inputs of other sizes.
 
     Args:
         function: gives two tuples of tensors, those that depend on early inputs alone and those
@@ -63,9 +62,8 @@ class Recording:
         examples: inputs to record with, early ones and late ones. Sizes that may differ do so
             among them, each independently of the others, and none is 0 or 1, which are special to
             torch. With two more examples than there are such sizes none is guessed; only a branch
-            that sizes larger than all of theirs would take goes unnoticed.
-        symbols: follow torch's symbols, with the last example, and not examples: slow, but sizes
-            may be any formula of the inputs' sizes.
+            that sizes larger than all of theirs would take goes unnoticed. One example makes a
+            recording for its sizes alone.
 
     Attributes:
         weights: tensors that it uses beside its inputs.
@@ -80,16 +78,9 @@ class Recording:
         self,
         function: Callable[..., tuple[Tensors, Tensors]],
         examples: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
-        symbols: bool = False,
     ) -> None:
         counted = _Counted(function)
-        inputs = [[*early, *late] for early, late in examples]
-        if symbols:
-            traced = make_fx(counted, tracing_mode="symbolic", _allow_non_fake_inputs=True)(
-                *inputs[-1]
-            )
-        else:
-            traced = _joined([_Trace(counted, example) for example in inputs])
+        traced = _joined([_Trace(counted, [*early, *late]) for early, late in examples])
         _simplify(traced.graph)
         self.weights = [
             getattr(traced, str(node.target))
@@ -258,7 +249,8 @@ class _Trace(TorchDispatchMode):
         self._alive: list[Tensor] = []  # or others could come to have their identities
         for number, tensor in enumerate(inputs):
             self._know(tensor, _Value("input", number))
-        with _NoReading(), self:
+        # On GPUs autograd would otherwise work in a thread of its own.
+        with torch.autograd.set_multithreading_enabled(False), _NoReading(), self:
             results = function(*inputs)
         self.results = [self._value(tensor) for tensor in results]
         self._alive.clear()

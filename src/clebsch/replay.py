@@ -1,4 +1,4 @@
-"""Recordings replayed as CUDA graphs: captured once for a bucket of sizes, over padded structures.
+"""Recordings replayed as CUDA graphs: made once for a bucket of sizes, over padded structures.
 
 On a GPU a small structure costs what it takes to launch some hundred kernels one by one. A CUDA
 graph launches them all at once, but for tensors of fixed sizes and places. Structures are therefore
@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ from clebsch.recording import Recording, Tensors
 STEPS_PER_OCTAVE = 8
 #: Larger structures keep a GPU busy as they are, and padding them would cost more than it gains.
 MOST_EDGES = 2**16
-#: A bucket is captured when it comes for the second time.
-CAPTURE_AT = 2
+#: A bucket is captured when it has come so often: recording it takes as long as many evaluations.
+CAPTURE_AT = 16
 #: Captures of a potential, and the memory that they may hold between calls.
-MOST_CAPTURES, MOST_BYTES = 32, 2 * 2**30
+MOST_CAPTURES, MOST_BYTES = 128, 2 * 2**30
 #: Buckets that are remembered without being captured.
 MOST_SEEN = 256
 #: Length of ghosts' edges, in units of the cut-off.
@@ -202,8 +202,11 @@ class CudaCapturer:
             with torch.cuda.stream(self._stream):
                 function()
             work.wait_stream(self._stream)
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
-                results = function()
+            try:
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
+                    results = function()
+            finally:  # where capturing fails, torch leaves its stream current
+                torch.cuda.set_stream(work)
         return results, graph.replay
 
 
@@ -220,12 +223,12 @@ class Captures:
 
     def __init__(self, capturer: Capturer) -> None:
         self.capturer: Capturer | None = capturer
-        self.captured: OrderedDict[Any, _Capture] = OrderedDict()
+        self.captured: OrderedDict[Any, Captured] = OrderedDict()
         self.turn = 0
         self.lock = threading.RLock()
         self._seen: OrderedDict[Any, int] = OrderedDict()
 
-    def find(self, key: Any, make: Callable[[Capturer], _Capture]) -> _Capture | None:
+    def find(self, key: Any, make: Callable[[Capturer], Captured]) -> Captured | None:
         """The capture of that key, made if it has come often enough; None if there is none."""
         found = self.captured.get(key)
         if found is not None and found.is_valid():
@@ -240,6 +243,12 @@ class Captures:
             self.captured[key] = made
         return made
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other thread, and neither history nor inference mode in tensors that stay."""
+        with self.lock, torch.inference_mode(False), torch.no_grad():
+            yield
+
     def attempt(self, capture: Callable[[], Any]) -> Any:
         """What a capture gives; None, and no other attempt ever, if it fails."""
         try:
@@ -247,8 +256,10 @@ class Captures:
         except Exception as error:  # whatever it is, there is a plain way to the result
             self.capturer = None
             self.captured.clear()
+            before = error.__context__  # ending a capture that has failed fails as well
+            reason = error if before is None else f"{before}, then {error}"
             warnings.warn(
-                f"evaluations are not captured as CUDA graphs, because that failed: {error}; "
+                f"evaluations are not captured as CUDA graphs, because that failed: {reason}; "
                 "they go on one kernel at a time",
                 stacklevel=2,
             )
@@ -277,21 +288,46 @@ def captures_of(device: torch.device) -> Captures | None:
     return Captures(CudaCapturer(device)) if device.type == "cuda" else None
 
 
-class _Capture:
-    """A recording captured for one bucket.
+@dataclass(frozen=True)
+class _Begun:
+    """A graph whose early stage has run, and at which turn of all captures.
+
+    Attributes:
+        versions: of the graph's tensors and of the weights, which count changes in place.
+    """
+
+    graph: AtomGraph
+    turn: int
+    versions: list[int]
+
+
+class Captured:
+    """A recording of one padded size, captured; called as the recording is, with smaller graphs.
 
     Args:
-        recording: of a graph's tensors.
+        recording: of the padded tensors.
         padded: what it reads.
         late: what its late stage reads besides.
+        early: what the early results have a row for.
+        captures: whose it is.
         capturer: what captures.
+
+    Attributes:
+        padded: the same, filled with the last graph.
+        values: the early results, which the next ones overwrite.
     """
 
     def __init__(
-        self, recording: Recording, padded: PaddedGraph, late: Tensors, capturer: Capturer
+        self,
+        recording: Recording,
+        padded: PaddedGraph,
+        late: Tensors,
+        early: Sequence[Rows],
+        captures: Captures,
+        capturer: Capturer,
     ) -> None:
-        self.padded, self.late = padded, late
-        self._recording, self._capturer = recording, capturer
+        self.padded, self._late, self._early = padded, late, early
+        self._recording, self._captures, self._capturer = recording, captures, capturer
         self._places = recording.places()
         (self.values, self._handed), self._first = capturer.capture(
             lambda: recording.begin(*padded.tensors)
@@ -305,90 +341,20 @@ class _Capture:
 
     def n_bytes(self) -> int:
         """Memory that it holds between calls, but for weights."""
-        held = (*self.padded.tensors, *self.late, *self.values, *self._handed[1], *self._results)
-        return sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor))
-
-    def begin(self, graph: AtomGraph) -> None:
-        """Compute ``values``."""
-        self.padded.fill(graph)
-        self._first()
-
-    def finish(self) -> Tensors:
-        """The late results, for what is in ``late``; they are overwritten by the next ones."""
-        if self._second is None:
-            recording, handed, late = self._recording, self._handed, self.late  # and no cycle
-            self._results, self._second = self._capturer.capture(
-                lambda: recording.finish(handed, *late)
-            )
-        self._second()
-        return self._results
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A capture whose early stage has run, for which graph, and at which turn of all captures.
-
-    Attributes:
-        versions: of the graph's tensors and of the weights, which count changes in place.
-    """
-
-    capture: _Capture
-    graph: AtomGraph
-    turn: int
-    versions: list[int]
-
-
-class _Plain(NamedTuple):
-    """What a recording's late stage needs, and padded room for its inputs if it ran padded."""
-
-    state: tuple[Any, ...]
-    padded: Tensors | None
-
-
-class CapturedRecording:
-    """A recording of graphs, replayed as CUDA graphs where sizes allow.
-
-    It is called as the recording is.
-
-    Args:
-        recording: its early inputs are those of ``blank_graph``.
-        early: what the early results have a row for.
-        late: what the late inputs have a row for, and their other sizes.
-        cutoff: Angstrom.
-        captures: where captures are kept.
-    """
-
-    def __init__(
-        self,
-        recording: Recording,
-        early: Sequence[Rows],
-        late: Sequence[tuple[Rows, tuple[int, ...]]],
-        cutoff: float,
-        captures: Captures,
-    ) -> None:
-        self._recording, self._early, self._late = recording, early, late
-        self._cutoff, self._captures = cutoff, captures
+        held = (*self.padded.tensors, *self._late, *self.values, *self._handed[1])
+        return sum(one.nbytes for one in (*held, *self._results) if isinstance(one, Tensor))
 
     def __call__(self, *inputs: Tensor) -> Tensors:
         """The early results for these inputs and the weights as they are now."""
-        return self.begin(*inputs)[0]
+        with self._captures.alone():
+            return self._run(AtomGraph(*inputs))
 
     def begin(self, *inputs: Tensor) -> tuple[Tensors, Any]:
         """The early results, and what ``finish`` needs."""
         graph = AtomGraph(*inputs)
-        sizes = Sizes.of(graph)
-        padded = bucket(sizes)
-        with self._alone():
-            capture = None
-            if is_small(graph):
-                capture = self._captures.find(
-                    (self, padded), lambda capturer: self._capture(padded, graph, capturer)
-                )
-            if capture is None:
-                return self._plain(graph, padded)
-            self._run(capture, graph)
-            begun = _Begun(capture, graph, self._captures.turn, self._versions(graph))
-            return self._cut(capture.values, sizes), begun
+        with self._captures.alone():
+            values = self._run(graph)
+            return values, _Begun(graph, self._captures.turn, self._versions(graph))
 
     def finish(self, begun: Any, *inputs: Tensor) -> Tensors:
         """The late results.
@@ -397,12 +363,7 @@ class CapturedRecording:
             RuntimeError: another evaluation has overwritten what the early stage left, and what it
                 started from has changed since.
         """
-        with self._alone():
-            if isinstance(begun, _Plain):
-                if begun.padded is not None:
-                    _fill(begun.padded, inputs)
-                return self._recording.finish(begun.state, *(begun.padded or inputs))
-            capture = begun.capture
+        with self._captures.alone():
             if self._captures.turn != begun.turn:
                 if self._versions(begun.graph) != begun.versions:
                     raise RuntimeError(
@@ -410,52 +371,78 @@ class CapturedRecording:
                         "its backward pass, with another evaluation in between: its derivatives "
                         "are gone"
                     )
-                self._run(capture, begun.graph)
-            _fill(capture.late, inputs)
-            results = self._captures.attempt(capture.finish)
+                self._run(begun.graph)
+            _fill(self._late, inputs)
+            results = self._captures.attempt(self._run_late)
             if results is None:
-                return self.finish(self._plain(begun.graph, capture.padded.sizes)[1], *inputs)
+                _, state = self._recording.begin(*self.padded.tensors)
+                results = self._recording.finish(state, *self._late)
             return tuple(result.clone() for result in results)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other thread, and neither history nor inference mode in tensors that stay."""
-        with self._captures.lock, torch.inference_mode(False), torch.no_grad():
-            yield
+    def _run(self, graph: AtomGraph) -> Tensors:
+        """The early stage; results of what is real, out of the way of the next evaluation."""
+        self.padded.fill(graph)
+        self._first()
+        self._captures.turn += 1
+        sizes = Sizes.of(graph)
+        return tuple(
+            value[: getattr(sizes, rows)].clone()
+            for value, rows in zip(self.values, self._early, strict=True)
+        )
+
+    def _run_late(self) -> Tensors:
+        """The late results, which the next ones overwrite."""
+        if self._second is None:
+            recording, handed, late = self._recording, self._handed, self._late  # and no cycle
+            self._results, self._second = self._capturer.capture(
+                lambda: recording.finish(handed, *late)
+            )
+        self._second()
+        return self._results
 
     def _versions(self, graph: AtomGraph) -> list[int]:
         tensors = [*tensors_of(graph), *self._recording.weights]
         return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
-    def _run(self, capture: _Capture, graph: AtomGraph) -> None:
-        capture.begin(graph)
-        self._captures.turn += 1
 
-    def _plain(self, graph: AtomGraph, padded: Sizes) -> tuple[Tensors, _Plain]:
-        """Without a capture; padded where a size is special to a recording."""
-        if min(graph.n_atoms, graph.n_edges) > 1:
-            values, state = self._recording.begin(*tensors_of(graph))
-            return values, _Plain(state, None)
-        values, state = self._recording.begin(*self._padded(padded, graph).tensors)
-        late = late_inputs(self._late, padded, graph.positions.device)
-        return self._cut(values, Sizes.of(graph)), _Plain(state, late)
+class CapturedRecordings:
+    """A function of graphs, recorded and captured for padded sizes that come again and again.
 
-    def _capture(self, sizes: Sizes, graph: AtomGraph, capturer: Capturer) -> _Capture:
-        padded = self._padded(sizes, graph)
-        late = late_inputs(self._late, sizes, graph.positions.device)
-        return _Capture(self._recording, padded, late, capturer)
+    Args:
+        record: makes the recording for early inputs, those of a graph, and late ones.
+        early: what the early results have a row for.
+        late: what the late inputs have a row for, and their other sizes.
+        cutoff: Angstrom.
+        captures: where captures are kept.
+    """
 
-    def _padded(self, sizes: Sizes, graph: AtomGraph) -> PaddedGraph:
-        padded = PaddedGraph(sizes, self._cutoff, graph.positions.device)
-        padded.fill(graph)
-        return padded
+    def __init__(
+        self,
+        record: Callable[[Tensors, Tensors], Recording],
+        early: Sequence[Rows],
+        late: Sequence[tuple[Rows, tuple[int, ...]]],
+        cutoff: float,
+        captures: Captures,
+    ) -> None:
+        self._record, self._early, self._late = record, early, late
+        self._cutoff, self._captures = cutoff, captures
 
-    def _cut(self, values: Tensors, sizes: Sizes) -> Tensors:
-        """Results of what is real, out of the way of the next evaluation."""
-        return tuple(
-            value[: getattr(sizes, rows)].clone()
-            for value, rows in zip(values, self._early, strict=True)
-        )
+    def find(self, graph: AtomGraph) -> Captured | None:
+        """What evaluates graphs of such a size; None where that is left to modules."""
+        if not is_small(graph):
+            return None
+        sizes = bucket(Sizes.of(graph))
+
+        def capture(capturer: Capturer) -> Captured:
+            device = graph.positions.device
+            padded = PaddedGraph(sizes, self._cutoff, device)
+            padded.fill(graph)
+            late = late_inputs(self._late, sizes, device)
+            recording = self._record(padded.tensors, late)
+            return Captured(recording, padded, late, self._early, self._captures, capturer)
+
+        with self._captures.alone():
+            return self._captures.find((self, sizes), capture)
 
 
 def _fill(targets: Tensors, sources: Sequence[Tensor]) -> None:

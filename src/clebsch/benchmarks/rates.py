@@ -12,12 +12,13 @@ from rich.table import Table
 from torch import Tensor
 
 from clebsch.benchmarks.structures import system_of_size
-from clebsch.benchmarks.timing import accelerator, measure
+from clebsch.benchmarks.timing import measure
 from clebsch.errors import ConfigError
 from clebsch.factory import assemble
 from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend
+from clebsch.kernels.events import milliseconds
 from clebsch.models.config import MessagePassingConfig, ModelConfig
 from clebsch.models.message_passing import AtomicBasis, Layer
 from clebsch.nn.path_weights import RadialNetwork
@@ -28,9 +29,6 @@ from clebsch.training.shares import threads as torch_threads
 SIZE, DEVICE_SIZE = 2048, 8192
 #: Bytes that are copied.
 COPIED = 2**28
-#: Calls of a kernel on a device that are timed together: the processor's part of all but the first
-#: then passes while the device works.
-_REPEATS = 10
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,12 @@ class KernelRate:
 
 
 def _median(call: Callable[[], object], device: str, min_seconds: float) -> float:
-    """Median time of a call, s."""
-    on = accelerator(torch, device)
-    repeats = 1 if on is None else _REPEATS
-
-    def repeated() -> None:
-        for _ in range(repeats):
-            call()
-
-    timed = measure(repeated, min_seconds=min_seconds, max_seconds=5.0, device=on)
-    return statistics.median(timed["seconds"]) / repeats
+    """Median time of a call, s; on a GPU, of what it launches."""
+    if torch.device(device).type == "cuda":
+        with torch.cuda.device(device):
+            return milliseconds(call) / 1e3
+    timed = measure(call, min_seconds=min_seconds, max_seconds=5.0)
+    return statistics.median(timed["seconds"])
 
 
 def copy_rate(threads: int, device: str = "cpu", n_bytes: int = COPIED) -> float:

@@ -18,6 +18,7 @@ from ase.data import chemical_symbols
 
 import clebsch
 import clebsch.potential
+import clebsch.replay
 from clebsch.benchmarks.timing import accelerator, limit_memory, measure
 from clebsch.data.frame import Frame
 from clebsch.data.loader import LabelledGraphs
@@ -36,7 +37,8 @@ _TRAINING = TrainingConfig(schedule="constant", lr=1e-6, batch_size=1, max_epoch
 def main() -> None:
     """Standard input to standard output."""
     job = json.load(sys.stdin)
-    clebsch.potential.RECORD_AFTER = 0  # what long runs come to; warm-up calls pay for it
+    # What long runs come to; warm-up calls pay for it.
+    clebsch.potential.RECORD_AFTER, clebsch.replay.CAPTURE_AT = 0, 1
     limit_memory(job["device"])
     torch.set_num_threads(job["threads"])
     print(json.dumps(measure_job(job)))

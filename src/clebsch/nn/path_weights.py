@@ -266,7 +266,8 @@ class RadialTable(nn.Module):
         double, double_basis = copy.deepcopy(network).double(), copy.deepcopy(basis).double()
         for module in (double, double_basis):
             load_backend("reference").install(module)
-        lengths = torch.linspace(0, cutoff, n_intervals + 1, dtype=torch.float64)
+        device = network.last.device
+        lengths = torch.linspace(0, cutoff, n_intervals + 1, dtype=torch.float64, device=device)
         lengths[0] = 1e-6  # the basis at 0 is a limit
 
         def hidden(lengths: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 #: Coefficients of the quintic iteration (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
-#: Elements of matrices that are iterated together: few enough to stay in the cache.
+#: Elements of matrices that CPUs iterate together: few enough to stay in the cache.
 _CACHED = 2**17
 
 
@@ -71,7 +71,9 @@ class Muon(torch.optim.Adam):
             alike[lying.shape[1:]].append((parameter, lying))
         for (shorter, longer), members in alike.items():
             together = torch.cat([matrices for _, matrices in members])
-            parts = together.split(max(1, _CACHED // (shorter * longer)))
+            parts: Sequence[Tensor] = (together,)
+            if together.device.type == "cpu":
+                parts = together.split(max(1, _CACHED // (shorter * longer)))
             updates = torch.cat([orthogonal(part) for part in parts])
             counts = [len(matrices) for _, matrices in members]
             for (parameter, _), update in zip(members, updates.split(counts), strict=True):

@@ -117,8 +117,8 @@ class MovingAverage:
         """Take in the parameters as they are now."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, average in self.average.items():
-            average.lerp_(self.parameters[name], 1 - decay)
+        now = [self.parameters[name] for name in self.average]
+        torch._foreach_lerp_(list(self.average.values()), now, 1 - decay)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,9 @@ from clebsch.kernels.operators import needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan
 
 #: Bytes of path weights that are stored at once, at most.
-MOST_STORED = 2**30
+MOST_STORED = 3 * 2**29
+#: A block has a multiple of so many edges: what is read of it begins at a cache line.
+ALIGNED = 16
 #: When evaluations make path weights inside the convolution, if not all can be stored.
 FUSED: Literal["always", "tf32", "never"] = "tf32"
 
@@ -66,7 +68,7 @@ def _convolve(
         call.by_receiver("convolve", forward(plan, "layer"), *inputs, out)
         return out
     total: Tensor | None = None
-    for edges, part in _blocks(hidden, last_weight, graph):
+    for edges, part in _blocks(hidden, last_weight, graph, by_sender=False):
         given = (_path_weights(hidden[edges], last_weight), harmonics[edges], nodes)
         some: Tensor = torch.ops.clebsch_gpu.convolve(plan, *given, *part)
         total = some if total is None else total.add_(some)
@@ -99,7 +101,7 @@ def _gradients(
         return found[0], hidden.new_empty(0), *found[1:]
 
     def of_blocks() -> Iterator[tuple[Tensor, ...]]:
-        for edges, part in _blocks(hidden, last_weight, graph):
+        for edges, part in _blocks(hidden, last_weight, graph, by_sender=others[1]):
             some = hidden[edges]
             given = (_path_weights(some, last_weight), harmonics[edges], nodes, cotangent)
             d_weights, *rest = torch.ops.clebsch_gpu.convolve_gradients(
@@ -145,7 +147,7 @@ def _second(
     of_hidden, of_last, *others = wanted
 
     def of_blocks() -> Iterator[tuple[Tensor, ...]]:
-        for edges, part in _blocks(hidden, last_weight, graph):
+        for edges, part in _blocks(hidden, last_weight, graph, by_sender=True):
             some = hidden[edges]
             t_some = None if t_hidden is None else t_hidden[edges]
             weights = _path_weights(some, last_weight)
@@ -231,7 +233,8 @@ last("convolve_radial_second")
 
 def _edges_of_block(last_weight: Tensor) -> int:
     """Edges whose path weights are stored at once, at most."""
-    return max(1, MOST_STORED // (last_weight[0].numel() * last_weight.element_size()))
+    most = MOST_STORED // (last_weight[0].numel() * last_weight.element_size())
+    return max(1, most // ALIGNED * ALIGNED or most)
 
 
 def _is_fused(hidden: Tensor, last_weight: Tensor) -> bool:
@@ -245,24 +248,27 @@ def _path_weights(hidden: Tensor, last_weight: Tensor) -> Tensor:
 
 
 def _blocks(
-    hidden: Tensor, last_weight: Tensor, graph: Sequence[Tensor]
+    hidden: Tensor, last_weight: Tensor, graph: Sequence[Tensor], by_sender: bool
 ) -> Iterator[tuple[slice, Sequence[Tensor]]]:
     """Edges whose path weights are stored at once, and the graph that they alone would make.
 
-    A receiver's edges may lie in two blocks. Nothing here waits for the device.
+    Their order by senders, which takes a sort, is that of the whole unless it is asked for. A
+    receiver's edges may lie in two blocks. Nothing here waits for the device.
     """
     n_edges, most = hidden.shape[0], _edges_of_block(last_weight)
     if n_edges <= most:
         yield slice(None), graph
         return
-    row_ptr, senders, receivers, sender_ptr, _ = graph
-    atoms = torch.arange(len(sender_ptr), device=senders.device)
+    row_ptr, senders, receivers, *ordered = graph
+    atoms = torch.arange(len(ordered[0]), device=senders.device)
     for start in range(0, n_edges, most):
         edges = slice(start, min(start + most, n_edges))
         some = senders[edges]
-        ordered, order = some.sort(stable=True)
+        if by_sender:
+            of_atoms, order = some.sort(stable=True)
+            ordered = [torch.searchsorted(of_atoms, atoms), order]
         ends = row_ptr.clamp(edges.start, edges.stop) - edges.start
-        yield edges, (ends, some, receivers[edges], torch.searchsorted(ordered, atoms), order)
+        yield edges, (ends, some, receivers[edges], *ordered)
 
 
 def _of_layer(

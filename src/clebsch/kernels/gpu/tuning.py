@@ -19,7 +19,6 @@ import hashlib
 import json
 import math
 import os
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,13 +30,12 @@ from torch import Tensor
 
 from clebsch.files import atomic_write
 from clebsch.kernels.cache import cache_folder
+from clebsch.kernels.events import milliseconds
 
 #: Programs below which the launch takes the time, and nothing is timed.
 FEWEST_PROGRAMS = 1024
 #: Sizes are of one class within such a factor, as a power of 2.
 OCTAVES = 2
-#: Timings of a setting, of which the median counts, after one that compiles.
-TIMES = 7
 
 
 @dataclass(frozen=True)
@@ -120,17 +118,3 @@ def _fastest(settings: Sequence[Setting], run: Run) -> tuple[Setting, dict[str, 
         with contextlib.suppress(Exception):  # too much shared memory, for one
             times[setting] = milliseconds(partial(run, setting))
     return min(times, key=times.__getitem__), {str(s): time for s, time in times.items()}
-
-
-def milliseconds(function: Callable[[], object]) -> float:
-    """The median time of launches on the current stream; the first, which compiles, is left out."""
-    function()
-    pairs = []
-    for _ in range(TIMES):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        pairs.append((start, end))
-    torch.cuda.current_stream().synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in pairs)
