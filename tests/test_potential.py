@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ import torch
 from ase import Atoms
 
 import clebsch
-from builders import ethanol, potential, skewed_cell
-from clebsch.errors import BackendError, ClebschError, DataError
-from clebsch.kernels import cpu
+from builders import ethanol, potential, skewed_cell, statistics
+from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError
+from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import machine
+from clebsch.kernels.cpu.linear import _all_atoms
 from clebsch.nn.energy import ZBLRepulsion
+from clebsch.potential import RECORD_AFTER
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
@@ -153,6 +157,59 @@ def test_inference_mode_is_refused_for_forces_and_fine_for_energies() -> None:
             tested(graph)
     with torch.no_grad():
         assert tested(tested.graph(ethanol())).forces.any()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_building_and_casting_where_nothing_is_differentiated(
+    mode: Callable[[], Any], tmp_path: Path
+) -> None:
+    """The check of the backend differentiates all the same, and parameters serve outside."""
+    potential().save(tmp_path / "model.safetensors")
+    with mode():
+        made = [potential(dtype=torch.float32), clebsch.load(tmp_path / "model.safetensors")]
+    made.append(potential().float())
+    for tested in made:
+        with mode():
+            tested(tested.graph(ethanol()), "energy")
+        assert tested.backend == "llvm"
+        tested.requires_grad_()
+        found = tested(tested.graph(ethanol()), differentiable=True)
+        torch.autograd.grad(found.forces.square().sum(), tested.model.embedding)
+
+
+@pytest.mark.parametrize("backend", ["reference", "llvm"])
+def test_what_is_kept_of_an_energy_in_inference_mode_serves_gradients(backend: str) -> None:
+    tested = potential(backend=backend)
+    for cached in (reference._cached_table, reference._polynomial, _all_atoms):
+        cached.cache_clear()
+    graph = tested.graph([ethanol(), ethanol()])
+    with torch.inference_mode():
+        tested(graph, "energy")
+    found = tested(graph, differentiable=True)
+    torch.autograd.grad(found.forces.square().sum(), tested.model.embedding)
+
+
+def test_autocast_concerns_no_potential() -> None:
+    tested = potential(dtype=torch.float32)
+    graph = tested.graph(ethanol())
+    expected = tested(graph)
+    for _ in range(RECORD_AFTER + 1):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = tested(graph)
+        assert torch.equal(found.forces, expected.forces)
+    assert torch.equal(tested(graph).forces, expected.forces)
+
+
+def test_a_number_that_no_element_has_is_unknown() -> None:
+    with pytest.raises(UnknownElementError, match="element of number 200"):
+        potential().graph(Atoms(numbers=[200]))
+
+
+def test_the_repulsion_of_mace_torch_has_the_scale_of_the_network() -> None:
+    config = {"channels": 2, "l_max": 1, "cutoff": 3.0, "zbl": "mace_torch"}
+    built = clebsch.build(config, ["H"], statistics=statistics())
+    assert built.head.scale != 1
+    assert built.prior.scale == built.head.scale
 
 
 def test_an_unknown_output_is_named() -> None:

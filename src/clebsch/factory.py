@@ -72,6 +72,7 @@ def build(
     return potential.use_backend()
 
 
+@torch.inference_mode(False)  # parameters serve outside, too
 def assemble(
     config: ModelConfig,
     species: Sequence[str],
@@ -98,6 +99,7 @@ def assemble(
     prior: nn.Module | None = None
     if config.zbl == "mace_torch":
         prior = StoredZBLRepulsion(numbers, config.cutoff)
+        prior.scale.fill_(scale)
     elif config.zbl:
         prior = ZBLRepulsion(numbers, config.cutoff)
     return Potential(config, species, model, head, prior)

@@ -177,6 +177,7 @@ def model_heads(path: Path | str) -> list[str]:
     return [head["name"] for head in read_tensors(path)[1].get("heads", ())]
 
 
+@torch.inference_mode(False)  # the potential serves outside, too
 def load(
     path: Path | str,
     *,

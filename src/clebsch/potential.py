@@ -206,8 +206,9 @@ class Potential(nn.Module):
 
     def _check_backend(self, kernels: Kernels) -> None:
         """Compare energies, forces and the gradient of a loss on the forces."""
-        graph = self.graph(example_structure(self))
-        with allow_tf32(False):
+        # whoever builds or casts a potential may do so where nothing is differentiated
+        with torch.inference_mode(False), torch.enable_grad(), allow_tf32(False):
+            graph = self.graph(example_structure(self))
             expected = self._backend_answers(graph)
             self._install(kernels)
             try:
@@ -218,7 +219,8 @@ class Potential(nn.Module):
         if self.dtype == torch.float64:
             allowed = 1e-9
         elif not off <= allowed:  # where the model itself is that sensitive to rounding
-            exact = copy.deepcopy(self).double()._backend_answers(graph)
+            with torch.inference_mode(False), torch.enable_grad():
+                exact = copy.deepcopy(self).double()._backend_answers(graph)
             off, rounding = _largest_deviation(found, exact), _largest_deviation(expected, exact)
             allowed = max(allowed, min(10 * rounding, 0.01))
         if not off <= allowed:
@@ -243,7 +245,8 @@ class Potential(nn.Module):
                 "geometry and sums of energies are float64, which Apple's GPUs (mps) do not have; "
                 f'use the device "cpu" (torch {torch.__version__})'
             )
-        super()._apply(fn, recurse)
+        with torch.inference_mode(False):  # parameters serve outside, too
+            super()._apply(fn, recurse)
         self._forget_recordings()
         if (self.device, self.dtype) != before and self._kernels.name != "reference":
             self._choose_again = True
@@ -292,7 +295,9 @@ class Potential(nn.Module):
         numbers = np.asarray(structure.numbers)
         unknown = [z for z in np.unique(numbers) if int(z) not in self._index_of_number]
         if unknown:
-            symbol = chemical_symbols[int(unknown[0])]
+            number = int(unknown[0])
+            known = 0 <= number < len(chemical_symbols)
+            symbol = chemical_symbols[number] if known else f"of number {number}"
             atom = int(np.flatnonzero(numbers == unknown[0])[0])
             raise UnknownElementError(
                 f"{place + ': ' if place else ''}element {symbol} (atom {atom}) is unknown to "
@@ -346,10 +351,11 @@ class Potential(nn.Module):
                 "forces are derivatives, which torch.inference_mode rules out; use torch.no_grad"
             )
         results = None
-        if self._replayable(graph, asked, differentiable):
-            results = self._replayed(graph, asked, needs_gradient, differentiable)
-        if results is None:
-            results = self._eager(graph, asked, needs_gradient, differentiable)
+        with torch.autocast(self.device.type, enabled=False):  # nothing here bears bfloat16
+            if self._replayable(graph, asked, differentiable):
+                results = self._replayed(graph, asked, needs_gradient, differentiable)
+            if results is None:
+                results = self._eager(graph, asked, needs_gradient, differentiable)
         if "stress" in asked:
             results["stress"] = -results["virial"] / volumes[:, None, None]
         if not differentiable:

@@ -295,6 +295,20 @@ def test_errors_name_what_is_wrong(potential: Potential) -> None:
         clebsch.calculator(potential, skin=-0.1)
 
 
+def test_after_an_error_there_is_no_answer_for_the_structure_before(potential: Potential) -> None:
+    atoms = crystal()
+    atoms.calc = calculator = clebsch.calculator(potential)
+    energy = atoms.get_potential_energy()
+    symbol, atoms.symbols[0] = atoms.symbols[0], "Au"
+    for _ in range(2):
+        with pytest.raises(UnknownElementError):
+            atoms.get_potential_energy()
+    with pytest.raises(ClebschError, match="no structure"):
+        calculator.get_potential_energy()
+    atoms.symbols[0] = symbol
+    assert atoms.get_potential_energy() == calculator.get_potential_energy() == energy
+
+
 def test_a_model_file_will_do(potential: Potential, tmp_path: Path) -> None:
     potential.save(tmp_path / "model.safetensors")
     atoms = molecule("H2O")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixBondLength, FixInternals
 from morse import Analytic, Morse, cluster, thermal_energy
 
 from clebsch.errors import ClebschError, DataError
@@ -203,6 +204,16 @@ def test_fixed_atoms_do_not_move(tmp_path: Path) -> None:
         moved = np.abs(result.atoms.positions - atoms.positions).max(axis=1)
         assert (moved[[0, 3]] == 0).all()
         assert (moved[[1, 2, 4, 5, 6]] > 1e-3).all()
+
+
+@pytest.mark.parametrize("constraint", [FixBondLength(0, 1), FixInternals(bonds=[(1.0, [0, 1])])])
+def test_nvt_refuses_constraints_that_it_would_not_keep(constraint: Any, tmp_path: Path) -> None:
+    """ASE's Langevin steps move positions past them: bonds would drift."""
+    atoms = cluster()
+    atoms.set_constraint([FixAtoms([3]), constraint])
+    name = type(constraint).__name__
+    with pytest.raises(ClebschError, match=f"constraint {name}, nve does"):
+        run_md(Morse(), atoms, ensemble="nvt", temperature=300, steps=1, output=tmp_path / "a.traj")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from clebsch.calculators.verlet import VerletList
 from clebsch.conventions import VOIGT
+from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph
 from clebsch.potential import Potential
 
@@ -100,8 +101,9 @@ class ClebschCalculator(Calculator):
         wanted = set(properties)
         if system_changes or self._graph is None:
             atoms = self.atoms if atoms is None else atoms
-            assert atoms is not None
-            self.results = {}
+            self.results, self._graph = {}, None  # an error leaves nothing of the structure before
+            if atoms is None:
+                raise ClebschError("there is no structure to compute for")
             self._graph = self._neighbors.graph(atoms)
             # Not Calculator.calculate: it looks for a folder on disk at every step.
             self.atoms = atoms.copy()

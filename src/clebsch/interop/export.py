@@ -42,7 +42,7 @@ _EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "parity": ("natural",),
     "message_irreps": (None,),
     "radial.weights": ("mlp",),
-    "radial.basis": ("bessel", "gaussian", "chebyshev"),
+    "radial.basis": ("bessel", "gaussian"),  # with chebyshev, its forces are of another energy
     "radial.envelope": ("polynomial",),
     "interaction.linear_up": (True,),
     "interaction.paths": ("apart",),
@@ -96,6 +96,8 @@ def export_mace_torch(potential: Potential, folder: Path | str) -> None:
 def _check_expressible(potential: Potential, config: MessagePassingConfig) -> None:
     if config.product is None:
         raise ConfigError("mace-torch has no models without a product basis (model.product: null)")
+    if config.l_max == 0:
+        raise ConfigError("mace-torch makes no model of model.l_max=0")
     for key, allowed in _EXPRESSIBLE.items():
         value: Any = config
         for part in key.split("."):

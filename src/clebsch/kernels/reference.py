@@ -482,6 +482,7 @@ def _table(plan: ConvolutionPlan, path: int, like: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
+@torch.inference_mode(False)
 def _cached_table(plan: ConvolutionPlan, path: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.tensor(plan.coefficients(plan.paths[path]), dtype=dtype, device=device)
 
@@ -504,6 +505,7 @@ class _Polynomial:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _polynomial(plan: ContractionPlan, dtype: torch.dtype, device: str) -> _Polynomial:
     needed: list[dict[tuple[int, ...], int]] = [{} for _ in range(plan.correlation)]
     needed[0][()] = 0

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
+from ase.constraints import FixAtoms, FixCartesian, FixCom, FixedLine, FixedPlane, Hookean
 from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.md import MolecularDynamics
 from ase.md.verlet import VelocityVerlet
@@ -30,6 +31,9 @@ _ACT_IN = {
     "friction": ("nvt", "npt"),
     "barostat_period_fs": ("npt",),
 }
+
+#: ASE's Langevin steps move positions and project velocities: what projections hold, and forces.
+_HELD_BY_NVT = (FixAtoms, FixCartesian, FixCom, FixedLine, FixedPlane, Hookean)
 
 #: eV/A^3 (20 GPa). The barostat's mass is chosen such that the volume of a material with this bulk
 #: modulus oscillates with the period asked for; between a liquid (2 GPa) and a hard solid (200 GPa)
@@ -100,7 +104,8 @@ def make_integrator(
     """The integrator of an ensemble, about to move ``atoms`` (which have momenta and a calculator).
 
     Raises:
-        ClebschError: npt of a structure that is not periodic in three directions, or constrained.
+        ClebschError: npt of a structure that is not periodic in three directions, or constrained;
+            nvt with constraints that it does not keep to.
     """
     timestep = settings.timestep_fs * units.fs
     if settings.ensemble == "nve":
@@ -113,6 +118,12 @@ def make_integrator(
         "hydrostatic": True,
     }
     if settings.ensemble == "nvt":
+        for constraint in atoms.constraints:
+            if not isinstance(constraint, _HELD_BY_NVT):
+                raise ClebschError(
+                    f"nvt does not keep to the constraint {type(constraint).__name__}, nve does; "
+                    f"nvt keeps to {', '.join(kind.__name__ for kind in _HELD_BY_NVT)}"
+                )
         return LangevinBAOAB(atoms, timestep, **thermostat)
     check_periodic(atoms, "npt")
     if atoms.constraints:

@@ -138,7 +138,7 @@ def run_md(
 
     Args:
         source: a potential, or any ASE calculator.
-        atoms: the initial structure; its constraints hold.
+        atoms: the initial structure; its constraints hold, or are refused.
         ensemble: "nve" (velocity Verlet), "nvt" (Langevin) or "npt" (Langevin, isotropic).
         steps: total number of steps, those before a restart included; or else
         time_ps: total time in ps.

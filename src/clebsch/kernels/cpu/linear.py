@@ -189,6 +189,7 @@ differentiable("linear_weight", _setup, _weight_backward)
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _all_atoms(n_atoms: int) -> tuple[Tensor, Tensor]:
     """Order and bounds of a single species."""
     return torch.arange(n_atoms), torch.tensor([0, n_atoms])
@@ -216,6 +217,7 @@ def _blocks(dims: tuple[int, ...], copies: tuple[int, ...], transposed: bool) ->
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _table(spec: LinearSpec) -> Tensor:
     return torch.tensor(spec.blocks, dtype=torch.int64).reshape(-1, len(Block._fields))
 
