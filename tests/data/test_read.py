@@ -251,6 +251,18 @@ def test_stress_and_virial_that_disagree_are_refused(tmp_path: Path) -> None:
     np.testing.assert_allclose(frame.stress, copper().get_stress(voigt=False), atol=1e-12)
 
 
+@pytest.mark.parametrize("off", ["stress", "virial"])
+def test_to_turn_stress_or_virial_off_leaves_the_other(tmp_path: Path, off: str) -> None:
+    keys = LabelKeys(**{off: "none"})
+    both = single('1 2 3 4 5 6" virial="-15 -30 -45 -60 -75 -90', cell="15 0 0 0 1 0 0 0 1")
+    (frame,) = read_frames(write(tmp_path / "both.xyz", both), keys)
+    assert frame.stress is not None
+    assert frame.stress.tolist() == [[1, 6, 5], [6, 2, 4], [5, 4, 3]]
+    for key in ("stress", "virial"):
+        (frame,) = read_frames(write(tmp_path / f"{key}.xyz", single("1 2 3 4 5 6", key)), keys)
+        assert (frame.stress is None) == (key == off)
+
+
 # --- weights, boxes, info ---
 
 

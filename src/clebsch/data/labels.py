@@ -186,10 +186,11 @@ def resolve_keys(keys: LabelKeys, files: dict[Path, list[RawFrame]]) -> dict[Pat
             key = _resolve(label, asked, censuses[path], frames)
             if key is not None:
                 resolved[path][label] = key
+    # who asks for one of stress and virial does not want the other
     for path in files:
-        if keys.stress is not None and keys.virial is None:
+        if keys.stress not in (None, NOT_READ) and keys.virial is None:
             resolved[path].pop("virial", None)
-        if keys.virial is not None and keys.stress is None:
+        if keys.virial not in (None, NOT_READ) and keys.stress is None:
             resolved[path].pop("stress", None)
     return resolved
 
