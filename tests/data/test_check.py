@@ -389,7 +389,26 @@ def test_missing_labels_and_weights_are_counted() -> None:
     report = check_frames([*bare, *partly, *heavy, *GOOD[6:]])
     assert "2 structures have no label" in messages(report, "no labels")[0][1]
     assert "3 of 40 structures have no forces" in messages(report, "partly missing")[0][1]
-    assert "1 structures have weights (3 to 3)" in messages(report, "weights")[0][1]
+    (weights,) = messages(report, "weights")
+    assert weights[1] == "weights other than 1: weight 1 to 3 (not 1 for 1 of 40 structures)"
+
+
+def test_labels_of_weight_zero_are_told_and_are_not_called_missing(tmp_path: Path) -> None:
+    lines = water_text(12).replace("energy=-470.2", "energy=0.0 config_energy_weight=0")
+    path = write(tmp_path / "w.xyz", lines.replace("energy=-470.3", "energy=0.0 config_weight=0"))
+    report = check_frames(*read_with_census(path))
+    assert report.labels == {"energy": 10, "forces": 11, "stress": 0}
+    ((severity, text),) = messages(report, "weight 0")
+    assert severity == "info"
+    assert text.startswith("labels of weight 0 count as missing: 2 energies, 1 sets of forces: ")
+    ((_, text),) = messages(report, "weights")
+    assert "weight 0 to 1 (not 1 for 1 of 12 structures), energy_weight 0 to 1" in text
+    assert messages(report, "no labels") == messages(report, "partly missing") == []
+    assert messages(report, "energy outliers") == []
+    nothing = write(tmp_path / "n.xyz", water_text(2, extra="config_weight=0"))
+    ((severity, text),) = messages(check_frames(*read_with_census(nothing)), "no labels")
+    assert severity == "error"
+    assert "no label of a weight above 0 (2 energies, 2 sets of forces of weight 0)" in text
 
 
 def test_labels_under_misspelt_keys_are_found_out(tmp_path: Path) -> None:

@@ -280,6 +280,42 @@ def test_weights_come_from_the_info(tmp_path: Path) -> None:
     assert (plain.weight, plain.forces_weight) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("extra", "left_out"),
+    [
+        ("energy=nan config_energy_weight=0", ("energy",)),
+        ("energy=0 force_weight=0.0", ("forces",)),
+        ("energy=0 config_weight=0", ("energy", "forces")),
+        # no cell, so that a stress would be refused
+        ('energy=0 virials="0 0 0 0 0 0" config_virials_weight=0', ("stress",)),
+        ("energy=0 config_stress_weight=0", ()),
+    ],
+)
+def test_labels_of_weight_zero_are_no_labels(
+    tmp_path: Path, extra: str, left_out: tuple[str, ...]
+) -> None:
+    text = water_text(1).replace("energy=-470.0", extra)
+    (frame,) = read_frames(write(tmp_path / "w.xyz", text))
+    assert frame.left_out == left_out
+    for label in ("energy", "forces"):
+        assert (getattr(frame, label) is None) == (label in left_out)
+    assert frame.stress is None
+
+
+def test_a_reference_may_have_no_weight(tmp_path: Path) -> None:
+    text = "1\nenergy=-3.5 config_weight=0 Properties=species:S:1:pos:R:3 {}\nCu 0 0 0\n"
+    named = write(tmp_path / "named.xyz", text.format("config_type=IsolatedAtom"))
+    assert read_frames(named)[0].energy == -3.5
+    assert read_frames(write(tmp_path / "lone.xyz", text.format("")))[0].energy is None
+
+
+@pytest.mark.parametrize("name", ["virial", "virials", "config_virial", "config_virials"])
+def test_a_virial_is_weighed_under_its_own_name(tmp_path: Path, name: str) -> None:
+    text = single(f'1 2 3 4 5 6" {name}_weight="0.5', "virial")
+    (frame,) = read_frames(write(tmp_path / "v.xyz", text))
+    assert frame.stress_weight == 0.5
+
+
 def test_a_key_named_weight_is_a_weight_only_if_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "w.xyz", water_text(1, extra="weight=18.015"))
     (frame,) = read_frames(path)

@@ -28,7 +28,7 @@ from clebsch.data.check_labels import (
     check_states,
 )
 from clebsch.data.finding import Finding
-from clebsch.data.frame import Frame
+from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NO_NUMBER, QUANTITIES, Census, how_to_name
 from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.errors import DataError
@@ -164,30 +164,33 @@ def _check_label_presence(frames: list[Frame], census: Census | None) -> list[Fi
     findings = []
     bare = [f for f in frames if not f.has_labels]
     likely = _likely_keys(frames, census)
-    if bare and len(bare) == len(frames):
+    left_out = describe_left_out(frames)
+    if left_out and len(bare) == len(frames):
+        text = f"{len(bare)} structures have no label of a weight above 0 ({left_out} of weight 0)"
+        findings.append(Finding.about("error", "no labels", bare, text))
+    elif bare and len(bare) == len(frames):
         options = ", ".join(f"--{label}-key" for label in QUANTITIES)
         likely = likely or [f"if there are some, say where: {options}"]
         text = f"{len(bare)} structures have no label under a usual name; {'; '.join(likely)}"
         findings.append(Finding.about("error", "no labels", bare, text))
     else:
         findings += [Finding("warning", "unknown key", text) for text in likely]
-        if bare:
-            text = f"{len(bare)} structures have no label"
-            findings.append(Finding.about("warning", "no labels", bare, text))
+        without = [f for f in bare if not f.left_out]
+        if without:
+            text = f"{len(without)} structures have no label"
+            findings.append(Finding.about("warning", "no labels", without, text))
     for label in ("energy", "forces", "stress"):
-        lacking = [f for f in frames if getattr(f, label) is None and f not in bare]
+        lacking = [f for f in frames if not _has(f, label) and f not in bare]
         if 0 < len(lacking) < len(frames) - len(bare):
             text = f"{len(lacking)} of {len(frames)} structures have no {label}"
             findings.append(Finding.about("info", "partly missing", lacking, text))
-    weighted = [
-        f
-        for f in frames
-        if (f.weight, f.energy_weight, f.forces_weight, f.stress_weight) != (1, 1, 1, 1)
-    ]
-    if weighted:
-        weights = sorted(f.weight for f in weighted)
-        text = f"{len(weighted)} structures have weights ({weights[0]:g} to {weights[-1]:g})"
-        findings.append(Finding.about("info", "weights", weighted, text))
+    weights = describe_weights(frames)
+    if weights:
+        findings.append(Finding("info", "weights", f"weights other than 1: {weights}"))
+    if left_out:
+        unread = [f for f in frames if f.left_out]
+        text = f"labels of weight 0 count as missing: {left_out}"
+        findings.append(Finding.about("info", "weight 0", unread, text))
     return findings
 
 
@@ -217,7 +220,9 @@ def _likely_keys(frames: list[Frame], census: Census | None) -> list[str]:
 
 
 def _has(frame: Frame, label: str) -> bool:
-    return getattr(frame, "stress" if label == "virial" else label) is not None
+    """Whether a frame has a label, be it one of weight 0."""
+    name = "stress" if label == "virial" else label
+    return getattr(frame, name) is not None or name in frame.left_out
 
 
 def _check_references(frames: list[Frame], known: dict[str, float]) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,9 @@ from ase.symbols import Symbols
 
 #: Atoms closer than this, Angstrom, are at one place, without a direction to each other.
 ONE_PLACE = 1e-6
+
+#: The kinds of weight that a frame has.
+WEIGHTS = ("weight", "energy_weight", "forces_weight", "stress_weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,8 @@ class Frame:
         energy_weight: factor on the energy term.
         forces_weight: factor on the forces term.
         stress_weight: factor on the stress term.
+        left_out: labels that the file gives with the weight 0. They count as missing, since what
+            stands there may be anything, and are None above.
         source: "path:index" of the frame (index from 0), for messages.
         info: what else the file said about this frame (config_type and the like).
     """
@@ -46,6 +52,7 @@ class Frame:
     energy_weight: float = 1.0
     forces_weight: float = 1.0
     stress_weight: float = 1.0
+    left_out: tuple[str, ...] = ()
     source: str = ""
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -81,3 +88,24 @@ class Frame:
         if labels:
             atoms.calc = SinglePointCalculator(atoms, **labels)
         return atoms
+
+
+def describe_weights(frames: Sequence[Frame]) -> str:
+    """Each kind of weight that is not 1 everywhere, with its range; "" if there is none."""
+    shown = []
+    for kind in WEIGHTS:
+        values = [getattr(frame, kind) for frame in frames]
+        changed = sum(value != 1 for value in values)
+        if changed:
+            shown.append(
+                f"{kind} {min(values):g} to {max(values):g} "
+                f"(not 1 for {changed} of {len(values)} structures)"
+            )
+    return ", ".join(shown)
+
+
+def describe_left_out(frames: Sequence[Frame]) -> str:
+    """How many labels count as missing for their weight 0; "" if none does."""
+    names = {"energy": "energies", "forces": "sets of forces", "stress": "stresses"}
+    counts = {name: sum(label in f.left_out for f in frames) for label, name in names.items()}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)

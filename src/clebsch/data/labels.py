@@ -31,7 +31,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "weight": ("config_weight",),
     "energy_weight": ("energy_weight", "config_energy_weight"),
     "forces_weight": ("forces_weight", "force_weight", "config_forces_weight"),
-    "stress_weight": ("stress_weight", "config_stress_weight"),
+    # a virial is read as a stress, and so are its weights
+    "stress_weight": (
+        "stress_weight", "config_stress_weight", "virial_weight", "virials_weight",
+        "config_virial_weight", "config_virials_weight",
+    ),
 }  # fmt: skip
 
 #: More names that are as clear as that in an .npz file only.

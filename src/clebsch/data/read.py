@@ -10,7 +10,7 @@ import numpy as np
 from ase.calculators.calculator import all_properties
 
 from clebsch.data.formats import iter_raw_frames
-from clebsch.data.frame import Frame
+from clebsch.data.frame import WEIGHTS, Frame
 from clebsch.data.labels import (
     Census,
     CensusEntry,
@@ -23,6 +23,7 @@ from clebsch.data.labels import (
     weight_label,
 )
 from clebsch.data.rawframe import RawFrame
+from clebsch.data.references import calls_itself_isolated
 from clebsch.errors import DataError
 
 __all__ = ["Census", "CensusEntry", "LabelKeys", "census", "read_frames", "read_with_census"]
@@ -44,7 +45,8 @@ def read_frames(
             periodic, and no stress unless it is asked for. For dummy boxes around molecules.
 
     Returns:
-        The frames in the order of the files. A label that a frame lacks is None.
+        The frames in the order of the files. A label that a frame lacks, or that has the weight
+        0, is None.
 
     Raises:
         DataError: a file is missing, empty, truncated or malformed; a key that was asked for is
@@ -106,22 +108,39 @@ def _to_frame(raw: RawFrame, keys: LabelKeys, found: dict[str, str], molecule: b
             raw.info, raw.arrays, raw.results, raw.source,
         )  # fmt: skip
     used = set(found.values())
+    weights = {kind: weight_label(raw, found.get(kind), kind) for kind in WEIGHTS}
+    left_out = _left_out(raw, weights, found)
     return Frame(
         numbers=raw.numbers,
         positions=raw.positions,
         cell=raw.cell,
         pbc=raw.pbc,
-        energy=scalar_label(raw, found.get("energy"), "energy"),
-        forces=forces_label(raw, found.get("forces")),
-        stress=stress_label(raw, keys, found),
-        weight=weight_label(raw, found.get("weight"), "weight"),
-        energy_weight=weight_label(raw, found.get("energy_weight"), "energy_weight"),
-        forces_weight=weight_label(raw, found.get("forces_weight"), "forces_weight"),
-        stress_weight=weight_label(raw, found.get("stress_weight"), "stress_weight"),
+        energy=None if "energy" in left_out else scalar_label(raw, found.get("energy"), "energy"),
+        forces=None if "forces" in left_out else forces_label(raw, found.get("forces")),
+        stress=None if "stress" in left_out else stress_label(raw, keys, found),
+        **weights,
+        left_out=left_out,
         source=raw.source,
         # ASE refuses to write info keys that a calculator also has
         info={k: v for k, v in raw.info.items() if k not in used and k not in all_properties},
     )
+
+
+def _left_out(raw: RawFrame, weights: dict[str, float], found: dict[str, str]) -> tuple[str, ...]:
+    """The labels that are there with the weight 0.
+
+    The energy of what calls itself an isolated atom is a reference, whatever it weighs in a loss.
+    """
+    places = {"energy": ("energy",), "forces": ("forces",), "stress": ("stress", "virial")}
+    left_out = [
+        label
+        for label, names in places.items()
+        if weights["weight"] * weights[f"{label}_weight"] == 0
+        and any(raw.lookup(found[name]) for name in names if name in found)
+    ]
+    if len(raw.numbers) == 1 and calls_itself_isolated(raw.info) and "energy" in left_out:
+        left_out.remove("energy")
+    return tuple(left_out)
 
 
 def _check_geometry(raw: RawFrame) -> None:

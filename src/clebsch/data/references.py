@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -61,7 +62,7 @@ def is_isolated_atom(frame: Frame) -> bool:
     Raises:
         DataError: it has several atoms, yet its ``config_type`` says isolated_atom.
     """
-    named = str(frame.info.get("config_type", "")).replace("_", "").lower() == ISOLATED_ATOM
+    named = calls_itself_isolated(frame.info)
     if len(frame) != 1:
         if named:
             raise DataError(
@@ -70,6 +71,11 @@ def is_isolated_atom(frame: Frame) -> bool:
             )
         return False
     return named or nearest_image(frame) >= ISOLATED_BOX
+
+
+def calls_itself_isolated(info: Mapping[str, Any]) -> bool:
+    """Whether a frame's ``config_type`` says isolated_atom."""
+    return str(info.get("config_type", "")).replace("_", "").lower() == ISOLATED_ATOM
 
 
 def nearest_image(frame: Frame) -> float:

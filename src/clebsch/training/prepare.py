@@ -13,7 +13,7 @@ import torch
 from ase.data import chemical_symbols
 
 import clebsch
-from clebsch.data.frame import Frame
+from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import LabelledGraphs
 from clebsch.data.read import read_frames, read_with_census
@@ -165,6 +165,11 @@ def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], 
     """Training frames, validation frames, and the energies of isolated atoms found anywhere."""
     read, census = read_with_census(config.train, config.keys, pbc=config.pbc)
     if not any(frame.has_labels for frame in read):
+        if left_out := describe_left_out(read):
+            raise DataError(
+                f"{_names(config.train)}: no structure has a label of a weight above 0 "
+                f"({left_out} of weight 0)"
+            )
         raise DataError(
             f"{_names(config.train)}: no structure has an energy, forces or a stress under a usual "
             f"name ({census.describe()}); say where they are: data.keys.energy=KEY, "
@@ -287,7 +292,10 @@ def _describe(prepared: Prepared, say: Say) -> None:
             f"{counts['forces']} sets of forces, {counts['stresses']} stresses; "
             f"{sum(graphs.n_edges)} edges, {graphs.n_bytes / 1e6:.1f} MB of graphs"
         )
-        weights = _weights(graphs.frames)
+        left_out = describe_left_out(graphs.frames)
+        if left_out:
+            say(f"{name}: labels of weight 0 count as missing: {left_out}")
+        weights = describe_weights(graphs.frames)
         if weights:
             say(f"{name}: weights other than 1 are used: {weights}")
     shown = ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in prepared.references.items())
@@ -325,20 +333,6 @@ def _advise(config: Config, n_train: int, say: Say) -> None:
             f"{n_train} structures are few: training.batch_size=1, and model=mace_few, may learn "
             "more from them (docs/few-structures.md)"
         )
-
-
-def _weights(frames: Sequence[Frame]) -> str:
-    """Each kind of weight that is not 1 everywhere, with its range."""
-    shown = []
-    for kind in ("weight", "energy_weight", "forces_weight", "stress_weight"):
-        values = [getattr(frame, kind) for frame in frames]
-        changed = sum(value != 1 for value in values)
-        if changed:
-            shown.append(
-                f"{kind} {min(values):g} to {max(values):g} "
-                f"(not 1 for {changed} of {len(values)} structures)"
-            )
-    return ", ".join(shown)
 
 
 def checksums(paths: Path | Sequence[Path]) -> dict[str, str]:
