@@ -286,6 +286,23 @@ def test_periodic_duplicates_are_found_in_another_cell() -> None:
     assert messages(check_frames(frames), "duplicates") == []
 
 
+def test_decorations_of_one_lattice_are_different_structures() -> None:
+    lattice = bulk("Cu", a=3.7, cubic=True) * (2, 2, 2)
+    rng = np.random.default_rng(0)
+    frames = []
+    for index in range(12):
+        one = frame("Cu16Al16", lattice.positions, cell=lattice.cell.array)
+        numbers, source = rng.permutation(one.numbers), f"alloy.xyz:{index}"
+        frames.append(dataclasses.replace(one, numbers=numbers, energy=float(index), source=source))
+    turned = frames[4].positions[:, [1, 0, 2]]
+    copy = dataclasses.replace(frames[4], positions=turned, source="copy.xyz:0")
+    for code in ("conflicting labels", "duplicates", "near duplicates"):
+        assert messages(check_frames(frames), code) == []
+    (found,) = messages(check_frames([*frames, copy]), "duplicates")
+    assert "2 structures are there more than once" in found[1]
+    assert "alloy.xyz:4 = copy.xyz:0" in found[1]
+
+
 def test_close_contacts_and_detached_atoms_are_named() -> None:
     close = frame("H2", [[0, 0, 0], [0.3, 0, 0]], source="a.xyz:1")
     lost = frame("OH2", [[0, 0, 0], [0.96, 0, 0], [0, 9.0, 0]], source="a.xyz:2")

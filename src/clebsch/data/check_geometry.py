@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist
 
 from clebsch.data.finding import Finding
 from clebsch.data.frame import ONE_PLACE, Frame
@@ -32,6 +34,9 @@ SAME = 1e-4
 
 #: and nearly the same within this.
 NEARLY_SAME = 1e-2
+
+#: Lengths over which the environment of an atom is measured, Angstrom.
+LENGTHS = np.array([0.7, 1.3, 2.0, 3.0, 5.0])
 
 #: Molecules up to this size are compared by all their distances, larger ones within REACH.
 ALL_DISTANCES = 200
@@ -190,11 +195,9 @@ def _nearest_pairs(group: list[Frame]) -> list[tuple[Frame, Frame, float]]:
     """Each frame that has one like it earlier or later, once per pair, with their difference."""
     if len(group) < 2:
         return []
-    distances = [_sorted_distances(frame) for frame in group]
-    reach = np.inf if _is_small_molecule(group[0]) else REACH
-    features = np.array([_features(d, reach) for d in distances])
-    # how far features can move if every distance moves by NEARLY_SAME
-    moved = np.array([_features(d + NEARLY_SAME, reach) for d in distances])
+    shapes = [_shape_of(frame) for frame in group]
+    features = np.array([_features(shape, shape.environments) for shape in shapes])
+    moved = np.array([_features(shape, shape.moved) for shape in shapes])
     scale = np.abs(moved - features).max(axis=0) + 1e-12
     tree = cKDTree(features / scale)
     _, nearest = tree.query(features / scale, k=2, p=np.inf, distance_upper_bound=1.0)
@@ -203,29 +206,98 @@ def _nearest_pairs(group: list[Frame]) -> list[tuple[Frame, Frame, float]]:
         for candidate in candidates:
             if candidate < len(group) and candidate != index:
                 pairs.add((min(index, int(candidate)), max(index, int(candidate))))
-    return [(group[i], group[j], _difference(distances[i], distances[j])) for i, j in sorted(pairs)]
+    return [(group[i], group[j], _difference(shapes[i], shapes[j])) for i, j in sorted(pairs)]
 
 
-def _is_small_molecule(frame: Frame) -> bool:
-    return len(frame) <= ALL_DISTANCES and not frame.pbc.any()
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """What stays of a structure when it is turned, moved or renumbered.
+
+    Attributes:
+        elements: [n], the place of each atom's element in the composition.
+        distances: sorted, for one ordered pair of elements after the other: all of a small
+            molecule, otherwise those within REACH.
+        ends: where each pair of elements but the last ends in ``distances``.
+        environments: [n, 5 x elements], smooth functions of the distances of each atom to those of
+            each element.
+        moved: the same if all distances were longer by NEARLY_SAME.
+    """
+
+    elements: np.ndarray
+    distances: np.ndarray
+    ends: np.ndarray
+    environments: np.ndarray
+    moved: np.ndarray
 
 
-def _sorted_distances(frame: Frame) -> np.ndarray:
-    """Interatomic distances, sorted: all of a small molecule, otherwise those within REACH."""
-    if _is_small_molecule(frame):
-        return np.sort(pdist(frame.positions))
-    return np.sort(neighbor_pairs(frame, REACH)[2])
+def _shape_of(frame: Frame) -> _Shape:
+    if len(frame) <= ALL_DISTANCES and not frame.pbc.any():
+        first, second = np.nonzero(~np.eye(len(frame), dtype=bool))
+        distances = np.linalg.norm(frame.positions[first] - frame.positions[second], axis=1)
+        reach = np.inf
+    else:
+        first, second, distances = neighbor_pairs(frame, REACH)
+        reach = REACH
+    present, elements = np.unique(frame.numbers, return_inverse=True)
+    n_elements = len(present)
+    pair = elements[first] * n_elements + elements[second]
+    order = np.lexsort((distances, pair))
+    ends = np.searchsorted(pair[order], np.arange(1, n_elements**2))
+    n_lengths = len(LENGTHS)
+    place = (first * n_elements + elements[second])[:, None] * n_lengths + np.arange(n_lengths)
+    place = place.ravel()
+
+    def environments(distances: np.ndarray) -> np.ndarray:
+        # a pair that enters at the reach weighs nothing
+        tail = np.maximum(1 - distances / reach, 0) ** 2
+        values = np.exp(-distances[:, None] / LENGTHS) * tail[:, None]
+        size = len(frame) * n_elements * n_lengths
+        return np.bincount(place, values.ravel(), size).reshape(len(frame), -1)
+
+    return _Shape(
+        elements,
+        distances[order],
+        ends,
+        environments(distances),
+        environments(distances + NEARLY_SAME),
+    )
 
 
-def _features(distances: np.ndarray, reach: float) -> np.ndarray:
-    """[5] numbers that change smoothly with the distances, for a quick search of candidates."""
-    lengths = np.array([0.7, 1.3, 2.0, 3.0, 5.0])
-    # a pair that enters at the reach weighs nothing
-    tail = np.clip(1 - distances / reach, 0, None) ** 2
-    return (np.exp(-distances[:, None] / lengths) * tail[:, None]).sum(axis=0)
+def _features(shape: _Shape, environments: np.ndarray) -> np.ndarray:
+    """Numbers that change smoothly with the distances, for a quick search of candidates.
+
+    Squares tell decorations of one lattice apart, whose pairs of elements may have equal distances.
+    """
+    of_element = np.eye(shape.elements.max() + 1)[shape.elements]
+    return (of_element.T @ np.hstack([environments, environments**2])).ravel()
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> float:
+def _difference(one: _Shape, other: _Shape) -> float:
+    """Largest difference of distances; infinity where atoms have other surroundings."""
+    alike = len(one.distances) == len(other.distances) and np.array_equal(one.ends, other.ends)
+    pairs = [(one.distances, other.distances)]
+    if not alike:
+        split = [np.split(shape.distances, shape.ends) for shape in (one, other)]
+        pairs = list(zip(*split, strict=True))
+    difference = max(_difference_of_distances(*pair) for pair in pairs)
+    if difference >= NEARLY_SAME or _same_environments(one, other):
+        return difference
+    return float("inf")
+
+
+def _same_environments(one: _Shape, other: _Shape) -> bool:
+    """Whether each atom has a partner with as good as the same distances to each element."""
+    scale = np.abs(one.moved - one.environments).max(axis=0) + 1e-12
+    for element in range(one.elements.max() + 1):
+        mine = one.environments[one.elements == element] / scale
+        theirs = other.environments[other.elements == element] / scale
+        apart = cdist(mine, theirs, "chebyshev") > 1
+        if apart[linear_sum_assignment(apart)].any():
+            return False
+    return True
+
+
+def _difference_of_distances(one: np.ndarray, other: np.ndarray) -> float:
     """Largest difference of sorted distances; pairs about to enter or leave do not count."""
     if len(one) != len(other):
         edge = REACH - NEARLY_SAME
