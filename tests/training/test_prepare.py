@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
+from clebsch.errors import DataError
 from clebsch.training.calibration import energy_residuals
 from clebsch.training.config import LossConfig
 from clebsch.training.prepare import Prepared, prepare
 from clebsch.training.validate import validate
 
 from .toy import cluster, config, data_file
+
+
+def lone(symbol: str, energy: float) -> Atoms:
+    atom = Atoms(symbol)
+    atom.calc = SinglePointCalculator(atom, energy=energy)
+    return atom
 
 
 def test_placeholders_of_weight_zero_teach_nothing(tmp_path: Path) -> None:
@@ -38,3 +48,27 @@ def test_placeholders_of_weight_zero_teach_nothing(tmp_path: Path) -> None:
     assert len(counts) == 2
     assert "Training: labels of weight 0 count as missing: 1 energies" in lines
     assert "Validation: labels of weight 0 count as missing: 1 energies" in lines
+
+
+@pytest.mark.parametrize("setting", ["isolated_atoms", "valid"])
+def test_isolated_atoms_of_all_files_are_used_and_may_not_contradict(
+    tmp_path: Path, setting: str
+) -> None:
+    clusters = [cluster(seed) for seed in range(6)]
+    train = data_file(tmp_path, [*clusters[:4], lone("Cu", 3.5)], "train.xyz")
+
+    def prepared(copper: float) -> Prepared:
+        others = [lone("Au", 3.8), lone("Cu", copper)]
+        if setting == "valid":
+            others += clusters[4:]
+        other = data_file(tmp_path, others, "other.xyz")
+        settings = [f"data.{setting}={other}"]
+        if setting == "valid":
+            settings.append("data.valid_count=null")
+        return prepare(config(train, *settings), lambda _: None)
+
+    assert prepared(3.5).references == {"Cu": 3.5, "Au": 3.8}
+    with pytest.raises(DataError, match="different energies of the isolated atom Cu") as caught:
+        prepared(4.5)
+    assert f"3.5 eV in {train}: frame 4" in str(caught.value)
+    assert f"4.5 eV in {tmp_path / 'other.xyz'}: frame 1" in str(caught.value)

@@ -16,6 +16,7 @@ import clebsch
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import LabelledGraphs
+from clebsch.data.rawframe import where
 from clebsch.data.read import read_frames, read_with_census
 from clebsch.data.references import fit_references, isolated_atoms, spanning_formulas
 from clebsch.data.split import draw_frames, split_frames
@@ -175,20 +176,23 @@ def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], 
             f"name ({census.describe()}); say where they are: data.keys.energy=KEY, "
             "data.keys.forces=KEY, data.keys.stress=KEY"
         )
-    known, frames = isolated_atoms(read)
+    frames = isolated_atoms(read)[1]
+    everything = list(read)
     if config.isolated_atoms is not None:
         # forces of a lone atom say nothing, and its file need not have them
         unread = {label: NOT_READ for label in ALIASES if label != "energy"}
         keys = config.keys.model_copy(update=unread)
         atoms = read_frames(config.isolated_atoms, keys, pbc=config.pbc)
-        found, rest = isolated_atoms(atoms)
+        rest = isolated_atoms(atoms)[1]
         if rest:
-            raise DataError(f"{rest[0].source}: not an isolated atom with an energy")
-        known |= found
+            raise DataError(f"{where(rest[0].source)}: not an isolated atom with an energy")
+        everything = [*atoms, *everything]
     if not frames:
         raise DataError(f"{_names(config.train)}: no structures to train on but isolated atoms")
     if config.valid is not None:
-        valid = isolated_atoms(read_frames(config.valid, config.keys, pbc=config.pbc))[1]
+        judged = read_frames(config.valid, config.keys, pbc=config.pbc)
+        valid = isolated_atoms(judged)[1]
+        everything += judged
         if not valid:
             raise DataError(f"{_names(config.valid)}: no structures to validate on")
     else:
@@ -197,7 +201,8 @@ def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], 
         )
     if config.train_count is not None:
         frames = draw_frames(frames, config.train_count, seed)
-    return frames, valid, known
+    # of all files together, so that none contradicts another
+    return frames, valid, isolated_atoms(everything)[0]
 
 
 def choose_references(
