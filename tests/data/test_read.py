@@ -453,6 +453,13 @@ def test_npz_files_of_both_usual_forms_are_read(tmp_path: Path) -> None:
         ({"e_unit": np.array(" ")}, "'e_unit' declares ''"),
         ({"energy_units": np.array("kcal/mol")}, "'energy_units' declares 'kcal/mol'"),
         ({"forces_unit": np.array("Hartree/Bohr")}, "'forces_unit' declares 'Hartree/Bohr'"),
+        ({"e_units": np.array("kcal/mol")}, "'e_units' declares 'kcal/mol'"),
+        ({"r_units": np.array("Bohr")}, "'r_units' declares 'Bohr'"),
+        ({"F_units": np.array("Ha/Bohr")}, "'F_units' declares 'Ha/Bohr'"),
+        ({"e_unit": np.array(["kcal/mol"])}, "'e_unit' declares 'kcal/mol'"),
+        ({"e_unit": np.array(b"kcal/mol")}, "'e_unit' declares 'kcal/mol'"),
+        ({"r_unit": np.array([["Ang"], ["Bohr"]])}, "'r_unit' declares 'Bohr'"),
+        ({"z": [1, 1, 8.7]}, r"key 'z' holds 8\.7, which is no atomic number"),
         ({"E": np.array([None, {}], dtype=object)}, "key 'E': cannot be read"),
     ],
 )
@@ -462,6 +469,13 @@ def test_bad_npz_files_name_file_and_key(tmp_path: Path, change: dict, message: 
     np.savez(tmp_path / "bad.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=rf"bad\.npz: .*{message}"):
         read_frames(tmp_path / "bad.npz")
+
+
+def test_npz_files_may_declare_electronvolts_in_any_way(tmp_path: Path) -> None:
+    arrays = {"R": np.zeros((2, 3, 3)), "z": [8.0, 1.0, 1.0], "E": [1.0, 2.0]}
+    units = {"e_unit": b"eV", "energy_units": ["ev"], "r_units": [b"Ang"]}
+    np.savez(tmp_path / "a.npz", **arrays, **units)  # type: ignore[arg-type]
+    assert [frame.energy for frame in read_frames(tmp_path / "a.npz")] == [1.0, 2.0]
 
 
 def test_what_is_no_npz_file_is_called_so(tmp_path: Path) -> None:

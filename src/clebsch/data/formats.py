@@ -26,16 +26,14 @@ NPZ_KEYS = {
 #: What compressed files begin with.
 _COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00"}
 
-#: Names of declared units in .npz files, and the words for eV and Angstrom.
+#: Names of declared units in .npz files, with or without an s, and the words for eV and Angstrom.
 _NPZ_UNITS = {
-    **dict.fromkeys(("e_unit", "energy_unit", "energy_units"), ("ev",)),
+    **dict.fromkeys(("e_unit", "energy_unit"), ("ev",)),
     **dict.fromkeys(
-        ("r_unit", "length_unit", "length_units", "position_unit", "position_units"),
-        ("ang", "angstrom", "angstroms", "a", "å"),
+        ("r_unit", "length_unit", "position_unit"), ("ang", "angstrom", "angstroms", "a", "å")
     ),
     **dict.fromkeys(
-        ("f_unit", "force_unit", "force_units", "forces_unit", "forces_units"),
-        ("ev/ang", "ev/angstrom", "ev/a", "ev/å"),
+        ("f_unit", "force_unit", "forces_unit"), ("ev/ang", "ev/angstrom", "ev/a", "ev/å")
     ),
 }
 
@@ -225,15 +223,17 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
         where = f"key {key!r}: " if key else ""
         raise DataError(f"{path}: {where}cannot be read: {shorten(str(error), 200)}") from error
     for key, value in stored.items():
-        accepted = _NPZ_UNITS.get(key.lower())
-        if accepted is None or value.ndim:
+        accepted = _NPZ_UNITS.get(key.lower().removesuffix("s"))
+        if accepted is None:
             continue
-        declared = str(value).strip()
-        if declared.lower() not in accepted:
-            raise DataError(
-                f"{path}: {key!r} declares {declared!r}: convert the file to eV, Angstrom and "
-                "eV/Angstrom first"
-            )
+        for declared in value.ravel().tolist():
+            unit = declared.decode("utf-8", "replace") if isinstance(declared, bytes) else declared
+            unit = str(unit).strip()
+            if unit.lower() not in accepted:
+                raise DataError(
+                    f"{path}: {key!r} declares {shorten(unit)}: convert the file to eV, Angstrom "
+                    "and eV/Angstrom first"
+                )
     return stored
 
 
@@ -271,6 +271,10 @@ def _npz_numbers(
         )
     if not ((values >= 1) & (values <= 118)).all():
         raise DataError(f"{path}: key {name!r} holds numbers that are no elements (1 to 118)")
+    if (broken := values[values % 1 != 0]).size:
+        raise DataError(
+            f"{path}: key {name!r} holds {broken[0]:g}, which is no atomic number: these are whole"
+        )
     return np.broadcast_to(values.astype(np.int64), (n_frames, n_atoms))
 
 
