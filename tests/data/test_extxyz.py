@@ -108,6 +108,9 @@ def test_a_blank_line_between_frames_hides_nothing(tmp_path: Path) -> None:
         ('pbc="F F F"', 'pbc="F F"', r"frame 0 .*pbc is not three of T and F"),
         ('pbc="F F F"', 'pbc="F F F', r"frame 0 .*no end to the quote"),
         ('pbc="F F F"', 'Lattice="1 2 3"', r"frame 0 .*Lattice is not nine numbers"),
+        ('pbc="F F F"', 'PBC="T T T"', r"frame 0 \(line 2\): .*'PBC' .*Did you mean 'pbc'\?$"),
+        ('pbc="F F F"', 'lattice="9 0 0 0 9 0 0 0 9"', r"frame 0 .*'lattice'.*mean 'Lattice'\?$"),
+        ("Properties", "properties", r"frame 0 .*'properties' .*Did you mean 'Properties'\?$"),
         ('pbc="F F F"', "tag=1 tag=2", r"frame 0 .*the key 'tag' stands twice, with different"),
         ('pbc="F F F"', 'a="_JSON [1,"', r"frame 0 .*not JSON"),
         ('pbc="F F F"', 'a="_JSON ' + "[" * 99999 + '"', r"frame 0 .*(not JSON|no end)"),
@@ -175,7 +178,7 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
 
 
 def test_a_plain_xyz_with_free_text_is_read(tmp_path: Path) -> None:
-    text = "2\nit's a \"dimer {of hydrogen\nH 0 0 0\n1 0 0 0.74\n"
+    text = "2\nit's a \"dimer {of hydrogen without PBC or lattice\nH 0 0 0\n1 0 0 0.74\n"
     (frame,) = read_frames(write(tmp_path / "plain.xyz", text))
     assert frame.symbols == ["H", "H"]
     assert not frame.pbc.any()

@@ -125,6 +125,7 @@ def _read_frame(lines: _Lines, n_atoms: int, source: str) -> RawFrame:
     if comment == "":
         raise _Malformed("the file ends after the number of atoms")
     info = parse_comment(comment)
+    _check_case(info)
     cell, pbc = _cell_of(info)
     named = "Properties" in info
     columns = _parse_properties(info.pop("Properties", "species:S:1:pos:R:3"))
@@ -262,6 +263,14 @@ def _parse_value(text: str) -> Any:
         except (ValueError, KeyError, OverflowError):
             continue
     return text
+
+
+def _check_case(info: dict[str, Any]) -> None:
+    """What the format itself names is not understood in another case; a bare word is text."""
+    for key, value in info.items():
+        for name in ("Lattice", "pbc", "Properties"):
+            if key != name and key.lower() == name.lower() and value is not True:
+                raise _Malformed(f"the key {key!r} is not understood. Did you mean {name!r}?")
 
 
 def _cell_of(info: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
