@@ -72,3 +72,22 @@ def test_isolated_atoms_of_all_files_are_used_and_may_not_contradict(
         prepared(4.5)
     assert f"3.5 eV in {train}: frame 4" in str(caught.value)
     assert f"4.5 eV in {tmp_path / 'other.xyz'}: frame 1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.train_count=4"], r"data\.train_count: 4 structures .* but there are 3"),
+        (["data.valid_count=9"], r"data\.valid_count: 5 frames .*with 9 for validation none"),
+        (
+            ["data.valid_count=null", "data.valid_fraction=0.95"],
+            r"data\.valid_fraction: 5 frames .*with 5 for validation none",
+        ),
+    ],
+)
+def test_too_few_structures_name_the_file_and_the_key(
+    tmp_path: Path, settings: list[str], message: str
+) -> None:
+    data = data_file(tmp_path, [cluster(seed) for seed in range(5)])
+    with pytest.raises(DataError, match=rf"^{data}: {message}"):
+        prepare(config(data, *settings), lambda _: None)

@@ -42,9 +42,10 @@ def split_frames(
     if count is None or count < 0:
         raise ConfigError(f"the number of validation frames is {count}")
     if count >= len(frames):
+        key = "data.valid_count" if fraction is None else "data.valid_fraction"
         raise DataError(
-            f"{len(frames)} frames cannot be split: with {count} for validation none is left to "
-            "train on"
+            f"{_files(frames)}{key}: {len(frames)} frames cannot be split: with {count} for "
+            "validation none is left to train on"
         )
     chosen = _drawn(len(frames), count, seed)
     train = [frame for index, frame in enumerate(frames) if index not in chosen]
@@ -67,10 +68,18 @@ def draw_frames(frames: Sequence[Frame], count: int, seed: int) -> list[Frame]:
     """
     if count > len(frames):
         raise DataError(
-            f"{count} structures to train on were asked for, but there are {len(frames)}"
+            f"{_files(frames)}data.train_count: {count} structures to train on were asked for, "
+            f"but there are {len(frames)}, without isolated atoms and those that validate"
         )
     chosen = _drawn(len(frames), count, seed)
     return [frame for index, frame in enumerate(frames) if index in chosen]
+
+
+def _files(frames: Sequence[Frame]) -> str:
+    """The files of frames, as messages begin with them."""
+    files = dict.fromkeys(frame.source.rpartition(":")[0] for frame in frames)
+    named = ", ".join(filter(None, files))
+    return f"{named}: " if named else ""
 
 
 def _drawn(n_frames: int, count: int, seed: int) -> set[int]:
