@@ -33,6 +33,46 @@ def test_orthogonal_keeps_directions_and_equalises_lengths(columns: int) -> None
     assert not orthogonal(torch.zeros(1, 2, columns)).any()
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-23, 1e25])
+def test_orthogonal_takes_matrices_of_any_size(size: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    matrices = torch.randn(3, 5, 9, generator=generator)
+    matrices[1] = 0
+    found = orthogonal(size * matrices)
+    assert not found[1].any()
+    values = torch.linalg.svdvals(found[::2])
+    assert bool(((values > 0.6) & (values < 1.25)).all())
+    power_of_two = 2.0**-60
+    assert torch.equal(orthogonal(power_of_two * matrices), orthogonal(matrices))
+
+
+def test_matrices_of_elements_that_batches_lack_stay() -> None:
+    """The second of two elements is seen once; a single matrix is not seen at first."""
+    generator = torch.Generator().manual_seed(3)
+    species = torch.nn.Parameter(torch.randn(2, 6, 6, generator=generator))
+    single = torch.nn.Parameter(torch.randn(4, 6, generator=generator))
+    optimizer = Muon([species, single], [], lr=0.01)
+    seen, start = species.detach().clone(), single.detach().clone()
+    for step in range(1200):
+        species.grad = torch.randn(2, 6, 6, generator=generator)
+        single.grad = torch.zeros(4, 6)
+        if step:
+            species.grad[1] = 0
+        optimizer.step()
+        if step == 0:
+            seen = species.detach().clone()
+            momentum = optimizer.state[species]["momentum"].clone()
+    assert torch.equal(species[1], seen[1])
+    assert torch.equal(optimizer.state[species]["momentum"][1], momentum[1])
+    assert torch.equal(single, start)
+    assert bool(torch.isfinite(species).all())
+    assert float((species - seen)[0].detach().square().mean().sqrt()) > 0.1
+    species.grad = torch.randn(2, 6, 6, generator=generator)
+    optimizer.step()
+    moved = (species - seen)[1].detach().square().mean().sqrt()
+    assert float(moved) == pytest.approx(0.01, rel=0.3)
+
+
 def test_each_matrix_takes_a_step_of_the_learning_rate() -> None:
     """Batched ones, tall and wide ones, each as if it were alone."""
     generator = torch.Generator().manual_seed(2)

@@ -24,7 +24,9 @@ class Muon(torch.optim.Adam):
     U V^T sqrt(max(rows, columns)), whose elements have a root mean square of about 1, times the
     learning rate (Jordan et al. 2024; the factor as in Liu et al., arXiv 2502.16982, without their
     0.2). All directions of a layer learn at one pace, where Adam follows the few that dominate its
-    gradients. Momentum is Nesterov's. Matrices do not decay.
+    gradients. Momentum is Nesterov's. Matrices do not decay. One without any gradient, as that of
+    an element which the batch lacks, stays as it is with its momentum: made orthogonal, what is
+    left of old gradients would move it as far as new ones.
 
     Args:
         matrices: parameters whose last two dimensions are matrices.
@@ -63,8 +65,11 @@ class Muon(torch.optim.Adam):
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(parameter.grad, 1 - self._momentum)
-            ahead = parameter.grad.lerp(state["momentum"], self._momentum)
+            gradient, momentum = parameter.grad, state["momentum"]
+            has_any = gradient.any(-1, keepdim=True).any(-2, keepdim=True)
+            gradient = torch.where(has_any, gradient, momentum)  # momentum stays equal to it
+            momentum.lerp_(gradient, 1 - self._momentum)
+            ahead = gradient.lerp(momentum, self._momentum) * has_any
             rows, columns = parameter.shape[-2:]
             lying = ahead.mT if rows > columns else ahead
             lying = lying.reshape(-1, *lying.shape[-2:])
@@ -96,7 +101,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
     a, b, c = _QUINTIC
     _, rows, columns = matrices.shape
     wide = columns >= 2 * rows
-    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-30)
+    # squares of tiny elements vanish; scaled by a power of two, others keep their bits
+    largest = torch.linalg.vector_norm(matrices, math.inf, dim=(1, 2), keepdim=True)
+    x = torch.ldexp(matrices, -torch.frexp(largest).exponent.clamp(-100, 100))
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-30)
     gram, total = x @ x.mT, None
     for iteration in range(_ITERATIONS):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
