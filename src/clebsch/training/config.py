@@ -127,7 +127,10 @@ class TrainingConfig(Section):
     )
     lr: float = Field(0.01, gt=0, description="highest learning rate")
     weight_decay: float = Field(
-        5e-7, ge=0, description="on the weights of equations 10 and 11 alone"
+        5e-7,
+        ge=0,
+        description="on the weights of equations 10 and 11 alone; not on those of elements that "
+        "the batch lacks",
     )
     schedule: Literal["plateau", "cosine", "linear", "constant"] = Field(
         description="cosine and linear fall over the whole budget of epochs or minutes"

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clebsch.training.adam import Adam
+
 #: Coefficients of the quintic iteration (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -17,7 +19,7 @@ _ITERATIONS = 5
 _CACHED = 2**17
 
 
-class Muon(torch.optim.Adam):
+class Muon(Adam):
     """Muon for matrices and AMSGrad for everything else.
 
     A matrix moves against its momentum M = U S V^T with the singular values made one: by
@@ -30,7 +32,7 @@ class Muon(torch.optim.Adam):
 
     Args:
         matrices: parameters whose last two dimensions are matrices.
-        others: groups of parameters with options of ``torch.optim.Adam``, for AMSGrad.
+        others: groups of parameters, each with its ``decay``, for AMSGrad.
         lr: learning rate of both kinds.
         momentum: of matrices.
     """
@@ -43,8 +45,8 @@ class Muon(torch.optim.Adam):
         momentum: float = 0.95,
     ) -> None:
         self._momentum = momentum
-        turned = {"params": list(matrices), "weight_decay": 0.0}
-        super().__init__([turned, *others], lr=lr, amsgrad=True, fused=True)
+        turned = {"params": list(matrices)}
+        super().__init__([turned, *others], lr=lr, amsgrad=True)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -66,7 +68,7 @@ class Muon(torch.optim.Adam):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             gradient, momentum = parameter.grad, state["momentum"]
-            has_any = gradient.any(-1, keepdim=True).any(-2, keepdim=True)
+            has_any = gradient.abs().amax((-2, -1), keepdim=True) != 0
             gradient = torch.where(has_any, gradient, momentum)  # momentum stays equal to it
             momentum.lerp_(gradient, 1 - self._momentum)
             ahead = gradient.lerp(momentum, self._momentum) * has_any
@@ -102,7 +104,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     _, rows, columns = matrices.shape
     wide = columns >= 2 * rows
     # squares of tiny elements vanish; scaled by a power of two, others keep their bits
-    largest = torch.linalg.vector_norm(matrices, math.inf, dim=(1, 2), keepdim=True)
+    largest = matrices.abs().amax((1, 2), keepdim=True)
     x = torch.ldexp(matrices, -torch.frexp(largest).exponent.clamp(-100, 100))
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-30)
     gram, total = x @ x.mT, None

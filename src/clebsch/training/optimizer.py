@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clebsch.potential import Potential
+from clebsch.training.adam import Adam
 from clebsch.training.config import TrainingConfig
 from clebsch.training.muon import Muon
 
@@ -22,8 +23,9 @@ def trained_parameters(potential: Potential) -> dict[str, nn.Parameter]:
 def make_optimizer(potential: Potential, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam, AMSGrad, AdamW or Muon, with weight decay on ``model.decayed_parameters()`` alone.
 
-    beta 0.9 and 0.999, epsilon 1e-8 (MACE paper, A.5.1). Muon has the linear maps, which it does
-    not decay, and leaves the rest to AMSGrad.
+    beta 0.9 and 0.999, epsilon 1e-8, and a decay that is part of the gradient but with AdamW (MACE
+    paper, A.5.1). Weights of an element do not decay in batches that lack it, where the paper's
+    would. Muon has the linear maps, which it does not decay, and leaves the rest to AMSGrad.
     """
     decayed = {id(p) for p in potential.model.decayed_parameters()}
     parameters = list(trained_parameters(potential).values())
@@ -33,19 +35,14 @@ def make_optimizer(potential: Potential, config: TrainingConfig) -> torch.optim.
         mapped = {id(p) for p in maps}
         parameters = [p for p in parameters if id(p) not in mapped]
     groups = [
-        {
-            "params": [p for p in parameters if id(p) in decayed],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in decayed], "decay": config.weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "muon":
         return Muon(maps, groups, lr=config.lr)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    amsgrad = config.optimizer == "amsgrad"
-    return torch.optim.Adam(groups, lr=config.lr, amsgrad=amsgrad, fused=True)
+    amsgrad, decoupled = config.optimizer == "amsgrad", config.optimizer == "adamw"
+    return Adam(groups, lr=config.lr, amsgrad=amsgrad, decoupled=decoupled)
 
 
 class Schedule:
