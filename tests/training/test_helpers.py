@@ -193,6 +193,34 @@ def test_a_run_with_helpers_resumes_exactly_and_leaves_nobody_behind(
     assert all(process.poll() == 0 for process in started)
 
 
+def test_sigterm_to_all_processes_of_a_job_saves_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm and systemd send it; helpers that have hardly begun do not mind either."""
+    settings = config(data_file(tmp_path), "processes=2", "threads=1")
+    train(settings, tmp_path / "whole")
+    honest_step, honest_start = Trainer.step, subprocess.Popen
+
+    def signalled(self: Trainer, indices: list[int], progress: float) -> None:
+        if self.state.step == 7:
+            os.kill(self.helpers._processes[0].pid, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        honest_step(self, indices, progress)
+
+    def begun(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        process = honest_start(*arguments, **options)  # type: ignore[call-overload]
+        process.send_signal(signal.SIGTERM)
+        return process  # type: ignore[no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", signalled)
+        patch.setattr(module.subprocess, "Popen", begun)
+        result = train(settings, tmp_path / "parts")
+    assert (result.reason, result.step) == ("interrupted", 8)
+    resume(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_run_whose_helper_dies_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -120,11 +121,11 @@ class Helpers:
             ours, theirs = socket.socketpair()
             command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
             # a session of its own: Ctrl-C is for the main process, which ends the others
-            self._processes.append(
-                subprocess.Popen(
+            with _deaf():
+                process = subprocess.Popen(
                     command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
                 )
-            )
+            self._processes.append(process)
             theirs.close()
             self._connections.append(Connection(ours.detach()))
         for number in range(self.number):
@@ -206,6 +207,20 @@ class Helpers:
                 process.kill()
                 process.wait()
         self._processes, self._connections, self._asked = [], [], []
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait meanwhile, and never reach what is started meanwhile.
+
+    Slurm and systemd send SIGTERM to all processes of a job. The main process then saves, for which
+    it needs its helpers; they end when it does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _mapped(path: Path, parameters: Mapping[str, Tensor], n_helpers: int) -> Tensor:
