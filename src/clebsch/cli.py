@@ -1,8 +1,8 @@
 """The command line: parse, call one function, say where the results are.
 
 Exit status: 0 done; 1 done, but the answer is bad (a relaxation that did not converge, dynamics
-that blew up, data with errors); 2 an error in what was given; 130 interrupted: what was saved is
-said.
+that blew up, data with errors, a training that kept no model); 2 an error in what was given; 130
+interrupted: what was saved is said.
 
 Imports that cost time are inside the commands, so that ``clebsch --help`` is quick.
 """
@@ -487,10 +487,14 @@ def _say(text: str, error: bool = False) -> None:
 
 
 def _end_of_training(run: Path, interrupted: bool, has_model: bool) -> None:
-    """Write the report of a finished run; an interrupted one is finished first."""
+    """Write the report of a finished run; an interrupted one is finished first.
+
+    A run that is finished without a model has nothing to report, and is no success.
+    """
     if interrupted:
         raise typer.Exit(INTERRUPTED)
-    if has_model:
-        from clebsch.training.report import report_run
+    if not has_model:
+        raise typer.Exit(BAD_ANSWER)
+    from clebsch.training.report import report_run
 
-        _say(f"Report: {report_run(run)}")
+    _say(f"Report: {report_run(run)}")

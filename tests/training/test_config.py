@@ -128,6 +128,9 @@ def test_an_unknown_section_is_blamed_on_where_it_was_given(tmp_path: Path) -> N
         ("model.radial.basis=bessle", "model.radial.basis", "Did you mean 'bessel'?"),
         ("device=gpu", "device", "cuda"),
         ("training=3", "training", "object"),
+        ("training.lr=1e999", "training.lr", "finite number"),
+        ("data.references={Cu: -1e999}", "data.references", "finite number"),
+        ("model.cutoff=1e999", "model.cutoff", "finite number"),
     ],
 )
 def test_a_wrong_value_names_the_key_and_what_was_expected(

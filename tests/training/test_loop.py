@@ -17,6 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from rich.console import Console
 
 import clebsch
+from clebsch.cli import main
 from clebsch.data.loader import Batch
 from clebsch.data.read import read_frames
 from clebsch.data.references import undetermined
@@ -24,7 +25,7 @@ from clebsch.data.statistics import Statistics
 from clebsch.errors import ClebschError, ConfigError, DataError
 from clebsch.training import gradient as gradient_module
 from clebsch.training import trainer as trainer_module
-from clebsch.training.configfile import load_config
+from clebsch.training.configfile import load_config, write_config
 from clebsch.training.loop import train
 from clebsch.training.prepare import prepare
 from clebsch.training.trainer import Trainer
@@ -325,6 +326,21 @@ def test_a_full_disk_is_said_and_training_goes_on(
     settings = config(data_file(tmp_path), "training.checkpoint_steps=2")
     assert train(settings, tmp_path / "run", console).reason == "epochs"
     assert "step 4 could not be saved (No space left on device)" in said(console)
+
+
+def test_a_run_that_keeps_no_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer_module, "validate", lambda *_: {"loss": np.nan, "forces_rmse": 1.0})
+    path, run = tmp_path / "run.yaml", str(tmp_path / "run")
+    write_config(config(data_file(tmp_path), f"run={run}"), path)
+    for arguments in (["train", str(path)], ["resume", run]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 1
+        text = "".join(capsys.readouterr().out.split("\n"))
+        assert "No model was kept: loss (training.metric) was not finite in any evaluation" in text
+        assert "Report" not in text
 
 
 def test_a_log_file_that_cannot_be_written_does_not_end_training(

@@ -164,6 +164,8 @@ def resume(
                 f"{run} is finished ({state.finished}); give new limits to train longer "
                 "(--max-epochs, --max-minutes)."
             )
+            if state.best is None:
+                log.say(_no_model(config.training.metric))
             return _result(run, state, state.finished)
         prepared = prepare(config, log.say)
         config = with_shares(config, prepared, log.say)
@@ -361,7 +363,16 @@ def _say_end(result: TrainingResult, trainer: Trainer, log: RunLog) -> None:
             "patience": "no better model for a while (training.patience)",
         }
         log.say(f"Finished: {ends[result.reason]}.")
+        if result.model is None:
+            log.say(_no_model(trainer.settings.metric))
     if result.best is not None:
         metric = trainer.settings.metric
         value = f"{result.best['valid'][metric]:.5g}" + ("" if metric == "loss" else " (eV, Å)")
         log.say(f"Best model: epoch {result.best['epoch']}, {metric} {value}; {result.model}")
+
+
+def _no_model(metric: str) -> str:
+    return (
+        f"No model was kept: {metric} (training.metric) was not finite in any evaluation. Lower "
+        "training.lr, or check the structures with clebsch check."
+    )
