@@ -200,6 +200,20 @@ def test_a_preset_can_be_changed_on_the_command_line_in_any_order() -> None:
         assert load_config(None, ["data.train=a", *settings]).model == expected
 
 
+def test_a_section_that_is_given_as_a_value_is_not_dropped_for_a_key_of_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, ["data=cu.xyz", "data.valid=au.xyz"])
+    assert str(error.value) == (
+        "the command line: data: should be a section, for data.valid to be in (got 'cu.xyz')"
+    )
+    path = file(tmp_path, "{data: {train: a}, training: {loss: 3}}")
+    message = rf"^{re.escape(str(path))}: training\.loss: should be a section.*got 3"
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, ["training.loss.energy=1"])
+    empty = file(tmp_path, "{data: {train: a}, training: null}")
+    assert load_config(empty, ["training.max_epochs=1"]).training.max_epochs == 1
+
+
 def test_a_setting_of_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = file(tmp_path, "data: {train: a}\nmodel: mace_tiny\ntraining: {lr: 0.1, batch_size: 3}")
     config = load_config(path, ["training.lr=0.2", "model.radial.n_basis=6"])

@@ -43,16 +43,19 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     tree = {} if path is None else _read(Path(path))
     of_file = set(tree)
     settings = sorted((_parse(text) for text in overrides), key=lambda s: s[0].count("."))
-    for key, value in settings:
-        _assign(tree, key, value)
     places = {key: "the command line" for key, _ in settings}
     where = str(path) if path is not None else "the configuration"
 
-    def place(key: str) -> str:
-        above = (p for k, p in places.items() if f"{key}.".startswith(f"{k}."))
-        below = (p for k, p in places.items() if k.startswith(f"{key}.") and key not in of_file)
-        return next(above, next(below, where))
+    def place_of_value(key: str) -> str:
+        return next((p for k, p in places.items() if f"{key}.".startswith(f"{k}.")), where)
 
+    def place(key: str) -> str:
+        below = (p for k, p in places.items() if k.startswith(f"{key}.") and key not in of_file)
+        given = place_of_value(key)
+        return given if given != where else next(below, where)
+
+    for key, value in settings:
+        _assign(tree, key, value, place_of_value)
     tree = _resolve(tree, place)
     try:
         return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
@@ -163,13 +166,18 @@ def _parse(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r}: {error}") from None
 
 
-def _assign(tree: Tree, key: str, value: Any) -> None:
+def _assign(tree: Tree, key: str, value: Any, place: Any) -> None:
     *sections, name = key.split(".")
-    for section in sections:
-        inner = tree.get(section)
+    for depth, section in enumerate(sections, 1):
+        inner = {} if tree.get(section) is None else tree[section]
         if section == "model" and isinstance(inner, str):
             inner = {"preset": inner}
-        tree[section] = inner = dict(inner) if isinstance(inner, dict) else {}
+        if not isinstance(inner, dict):
+            full = ".".join(sections[:depth])
+            raise ConfigError(
+                f"{place(full)}: {full}: should be a section, for {key} to be in (got {inner!r})"
+            )
+        tree[section] = inner = dict(inner)
         tree = inner
     tree[name] = value
 
