@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,32 @@ def test_a_run_that_keeps_no_model_says_so(
         text = "".join(capsys.readouterr().out.split("\n"))
         assert "No model was kept: loss (training.metric) was not finite in any evaluation" in text
         assert "Report" not in text
+
+
+def test_a_disk_that_is_full_for_a_while_loses_no_line_of_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    """Files may not grow by more than 64 bytes meanwhile, which is half a line."""
+    settings = config(data_file(tmp_path), "training.max_epochs=4")
+    train(settings, tmp_path / "whole")
+    honest = Trainer.evaluate
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(self: Trainer) -> None:
+        size = (self.run / "metrics.jsonl").stat().st_size if self.state.epoch > 1 else 0
+        if self.state.epoch in (2, 3):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 64, hard))
+        try:
+            honest(self)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if self.state.epoch in (2, 3):
+            assert len(history(self.run)) == 1
+
+    monkeypatch.setattr(Trainer, "evaluate", limited)
+    assert train(settings, tmp_path / "run", console).reason == "epochs"
+    assert history(tmp_path / "run") == history(tmp_path / "whole")
+    assert said(console).count("metrics.jsonl could not be written (File too large)") == 1
 
 
 def test_a_log_file_that_cannot_be_written_does_not_end_training(

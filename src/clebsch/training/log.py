@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,18 +22,42 @@ class History:
 
     Attributes:
         path: the file.
-        n_lines: how many lines it has.
+        n_lines: how many lines it has, with those that are not written yet.
+        unwritten: lines that the file lacks.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.n_lines = 0
+        self.unwritten: list[str] = []
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line; numbers that are not finite become null, as JSON has none."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        """Add a line; numbers that are not finite become null, as JSON has none.
+
+        Raises:
+            OSError: it cannot be written now, and is kept for ``write``; the file is as it was.
+        """
+        self.unwritten.append(json.dumps(_finite(record), allow_nan=False) + "\n")
         self.n_lines += 1
+        self.write()
+
+    def write(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            OSError: it cannot be; the file is as it was.
+        """
+        if not self.unwritten:
+            return
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(self.unwritten)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # a full disk may have taken half a line
+            raise
+        self.unwritten = []
 
     def truncate(self, n_lines: int) -> int:
         """Keep the first ``n_lines``, which a resumed run starts from.
@@ -43,7 +68,7 @@ class History:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = lines[:n_lines]
         atomic_write(self.path, "".join(f"{line}\n" for line in kept))
-        self.n_lines = n_lines
+        self.n_lines, self.unwritten = n_lines, []
         return n_lines - len(kept)
 
 

@@ -208,7 +208,7 @@ class Trainer:
             "valid": valid,
             "best": best,
         }
-        self.history.append(record)
+        self._note(record)
         self.log.row(record)
         self.log.scalars(record)
         self.schedule.observe(valid["loss"])
@@ -219,6 +219,17 @@ class Trainer:
             state.best = record
             self.best = copied(self.average.average | self._offsets)
             self._model_is_current = False
+
+    def _note(self, record: dict[str, Any]) -> None:
+        """Add a line to the history; one that a full disk refuses is written before the next."""
+        try:
+            self.history.append(record)
+        except OSError as error:
+            if len(self.history.unwritten) == 1:
+                self.log.say(
+                    f"{self.history.path} could not be written ({error.strerror}); training goes "
+                    "on, and writes the line when there is room."
+                )
 
     def calibrate(self) -> None:
         """Fit what no force depends on once more, to what the best model says of validation.
@@ -282,11 +293,12 @@ class Trainer:
             )
 
     def checkpoint(self) -> None:
-        """Write the state, then the best model if it changed.
+        """Write the history, the state, then the best model if it changed.
 
         Raises:
             OSError: a file cannot be written; what was there before is unchanged.
         """
+        self.history.write()
         state = self.state
         state.seconds = self.seconds
         state.history_lines = self.history.n_lines
