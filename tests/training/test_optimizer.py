@@ -117,6 +117,16 @@ def test_a_plateau_lowers_the_rate_after_its_patience_and_not_before() -> None:
     assert schedule.lr(0, 0.9) == 0.05
 
 
+def test_a_first_loss_that_is_not_finite_is_not_the_one_to_beat() -> None:
+    schedule = Schedule(
+        settings(schedule="plateau", plateau_patience=1, plateau_factor=0.5, lr=0.1)
+    )
+    for loss in (math.nan, math.inf, 4.0, 3.0, 2.0, 1.0):
+        schedule.observe(loss)
+    assert schedule.lowest == 1.0
+    assert schedule.factor == 0.5
+
+
 @pytest.mark.parametrize(("kind", "half"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
 def test_schedules_over_the_budget(kind: str, half: float) -> None:
     schedule = Schedule(settings(schedule=kind, lr=0.2, warmup_steps=4))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import clebsch
 from clebsch.errors import ClebschError, ConfigError, DataError, ModelFileError
+from clebsch.modelfile import read_tensors, write_tensors
 from clebsch.training.config import Config
 from clebsch.training.loop import TrainingResult, resume, train
 from clebsch.training.state import TrainingState, read_newest_state, write_state
@@ -226,6 +227,43 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_what_was_lost(
     assert_same_run(whole, run)
 
 
+def test_a_state_of_another_version_is_refused_and_kept(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cut_run(whole, tmp_path, monkeypatch).run
+    newest = states(run)[-1]
+    tensors, metadata = read_tensors(newest)
+    write_tensors(newest, tensors, metadata | {"format_version": 99})
+    before = newest.read_bytes()
+    with pytest.raises(ModelFileError, match=r"step-0000000009.*version 99; this Clebsch reads"):
+        resume(run)
+    assert states(run)[-1].read_bytes() == before
+    assert len(states(run)) == 2
+
+
+@pytest.mark.parametrize("schedule", ["linear", "plateau"])
+def test_an_evaluation_right_behind_a_resume_tells_the_last_steps_rate(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """The state of an epoch's last batch is saved before the evaluation that follows it."""
+    rising = ("training.warmup_steps=40", "training.checkpoint_steps=5")
+    started = config(whole.parent / "data.xyz", *SETTINGS, *rising, f"training.schedule={schedule}")
+    train(started, tmp_path / "whole")
+    honest = Trainer.evaluate
+
+    def killed(self: Trainer) -> None:
+        if self.state.epoch == 2:
+            raise SystemExit
+        honest(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", killed)
+        with pytest.raises(SystemExit):
+            train(started, tmp_path / "parts")
+    resume(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_when_no_state_is_whole_the_error_names_them_all(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +316,11 @@ def test_resuming_with_other_settings_or_other_data_is_refused(
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("lr: 0.1", "lr: 0.2"))
     with pytest.raises(ConfigError, match=r"training\.lr is 0\.2.*began with 0\.1"):
+        resume(run)
+    (run / "config.yaml").write_text(
+        text.replace("references: auto", "references: {Cu: 1.0, Au: 2.0}")
+    )
+    with pytest.raises(ConfigError, match=r"data\.references is .*began with 'auto'"):
         resume(run)
     other = data_file(tmp_path)
     other.write_text(other.read_text().replace("energy=", "energy=1"))

@@ -331,10 +331,10 @@ def _check_unchanged(config: Config, began: dict[str, Any]) -> None:
         ConfigError: names the first such setting.
     """
     now = config_dict(config)
-    for section in ("model", "initial", "training", "fit", "seed", "dtype"):
+    for section in ("data", "model", "initial", "training", "fit", "seed", "dtype"):
         for key, new, old in differences(section, now.get(section), began.get(section)):
-            if key in _FREE:
-                continue
+            if key in _FREE or (section == "data" and not key.startswith("data.references")):
+                continue  # other data are found by their fingerprint
             raise ConfigError(
                 f"{config.run / 'config.yaml'}: {key} is {new!r}, but the run began with {old!r}; "
                 "put it back, or start a new run"

@@ -79,10 +79,13 @@ class Schedule:
         return rate
 
     def observe(self, loss: float) -> None:
-        """Take note of a validation loss; a plateau lowers the rate."""
+        """Take note of a validation loss; a plateau lowers the rate.
+
+        One that is not finite is no better than any other.
+        """
         if self.config.schedule != "plateau":
             return
-        if self.lowest is None or loss < self.lowest:
+        if math.isfinite(loss) and (self.lowest is None or loss < self.lowest):
             self.lowest, self.waited = loss, 0
             return
         self.waited += 1

@@ -91,7 +91,8 @@ def read_newest_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], list
         damaged. Damaged files are removed, so that they never count as the one to keep.
 
     Raises:
-        ModelFileError: there is no state, or none is whole.
+        ModelFileError: there is no state, or none is whole, or a newer one is whole but of another
+            version; then nothing is removed.
     """
     paths = state_files(run)
     if not paths:
@@ -101,10 +102,11 @@ def read_newest_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], list
     damaged: list[tuple[Path, str]] = []
     for path in paths:
         try:
-            state, tensors = _read_state(path)
+            tensors, metadata = read_tensors(path)
         except ModelFileError as error:
             damaged.append((path, str(error)))
             continue
+        state = _state(path, metadata)
         for broken, _ in damaged:
             broken.unlink(missing_ok=True)
         notes = [
@@ -116,8 +118,7 @@ def read_newest_state(run: Path) -> tuple[TrainingState, dict[str, Tensor], list
     raise ModelFileError("; ".join(message for _, message in damaged) + "; no state is left")
 
 
-def _read_state(path: Path) -> tuple[TrainingState, dict[str, Tensor]]:
-    tensors, metadata = read_tensors(path)
+def _state(path: Path, metadata: dict[str, Any]) -> TrainingState:
     if metadata.get("format") != STATE_FORMAT:
         raise ModelFileError(f"{path}: not a training state")
     version = metadata.get("format_version")
@@ -125,7 +126,7 @@ def _read_state(path: Path) -> tuple[TrainingState, dict[str, Tensor]]:
         raise ModelFileError(
             f"{path}: training state of version {version}; this Clebsch reads {STATE_VERSION}"
         )
-    return TrainingState(**metadata["state"]), tensors
+    return TrainingState(**metadata["state"])
 
 
 def state_files(run: Path) -> list[Path]:

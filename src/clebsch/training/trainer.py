@@ -111,11 +111,17 @@ class Trainer:
         """Wall time of the run, earlier parts included."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def progress(self, n_batches: int) -> float:
-        """Part of the budget that is spent, 0 to 1, in an epoch of ``n_batches``."""
+    def progress(self, n_batches: int, position: int | None = None) -> float:
+        """Part of the budget that is spent, 0 to 1.
+
+        Args:
+            n_batches: of the epoch.
+            position: batches done in it; those of the state if None.
+        """
         fractions = []
         if self.settings.max_epochs is not None:
-            epochs = self.state.epoch + self.state.position / n_batches
+            position = self.state.position if position is None else position
+            epochs = self.state.epoch + position / n_batches
             fractions.append(epochs / self.settings.max_epochs)
         if self.settings.max_minutes is not None:
             fractions.append(self.seconds / (60 * self.settings.max_minutes))
@@ -136,9 +142,7 @@ class Trainer:
         Raises:
             ClebschError: too many batches in a row were skipped; memory ran out.
         """
-        lr = self.schedule.lr(self.state.step, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self._set_lr(self.state.step, progress)
         sums, finite = self._gradient(indices)
         if sums is None:
             return
@@ -149,6 +153,11 @@ class Trainer:
         self.average.update()
         self.state.skipped = 0
         self._train_sums = self._train_sums + sums
+
+    def _set_lr(self, step: int, progress: float) -> None:
+        lr = self.schedule.lr(step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
     def announce(self, indices: Sequence[int]) -> None:
         """Say what a later step will be given, so that it can be on its way to a GPU before."""
@@ -365,6 +374,9 @@ class Trainer:
         self.schedule.waited = state.schedule["waited"]
         self._train_sums = LossSums(**state.train_sums)
         self._seconds_before = state.seconds
+        if state.step:  # an evaluation before the next step tells of the last one's rate
+            n_batches = len(self.sampler.epoch(state.epoch))
+            self._set_lr(state.step - 1, self.progress(n_batches, state.position - 1))
         missing = self.history.truncate(state.history_lines)
         if missing:
             self.log.say(f"{self.history.path}: {missing} lines of the history are missing.")
