@@ -103,6 +103,18 @@ def test_a_position_that_is_not_a_number_is_refused() -> None:
         graph_of(Atoms("H2", [[0, 0, 0], [np.nan, 0, 0]]), 3.0)
 
 
+@pytest.mark.parametrize("far", [(1e6, 0, 0), (0, 1700, 1700), (0, 1e5, 1e12)])
+def test_atoms_too_far_apart_for_the_search_are_refused(far: tuple[float, float, float]) -> None:
+    """vesin divides by zero there, which ends the process."""
+    with pytest.raises(DataError, match=r"atom 2 is .* Angstrom from the middle"):
+        graph_of(Atoms("H3", [[0, 0, 0], [1, 0, 0], far]), 5.0)
+
+
+@pytest.mark.parametrize("far", [(4e5, 0, 0), (0, 1500, 1500), (1e12, 1e12, 1e12)])
+def test_atoms_far_apart_are_no_neighbours(far: tuple[float, float, float]) -> None:
+    assert graph_of(Atoms("H3", [[0, 0, 0], [1, 0, 0], far]), 5.0).n_edges == 2
+
+
 # --- the search on GPUs, whose package takes tensors of CPUs as well ---
 
 

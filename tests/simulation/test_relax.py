@@ -181,3 +181,43 @@ def test_bad_input_is_refused_before_any_work(
     with pytest.raises(ClebschError, match=message):
         run_relax(Morse(), cluster(), **options)
     assert (tmp_path / "there.xyz").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "relaxed.pwi", "relaxed.lammps-data"])
+def test_a_format_that_cannot_hold_the_structure_is_refused_before_the_search(
+    tmp_path: Path, name: str
+) -> None:
+    output = tmp_path / name
+    output.write_text("precious")
+    steps: list[int] = []
+    with pytest.raises(ClebschError, match=rf"{name}: ASE cannot write this structure"):
+        run_relax(
+            Morse(),
+            cluster(),
+            output=output,
+            overwrite=True,
+            progress=lambda step, *_: steps.append(step),
+        )
+    assert not steps
+    assert output.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_result_that_cannot_be_written_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "relaxed.xyz"
+    output.write_text("precious")
+    honest, calls = ase.io.write, []
+
+    def write(path: Path, atoms: Atoms) -> None:
+        honest(path, atoms)
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ase.io, "write", write)
+    with pytest.raises(ClebschError, match=r"relaxed\.xyz: .*No space left"):
+        run_relax(Morse(), cluster(), output=output, overwrite=True)
+    assert output.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [output]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -130,8 +132,8 @@ def run_relax(
 
     Raises:
         ClebschError: settings that make no sense; files that exist, or that cannot be written; a
-            cell to relax that is not periodic in all three directions; an energy or force that is
-            not a finite number.
+            format that cannot hold the structure; a cell to relax that is not periodic in all three
+            directions; an energy or force that is not a finite number.
     """
     _check(atoms, fmax, steps, cell, pressure, smax, optimizer)
     smax = DEFAULT_SMAX if smax is None else smax
@@ -146,6 +148,9 @@ def run_relax(
     if cell:
         target = FrechetCellFilter(moved, scalar_pressure=pressure * units.GPa)
     energy = _finite_energy(moved, 0)
+    if output is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            _write(Path(folder, output.name), moved, output)
     frames = TrajectoryWriter(trajectory) if trajectory is not None else None
     search = OPTIMIZERS[optimizer](target, logfile=None)
 
@@ -171,7 +176,7 @@ def run_relax(
             if frames is not None:
                 frames.close()
         if output is not None:
-            ase.io.write(output, moved)
+            _replace(output, moved)
     return RelaxResult(
         converged=converged,
         interrupted=not converged and search.nsteps < steps,
@@ -226,6 +231,29 @@ def _check_formats(output: Path | None, trajectory: Path | None) -> None:
         writable = False
     if not writable:
         raise ClebschError(f"{output}: ASE writes no format with the suffix {output.suffix!r}")
+
+
+def _replace(output: Path, atoms: Atoms) -> None:
+    """Write a structure beside the file and rename it: what was there stays if that fails."""
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        _write(Path(folder, output.name), atoms, output)
+        for written in Path(folder).iterdir():  # some formats consist of several files
+            os.replace(written, output.parent / written.name)
+
+
+def _write(path: Path, atoms: Atoms, output: Path) -> None:
+    """Write a structure to ``path``, in the format of ``output``.
+
+    Raises:
+        ClebschError: names ``output``, and why ASE cannot write it.
+    """
+    try:
+        ase.io.write(path, atoms)
+    except Exception as error:  # whatever ASE's many writers raise on what they cannot write
+        raise ClebschError(
+            f"{output}: ASE cannot write this structure in the format of that name: "
+            f"{type(error).__name__}: {error}"
+        ) from None
 
 
 def _finite_energy(atoms: Atoms, step: int) -> float:
