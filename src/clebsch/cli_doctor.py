@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, Atoms]:
     from clebsch.simulation.structure import read_structure
 
     last = read_structure(path)
-    frames = ase.io.read(path, index=":")
+    frames = ase.io.read(path, index=":", do_not_split_by_at_sign=True)
     if len(frames) == 1:
         return {path.name: last}
     chosen = np.linspace(0, len(frames) - 1, min(len(frames), MOST_STRUCTURES)).astype(int)

@@ -151,8 +151,8 @@ def test_an_energy_that_is_not_a_number_stops_it() -> None:
             if np.abs(self.atoms.positions).max() < 0.9:
                 self.results["energy"] = np.nan
 
-    with pytest.raises(ClebschError, match=r"step [1-9]"):
-        run_relax(Breaks(spring=1.0), Atoms("Ar2", [[0, 0, 1], [1, 0, 0]]))
+    with pytest.raises(ClebschError, match=r"hot\.xyz: step [1-9]"):
+        run_relax(Breaks(spring=1.0), Atoms("Ar2", [[0, 0, 1], [1, 0, 0]]), name="hot.xyz")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,7 @@ def test_an_energy_that_is_not_a_number_stops_it() -> None:
         ({"fmax": 0.0}, "fmax"),
         ({"steps": -1}, "steps = -1"),
         ({"pressure": 1.0}, "pressure"),
+        ({"pressure": np.nan}, "pressure = nan GPa is not a finite"),
         ({"smax": 0.01}, "smax is for a cell"),
         ({"output": "out.nonsense"}, "nonsense"),
         ({"output": "nowhere/out.xyz"}, "nowhere"),

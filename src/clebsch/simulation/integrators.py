@@ -76,6 +76,8 @@ class MDSettings:
             raise ClebschError(f"{self.ensemble} needs a temperature (K)")
         if self.seed < 0:
             raise ClebschError(f"seed = {self.seed} is negative")
+        if not np.isfinite(self.pressure):
+            raise ClebschError(f"pressure = {self.pressure} GPa is not a finite number")
         for name in ("timestep_fs", "temperature", "friction", "barostat_period_fs"):
             value = getattr(self, name)
             if value is not None and not (np.isfinite(value) and value > 0):

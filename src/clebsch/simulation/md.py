@@ -298,6 +298,8 @@ class _Run:
 def _total_steps(steps: int | None, time_ps: float | None, timestep_fs: float) -> int:
     if (steps is None) == (time_ps is None):
         raise ClebschError("give either the number of steps or the time in ps")
+    if time_ps is not None and not np.isfinite(time_ps):
+        raise ClebschError(f"time = {time_ps} ps is not a finite number")
     total = steps if steps is not None else round(1000 * float(time_ps or 0) / timestep_fs)
     if total < 0:
         raise ClebschError("a run cannot have a negative length")

@@ -106,6 +106,7 @@ def run_relax(
     trajectory: Path | str | None = None,
     overwrite: bool = False,
     inputs: Iterable[Path | str] = (),
+    name: str = "the structure",
     progress: ProgressCallback | None = None,
 ) -> RelaxResult:
     """Relax a structure; ``atoms`` itself is not moved.
@@ -128,6 +129,7 @@ def run_relax(
         trajectory: ``.traj`` file for the structure after every step.
         overwrite: replace files that exist.
         inputs: files that model and structure were read from, which are never replaced.
+        name: of the structure, or of its file, in errors.
         progress: called after every step.
 
     Raises:
@@ -147,7 +149,7 @@ def run_relax(
     target = moved
     if cell:
         target = FrechetCellFilter(moved, scalar_pressure=pressure * units.GPa)
-    energy = _finite_energy(moved, 0)
+    energy = _finite_energy(moved, 0, name)
     if output is not None:
         with tempfile.TemporaryDirectory() as folder:
             _write(Path(folder, output.name), moved, output)
@@ -155,7 +157,7 @@ def run_relax(
     search = OPTIMIZERS[optimizer](target, logfile=None)
 
     def after_step() -> None:
-        _finite_energy(moved, search.nsteps)
+        _finite_energy(moved, search.nsteps, name)
         if frames is not None:
             frames.write(moved)
         if progress is not None:
@@ -205,6 +207,8 @@ def _check(
     if optimizer not in OPTIMIZERS:
         hint = did_you_mean(optimizer, OPTIMIZERS)
         raise ClebschError(f"unknown optimiser {optimizer!r}. {hint}")
+    if not np.isfinite(pressure):
+        raise ClebschError(f"pressure = {pressure} GPa is not a finite number")
     if not fmax > 0:
         raise ClebschError(f"fmax = {fmax} is not a positive force")
     if steps < 0:
@@ -256,10 +260,12 @@ def _write(path: Path, atoms: Atoms, output: Path) -> None:
         ) from None
 
 
-def _finite_energy(atoms: Atoms, step: int) -> float:
+def _finite_energy(atoms: Atoms, step: int, name: str) -> float:
     energy = float(atoms.get_potential_energy())
     if not (np.isfinite(energy) and np.isfinite(atoms.get_forces()).all()):
-        raise ClebschError(f"step {step} of the relaxation: energy or forces are no finite numbers")
+        raise ClebschError(
+            f"{name}: step {step} of the relaxation: energy or forces are no finite numbers"
+        )
     return energy
 
 

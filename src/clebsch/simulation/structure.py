@@ -26,7 +26,7 @@ def read_structure(path: Path | str, index: int = -1) -> Atoms:
         problem = "is a folder" if path.is_dir() else "there is no such file"
         raise DataError(f"{path}: {problem}")
     try:
-        atoms = ase.io.read(path, index=index)
+        atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except (IndexError, StopIteration):
         raise DataError(f"{path}: has no structure number {index}") from None
     except Exception as error:  # whatever ASE's many readers raise on files they cannot read
