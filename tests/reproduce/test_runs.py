@@ -239,6 +239,53 @@ def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
         plans(data)
 
 
+@pytest.mark.parametrize(
+    ("setting", "instead"),
+    [
+        ("training={max_epochs: 7}", "training.max_epochs=7"),
+        ("model={channels: 64}", "model.channels=64, and the model itself with --models"),
+        ("model=mace_tiny", "--models"),
+        ("model.preset=mace_tiny", "--models decides that"),
+        ("model.name=ace", "--models decides that"),
+    ],
+)
+def test_whole_sections_and_other_models_are_no_settings(
+    data: Path, setting: str, instead: str
+) -> None:
+    """The suite's keys would win over a section, and another model have the first one's name."""
+    with pytest.raises(ConfigError, match=instead):
+        plans(data, settings=(setting,))
+
+
+def test_what_is_asked_for_twice_is_done_once(data: Path) -> None:
+    todo = plans(data, seeds=(1, 1, 2), tasks=["few", "few"], models=["small", "small"])
+    assert [plan.seed for plan in todo] == [1, 2]
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_done_again(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    todo = plans(data)
+    honest = runs_module._train
+
+    def train(plan: Plan, *others: object) -> object:
+        if plan.task.name == "few":  # and in the meantime
+            monkeypatch.setattr(runs_module, "_train", honest)
+            run(plans(data, tasks=["many"]), data)
+            monkeypatch.setattr(
+                runs_module,
+                "_train",
+                lambda plan, *_: pytest.fail(f"{plan.task.name} trained again"),
+            )
+        return honest(plan, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs_module, "_train", train)
+    end, rows, said = run(todo, data)
+    assert end == "done"
+    assert sorted(row.task for row in rows) == ["few", "many"]
+    assert "toy many, small, seed 1: finished by another process" in said
+
+
 def test_the_command_trains_and_says_where_the_results_are(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +325,8 @@ def test_cost_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert not ended.value.code
     (row,) = json.loads((tmp_path / "cost.json").read_text())
     assert 0 < row["tests"]["energies and forces"]["seconds"] < 10
+    # measured again it is replaced; another machine's time stays beside it
+    assert row["settings"][2] == f"cpu={row['machine']['cpu']}"
 
 
 def test_every_suite_can_be_planned_on_the_shared_data(shared_data: Path, tmp_path: Path) -> None:

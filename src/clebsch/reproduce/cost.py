@@ -36,7 +36,7 @@ def measure_cost(
         ConfigError: an unknown preset.
         MeasurementError: a process failed.
     """
-    system = system_of_size(27)
+    system, here = system_of_size(27), machine()
     threads = torch.get_num_threads()
     for model in models or suite.models:
         case = Case(system, preset_config(model), model, system.species)
@@ -49,14 +49,15 @@ def measure_cost(
             model=model,
             seed=0,
             recipe="random weights",
-            settings=(f"dtype={dtype}", f"threads={threads}"),
+            # times of two machines stand side by side: one does not replace the other
+            settings=(f"dtype={dtype}", f"threads={threads}", f"cpu={here['cpu']}"),
             n_parameters=found["n_parameters"],
             n_train=0,
             n_valid=0,
             seconds=round(sum(seconds), 3),
             finished=True,
             tests={TEST: {"n": len(seconds), "seconds": median(seconds)}},
-            machine=machine(),
+            machine=here,
             versions=found["versions"],
             date=datetime.now().astimezone().isoformat(timespec="seconds"),
         )

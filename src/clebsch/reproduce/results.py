@@ -101,7 +101,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def add_row(path: Path, row: Row) -> None:
-    """Add a row, in place of an earlier one of the same run that was not finished.
+    """Add a row, in place of earlier ones of the same run.
 
     Other processes that add rows at the same time wait for each other.
 
@@ -111,7 +111,7 @@ def add_row(path: Path, row: Row) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        rows = [one for one in read_rows(path) if one.finished or one.key != row.key]
+        rows = [one for one in read_rows(path) if one.key != row.key]
         write_rows(path, [*rows, row])
 
 

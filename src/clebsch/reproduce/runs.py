@@ -39,6 +39,8 @@ _DECIDED = {
     "recipe": "--recipe",
     "data": "--data and the suite",
 }
+#: Sections, which suite or preset would win over or which would replace them.
+_SECTIONS = ("model", "training", "fit")
 
 End = Literal["done", "time", "interrupted"]
 
@@ -105,16 +107,26 @@ def make_plans(
     """
     assert suite.data is not None
     for one in settings:
-        section = one.partition("=")[0].partition(".")[0]
+        key = one.partition("=")[0]
+        section = key.partition(".")[0]
         if section in _DECIDED:
             raise ConfigError(f"{one}: {_DECIDED[section]} decides that")
-    chosen = [suite.task(name) for name in tasks] or list(suite.tasks)
+        if key in ("model.preset", "model.name"):
+            raise ConfigError(f"{one}: --models decides that")
+        if key in _SECTIONS:
+            others = ", and the model itself with --models" if key == "model" else ""
+            example = {"model": "model.channels=64", "training": "training.max_epochs=7"}
+            raise ConfigError(
+                f"{one}: is a whole section: give its keys one by one, as "
+                f"{example.get(key, f'{key}.KEY=VALUE')}{others}"
+            )
+    chosen = [suite.task(name) for name in dict.fromkeys(tasks)] or list(suite.tasks)
     found = {task.name: _files(suite.data, task, data) for task in chosen}
     return [
         _plan(suite, task, model, seed, recipe, tuple(settings), found[task.name], runs)
-        for seed in seeds
+        for seed in dict.fromkeys(seeds)
         for task in chosen
-        for model in (models or suite.models)
+        for model in dict.fromkeys(models or suite.models)
     ]
 
 
@@ -134,15 +146,16 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
     Raises:
         ConfigError: a run's folder holds another training than the plan's.
     """
-    files = {results_file(results, plan.suite.name) for plan in plans}
-    finished = {row.key for file in files for row in read_rows(file) if row.finished}
-    todo = [plan for plan in plans if plan.key not in finished]
+    todo = [plan for plan in plans if not _is_finished(plan, results)]
     done = len(plans) - len(todo)
     if done:
         _say(console, f"{done} of {len(plans)} runs are finished already.")
     for number, plan in enumerate(todo, start=done + 1):
         if until is not None and time.monotonic() >= until:
             return "time"
+        if _is_finished(plan, results):
+            _say(console, f"Run {number} of {len(plans)}: {plan.name}: finished by another process")
+            continue
         _say(console, f"Run {number} of {len(plans)}: {plan.name}; {plan.config.run}")
         result = _train(plan, until, console)
         out_of_time = until is not None and time.monotonic() >= until
@@ -155,6 +168,12 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
         if result.reason == "interrupted":
             return "time"
     return "done"
+
+
+def _is_finished(plan: Plan, results: Path) -> bool:
+    """Whether a finished row is among the results, of this process or another."""
+    rows = read_rows(results_file(results, plan.suite.name))
+    return any(row.finished and row.key == plan.key for row in rows)
 
 
 def describe(row: Row) -> str:
