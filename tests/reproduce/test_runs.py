@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from clebsch.data.datasets import DataSet
 from clebsch.errors import ConfigError, DataError
 from clebsch.reproduce import runs as runs_module
 from clebsch.reproduce import suites
-from clebsch.reproduce.results import Row, read_rows, results_file
+from clebsch.reproduce.results import Row, read_rows, results_file, write_rows
 from clebsch.reproduce.runs import CURVE_POINTS, Plan, curve, make_plans, run_all
 from clebsch.reproduce.suites import SUITES, HeldOut, Suite, Task
 from clebsch.training.trainer import Trainer
@@ -237,6 +238,37 @@ def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
     (data / "test.xyz").unlink()
     with pytest.raises(DataError, match=r"test.xyz is in none of"):
         plans(data)
+
+
+def test_settings_in_another_order_or_spelling_are_the_same_run(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("training.max_epochs=1", "training.lr=0.01")
+    _, rows, _ = run(plans(data, tasks=["few"], settings=settings), data)
+    monkeypatch.setattr(runs_module, "_train", lambda *_: pytest.fail("trained again"))
+    for same in (settings[::-1], ("training.lr=1e-2", "training.max_epochs=1")):
+        assert run(plans(data, tasks=["few"], settings=same), data)[1] == rows
+    (other,) = plans(data, tasks=["few"], settings=("training.max_epochs=1", "training.lr=0.02"))
+    assert other.key != rows[0].key
+
+
+def test_a_finished_row_of_another_configuration_is_no_result_of_this_one(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(plans(data, tasks=["few"]), data)
+    longer = replace(TOY, tasks=(replace(TOY.tasks[0], epochs=3),))
+    todo = make_plans(
+        longer, data=data, runs=data.parent / "runs", settings=("training.batch_size=2",)
+    )
+    message = r"toy.json: toy few, small, seed 1 was finished with training.max_epochs 2, and 3 is"
+    with pytest.raises(ConfigError, match=message):
+        run(todo, data)
+    # a key that did not exist yet is no difference
+    file = results_file(data.parent / "results", "toy")
+    (row,) = read_rows(file)
+    del row.config["tf32"]
+    write_rows(file, [row])
+    assert run(plans(data, tasks=["few"]), data)[0] == "done"
 
 
 @pytest.mark.parametrize(

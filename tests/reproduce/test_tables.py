@@ -83,6 +83,16 @@ def test_seeds_give_mean_and_standard_deviation_and_ours_may_be_the_best() -> No
     assert table_row(text, "MACE-OFF + MMEA")[2] == "4.2"
 
 
+def test_seeds_with_settings_in_another_order_are_one_model() -> None:
+    settings = ("training.max_epochs=9", "training.lr=0.01")
+    rows = [
+        row(tests=errors(0.004), settings=settings),
+        row(seed=2, tests=errors(0.006), settings=("training.lr=1e-2", settings[0])),
+    ]
+    text = to_markdown(make_document(suite("acac"), rows))
+    assert "5.00 ± 1.41" in table_row(text, f"mace_small {' '.join(settings)}")[2]
+
+
 def test_other_recipes_and_settings_are_other_models() -> None:
     rows = [row(), row(recipe="paper"), row(settings=("training.max_epochs=9",))]
     text = to_markdown(make_document(suite("acac"), rows))

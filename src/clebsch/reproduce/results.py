@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -71,12 +72,33 @@ class Row(BaseModel):
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for results of one run."""
-        return (self.suite, self.task, self.model, self.recipe, self.settings, self.seed)
+        settings = plain_settings(self.settings)
+        return (self.suite, self.task, self.model, self.recipe, settings, self.seed)
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Equal for results that differ by the seed alone."""
         return self.key[:-1]
+
+
+def plain_settings(settings: Sequence[str]) -> tuple[str, ...]:
+    """Settings in one order and spelling: ``training.lr=1e-2`` is ``training.lr=0.010``.
+
+    Args:
+        settings: ``key=value``; the last counts of those with one key.
+    """
+    return tuple(sorted(f"{key}={value}" for key, value in dict(map(_parsed, settings)).items()))
+
+
+def _parsed(setting: str) -> tuple[str, str]:
+    key, _, text = setting.partition("=")
+    try:
+        value = yaml.safe_load(text)
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            value = float(value)
+        return key, json.dumps(value, sort_keys=True)
+    except (yaml.YAMLError, ValueError, TypeError):  # neither a number nor anything of YAML's
+        return key, text.strip()
 
 
 def results_file(folder: Path, suite: str) -> Path:

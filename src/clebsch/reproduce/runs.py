@@ -18,7 +18,14 @@ from clebsch.benchmarks.record import machine
 from clebsch.data.datasets import data_set, find_files, required_files
 from clebsch.errors import ConfigError
 from clebsch.reproduce.judge import judge
-from clebsch.reproduce.results import Row, add_row, read_rows, results_file, slug
+from clebsch.reproduce.results import (
+    Row,
+    add_row,
+    plain_settings,
+    read_rows,
+    results_file,
+    slug,
+)
 from clebsch.reproduce.suites import Suite, Task
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict, differences, load_config
@@ -75,7 +82,7 @@ class Plan:
     def key(self) -> tuple[Any, ...]:
         """As that of its rows."""
         names = (self.suite.name, self.task.name, self.model)
-        return (*names, self.recipe, self.settings, self.seed)
+        return (*names, self.recipe, plain_settings(self.settings), self.seed)
 
 
 def make_plans(
@@ -144,7 +151,7 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
         Why it ended: all is "done", the "time" is up, or it was "interrupted".
 
     Raises:
-        ConfigError: a run's folder holds another training than the plan's.
+        ConfigError: a run's folder, or its finished row, is of another training than the plan's.
     """
     todo = [plan for plan in plans if not _is_finished(plan, results)]
     done = len(plans) - len(todo)
@@ -171,9 +178,33 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
 
 
 def _is_finished(plan: Plan, results: Path) -> bool:
-    """Whether a finished row is among the results, of this process or another."""
-    rows = read_rows(results_file(results, plan.suite.name))
-    return any(row.finished and row.key == plan.key for row in rows)
+    """Whether a finished row is among the results, of this process or another.
+
+    Raises:
+        ConfigError: the row is of another configuration: of the suite, the recipe or the preset
+            something has changed since.
+    """
+    file, key = results_file(results, plan.suite.name), plan.key
+    rows = [row for row in read_rows(file) if row.finished and row.key == key]
+    for row in rows:
+        now, then = identity(plan.config), row.config
+        for name, new, old in differences("", _shared(now, then), _shared(then, now)):
+            raise ConfigError(
+                f"{file}: {plan.name} was finished with {name} {old!r}, and {new!r} is asked for "
+                "now; delete that row to train anew, or choose another folder with --results"
+            )
+    return bool(rows)
+
+
+def _shared(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration another one has too, which may be of another version."""
+    return {
+        key: _shared(value, other[key])
+        if isinstance(value, Mapping) and isinstance(other[key], Mapping)
+        else value
+        for key, value in tree.items()
+        if key in other
+    }
 
 
 def describe(row: Row) -> str:

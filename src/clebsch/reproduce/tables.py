@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from clebsch.evaluation.page import Part, Plot, Section, Table, Text, render_page
 from clebsch.evaluation.plots import line_figure
-from clebsch.reproduce.results import Row
+from clebsch.reproduce.results import Row, plain_settings
 from clebsch.reproduce.suites import MOLECULES, Suite
 from clebsch.training.log import duration
 
@@ -101,8 +101,10 @@ def our_models(suite: Suite, rows: Iterable[Row]) -> list[Model]:
     """Means and standard deviations over the seeds of each kind of run."""
     values_of: dict[str, dict[Column, list[tuple[float, bool]]]] = {}
     models: dict[str, Model] = {}
+    labels: dict[tuple[str, ...], str] = {}
     for row in rows:
-        label = " ".join((row.model, *_described(row)))
+        kind = (row.model, row.recipe, *plain_settings(row.settings))
+        label = labels.setdefault(kind, " ".join((row.model, *_described(row))))
         model = models.setdefault(label, Model(label))
         model.ours.append(row)
         for column, value in _values(suite, row):
