@@ -130,6 +130,31 @@ def test_of_long_trainings_a_few_epochs_are_kept_and_the_last_is_one_of_them() -
     assert kept["energy"][0] == 0.01235
 
 
+def test_errors_that_were_no_numbers_are_left_out_of_the_course() -> None:
+    burst, good = ({"energy_rmse": e, "forces_rmse": e} for e in (None, 0.1))
+    history = [{"frames": 5, "valid": burst}, {"frames": 10, "valid": good}]
+    assert curve(history) == {"frames": [10], "energy": [0.1], "forces": [0.1]}
+    assert curve(history[:1]) == {"frames": [], "energy": [], "forces": []}
+
+
+def test_a_run_that_goes_on_keeps_its_device_and_its_row_says_so(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Trainer.step
+
+    def step(self: Trainer, indices: list[int], progress: float) -> None:
+        if self.state.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        honest(self, indices, progress)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    run(plans(data, tasks=["few"]), data)
+    monkeypatch.setattr(Trainer, "step", honest)
+    moved = plans(data, tasks=["few"], settings=("training.batch_size=2", "device=cpu:0"))
+    _, (row,), _ = run(moved, data)
+    assert row.machine["device"] == "cpu"
+
+
 def test_what_is_finished_is_not_done_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, rows, _ = run(plans(data, tasks=["few"]), data)
     monkeypatch.setattr(runs_module, "_train", lambda *_: pytest.fail("trained again"))
@@ -154,7 +179,7 @@ def test_a_spent_budget_leaves_a_row_and_the_same_command_goes_on(
     assert end == "time"
     first, second = rows
     assert first.finished
-    assert (second.finished, second.epochs, second.steps, second.frames) == (False, 1, 5, 6)
+    assert (second.finished, second.epochs, second.steps, second.frames) == (False, 1, 5, 10)
     assert second.projected_seconds == pytest.approx(2 * second.seconds)
     assert "not finished" in said
     end, rows, _ = run(plans(data), data)

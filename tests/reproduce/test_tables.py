@@ -241,6 +241,10 @@ def test_names_of_folders_differ_where_settings_do() -> None:
     assert slug("fast") == "fast"
     assert slug("a b") != slug("a_b") != slug("a/b")
     assert "/" not in slug("a/b")
+    long = " ".join(f"training.number_{k}=1" for k in range(20))
+    assert len(slug(long)) < 200
+    assert slug(long) != slug(f"{long} more")
+    assert slug("fast training.lr=0.1") == "fast_training.lr=0.1-32dcd7"
 
 
 def test_the_command_prints_the_table_and_writes_it(

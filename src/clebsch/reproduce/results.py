@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from clebsch.errors import DataError
 from clebsch.files import atomic_write
 
+#: Characters of a file's name, at most: what file systems allow.
+_LONGEST_NAME = 255
+
 
 class Row(BaseModel):
     """What one training reached.
@@ -145,6 +148,10 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def slug(text: str) -> str:
-    """A text as part of a file's name; different texts give different names."""
+    """A text as the name of a file; different texts give different names."""
     plain = re.sub(r"[^\w.=-]+", "_", text)
-    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    if plain == text and len(plain) <= _LONGEST_NAME:
+        return plain
+    ending = f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    name = plain + ending
+    return name if len(name) <= _LONGEST_NAME else plain[:150] + ending

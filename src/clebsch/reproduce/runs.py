@@ -32,6 +32,7 @@ from clebsch.training.configfile import config_dict, differences, load_config
 from clebsch.training.log import duration
 from clebsch.training.loop import TrainingResult, holds_a_run, resume, train
 from clebsch.training.report import read_history
+from clebsch.training.state import read_newest_state
 
 #: Of a training's course, so many epochs are kept in its row.
 CURVE_POINTS = 60
@@ -303,9 +304,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 def _row(plan: Plan, result: TrainingResult) -> Row:
     assert result.model is not None
-    potential = clebsch.load(result.model, device=plan.config.device)
+    # a run that is gone on with keeps its own device
+    device = load_config(result.run / "config.yaml").device
+    potential = clebsch.load(result.model, device=device)
     history = read_history(result.run / "metrics.jsonl")
     data = potential.provenance["data"]
+    n_train = data["train"]["frames"]
     finished = result.reason != "interrupted"
     limit = None if plan.config.is_linear else plan.config.training.max_epochs
     left = None
@@ -320,30 +324,50 @@ def _row(plan: Plan, result: TrainingResult) -> Row:
         settings=plan.settings,
         config=identity(plan.config),
         n_parameters=sum(p.numel() for p in potential.model.parameters()),
-        n_train=data["train"]["frames"],
+        n_train=n_train,
         n_valid=data["valid"]["frames"],
         epochs=None if plan.config.is_linear else result.epoch,
         max_epochs=limit,
         steps=None if plan.config.is_linear else result.step,
-        frames=history[-1]["frames"],
+        frames=history[-1]["frames"] if finished else _frames(plan.config, result, n_train),
         seconds=round(result.seconds, 1),
         finished=finished,
         projected_seconds=None if left is None else round(left),
         tests=judge(potential, plan.task.tests, plan.files),
         curve={} if plan.config.is_linear else curve(history),
-        machine=machine() | {"device": plan.config.device},
+        machine=machine() | {"device": device},
         versions={"clebsch": clebsch.__version__, "torch": torch.__version__},
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
 
 
+def _frames(config: Config, result: TrainingResult, n_train: int) -> int:
+    """Structures that a run which is not over has differentiated.
+
+    Where batches are counted in edges, those of the epoch that has begun are left out.
+    """
+    whole = result.epoch * n_train
+    size = config.training.batch_size
+    if size is None:
+        return whole
+    position = read_newest_state(result.run)[0].position
+    return whole + min(position * size, n_train)
+
+
 def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """What validation said in the course of a training, at no more than ``CURVE_POINTS`` epochs.
+
+    Errors that were no finite numbers are left out.
 
     Args:
         history: records of a run's metrics.jsonl.
     """
-    judged = [record for record in history if record.get("valid")]
+    judged = [
+        record
+        for record in history
+        if record.get("valid")
+        and None not in (record["valid"]["energy_rmse"], record["valid"]["forces_rmse"])
+    ]
     stride = -(-len(judged) // CURVE_POINTS) or 1
     chosen = judged[::-stride][::-1]
     return {
