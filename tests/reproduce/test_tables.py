@@ -155,6 +155,34 @@ def test_tasks_trained_in_several_ways_have_a_figure_of_their_course() -> None:
     assert np.allclose(line.get_xydata(), [[450, 60]])
 
 
+def test_seeds_judged_at_other_structures_are_averaged_where_both_were() -> None:
+    def curve(frames: list[int]) -> dict[str, list[float]]:
+        errors = [1 / k for k in frames]
+        return {"frames": frames, "energy": errors, "forces": errors}
+
+    rows = [
+        row(curve=curve([900, 1800, 2700])),
+        row(seed=2, finished=False, curve=curve([450, 900, 1350, 1800])),
+        row(recipe="paper", curve=curve([450])),
+        row(model="mace_tiny", curve=curve([450])),
+        row(model="mace_tiny", seed=2, curve=curve([500])),
+    ]
+    (figure,) = make_document(suite("acac"), rows).figures.values()
+    line, other = (line for line in figure.axes[0].get_lines() if len(line.get_xydata()))
+    assert np.allclose(line.get_xydata(), [[900, 1000 / 900], [1800, 1000 / 1800]])
+    assert np.allclose(other.get_xydata(), [[450, 1000 / 450]])
+
+
+def test_numbers_of_one_model_from_several_papers_name_each() -> None:
+    notes = [note for note in make_document(suite("rmd17"), []).notes if "Source" in note]
+    (many,) = [note for note in notes if "linear ACE" in note and "aspirin-950" in note]
+    (few,) = [note for note in notes if "linear ACE" in note and "aspirin-50" in note]
+    assert many.startswith("Source of linear ACE, NequIP for ")
+    assert "Allegro paper" in many
+    assert "MACE paper" in few
+    assert any(note.startswith("Source of BOTNet, MACE: MACE paper") for note in notes)
+
+
 def test_layers_become_lines() -> None:
     rows = [
         row(
@@ -201,7 +229,8 @@ def test_published_numbers_belong_to_tasks_and_tests_that_exist() -> None:
         chosen = suite(name)
         known = {(task.name, test.name) for task in chosen.tasks for test in task.tests}
         for model in published_models(chosen):
-            assert model.source, model.label
+            assert all(model.sources), model.label
+            assert model.sources
             if chosen.data is not None:
                 assert {(c.task, c.test) for c in model.entries} <= known, model.label
 

@@ -55,14 +55,14 @@ class Model:
         label: for tables.
         entries: by column.
         ours: the rows they are from; none for published ones.
-        source: where they are published.
+        sources: where they are published, with the tasks of each place.
         pretrained: whether it saw other data before.
     """
 
     label: str
     entries: dict[Column, Entry] = field(default_factory=dict)
     ours: list[Row] = field(default_factory=list)
-    source: str = ""
+    sources: dict[str, list[str]] = field(default_factory=dict)
     pretrained: bool = False
 
 
@@ -132,7 +132,9 @@ def published_models(suite: Suite) -> list[Model]:
         if entry["suite"] != suite.name:
             continue
         model = models.setdefault(str(entry["model"]), Model(str(entry["model"])))
-        model.source = str(entry["source"])
+        tasks = model.sources.setdefault(str(entry["source"]), [])
+        if entry["task"] not in tasks:
+            tasks.append(str(entry["task"]))
         model.pretrained = bool(entry.get("pretrained", False))
         for quantity in _UNITS:
             values = entry.get(quantity)
@@ -288,10 +290,20 @@ def _notes(suite: Suite, own: Sequence[Model], published: Sequence[Model]) -> li
     notes += [text for test, text in suite.missing.items() if test not in measured]
     remarks = {row.remark: model.label for model in own for row in model.ours if row.remark}
     notes += [f"{label}: {remark}" for remark, label in remarks.items()]
-    sources: dict[str, list[str]] = {}
+    return [*notes, *_sources(published)]
+
+
+def _sources(published: Sequence[Model]) -> list[str]:
+    """Where numbers are from; by tasks where a model's are from several places."""
+    labels: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for model in published:
-        sources.setdefault(model.source, []).append(model.label)
-    return [*notes, *(f"Source of {', '.join(names)}: {one}" for one, names in sources.items())]
+        for source, tasks in model.sources.items():
+            of = tuple(tasks) if len(model.sources) > 1 else ()
+            labels.setdefault((source, of), []).append(model.label)
+    return [
+        f"Source of {', '.join(names)}{' for ' if tasks else ''}{', '.join(tasks)}: {source}"
+        for (source, tasks), names in labels.items()
+    ]
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -346,12 +358,18 @@ def _training_figures(suite: Suite, own: Sequence[Model]) -> dict[str, Figure]:
     for task in suite.tasks:
         series = {}
         for model in own:
-            curves = [row.curve for row in model.ours if row.task == task.name and row.curve]
-            if curves:
-                # seeds that are not over have fewer points
-                points = min(len(one["frames"]) for one in curves)
-                forces = np.mean([one["forces"][:points] for one in curves], axis=0)
-                series[model.label] = (curves[0]["frames"][:points], 1000 * forces)
+            curves = [
+                dict(zip(row.curve["frames"], row.curve["forces"], strict=True))
+                for row in model.ours
+                if row.task == task.name and row.curve
+            ]
+            if not curves:
+                continue
+            # a seed that is not over has fewer points, and maybe others
+            common = sorted(set.intersection(*map(set, curves)))
+            if common:
+                forces = np.mean([[one[k] for k in common] for one in curves], axis=0)
+                series[model.label] = (common, 1000 * forces)
         if len(series) > 1:
             figures[f"training-{task.name}"] = line_figure(
                 series,
