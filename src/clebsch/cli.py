@@ -375,6 +375,7 @@ def relax(
         trajectory=trajectory,
         overwrite=overwrite,
         inputs=[model, structure],
+        name=str(structure),
     )
     if as_json:
         print(json.dumps(result.to_json(), indent=2))

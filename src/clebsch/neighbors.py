@@ -21,9 +21,6 @@ GPU_PACKAGE, GPU_MODULE = "nvalchemi-toolkit-ops", "nvalchemiops"
 #: Neighbours of an atom that there is room for at first, on GPUs.
 ROOM = 64
 
-#: Cells that vesin divides a structure into, at most.
-_MOST_CELLS = 1e5
-
 #: Senders [E], receivers [E] and images [E, 3], int64.
 _Pairs = tuple[Tensor, Tensor, Tensor]
 
@@ -54,7 +51,7 @@ def neighbor_graph(
     Raises:
         BackendError: that is no CPU, and the package is missing that searches there.
         DataError: a periodic direction has no lattice vector, the periodic lattice vectors are
-            linearly dependent, a position is not a finite number, or atoms are too far apart.
+            linearly dependent, or a position is not a finite number.
     """
     if not torch.isfinite(positions).all():
         atom = int((~torch.isfinite(positions)).any(dim=1).nonzero()[0])
@@ -77,9 +74,9 @@ def neighbor_graph(
 
 def _search_on_cpu(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: float) -> _Pairs:
     periodic = [bool(p) for p in pbc]
-    check_searchable(positions.numpy(), box, pbc.numpy(), cutoff)
+    places = drawn_together(positions.numpy(), box, pbc.numpy(), cutoff)
     finder = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
-    senders, receivers, images = finder.compute(positions.numpy(), box, periodic, quantities="ijS")
+    senders, receivers, images = finder.compute(places, box, periodic, quantities="ijS")
     return (
         torch.from_numpy(senders.astype(np.int64)),
         torch.from_numpy(receivers.astype(np.int64)),
@@ -133,43 +130,29 @@ def search_on_device(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: fl
     return senders, found[senders, column].long(), images[senders, column].long()
 
 
-def check_searchable(
+def drawn_together(
     positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, cutoff: float
-) -> None:
-    """Refuse a structure that vesin would divide by zero over: very long, or very wide and flat.
+) -> np.ndarray:
+    """Positions with the same pairs within the cut-off, and little empty space between atoms.
 
-    Where cells as long as the cut-off are too many, it takes longer ones in the same proportions,
-    and then the number of cells of a direction that is short beside the others may become 0.
+    vesin walks through empty space, and divides by zero where there is very much of it. In
+    directions that are not periodic, gaps of more than two cut-offs are made as long as that.
 
     Args:
         positions: [n_atoms, 3], Angstrom.
         box: [3, 3], of ``complete_cell``.
         pbc: [3] bool.
         cutoff: Angstrom.
-
-    Raises:
-        DataError: names the atom that is farthest out.
     """
-    if not len(positions):
-        return
-    inverse = np.linalg.inv(box)
-    along = positions @ inverse
-    lengths = np.where(pbc, 1.0, np.ptp(along, axis=0)) / np.linalg.norm(inverse, axis=0)
-    x, y, z = np.maximum(np.trunc(lengths / cutoff), 1.0)
-    if x * y * z <= _MOST_CELLS:
-        return
-    cells_z = np.trunc(np.cbrt(_MOST_CELLS * z * z / (x * y)))
-    cells_y = np.trunc(y / z * cells_z)
-    cells_x = np.trunc(x / y * cells_y)
-    if min(cells_x, cells_y, cells_z) >= 1:
-        return
-    distances = np.linalg.norm(positions - np.median(positions, axis=0), axis=1)
-    atom = int(distances.argmax())
-    shape = " x ".join(f"{length:.3g}" for length in lengths)
-    raise DataError(
-        f"atom {atom} is {distances[atom]:.3g} Angstrom from the middle of the structure: with a "
-        f"cut-off of {cutoff:g} Angstrom the neighbour search is not made for {shape} Angstrom"
-    )
+    for direction in box[~np.asarray(pbc, dtype=bool)]:  # unit vectors, orthogonal to all others
+        along = positions @ direction
+        order = along.argsort(kind="stable")
+        excess = np.maximum(np.diff(along[order]) - 2 * cutoff, 0.0)
+        if excess.any():
+            shifts = np.zeros(len(positions))
+            shifts[order[1:]] = excess.cumsum()
+            positions = positions - shifts[:, None] * direction
+    return positions
 
 
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

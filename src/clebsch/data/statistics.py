@@ -9,10 +9,9 @@ import numpy as np
 from vesin import NeighborList
 
 from clebsch.data.frame import Frame
-from clebsch.data.rawframe import where
 from clebsch.data.references import interaction_energy
 from clebsch.errors import DataError
-from clebsch.neighbors import check_searchable, complete_cell
+from clebsch.neighbors import complete_cell, drawn_together
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,9 @@ def neighbor_pairs(frame: Frame, cutoff: float) -> tuple[np.ndarray, np.ndarray,
 
     Returns:
         [n_pairs] first atoms, second atoms, and distances in Angstrom, in no particular order.
-
-    Raises:
-        DataError: atoms are too far apart; names the structure.
     """
     finder = NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
     box = complete_cell(frame.cell, frame.pbc)
-    try:
-        check_searchable(frame.positions, box, frame.pbc, cutoff)
-    except DataError as error:
-        raise DataError(f"{where(frame.source)}: {error}") from None
-    first, second, distances = finder.compute(frame.positions, box, frame.pbc, "ijd")
+    places = drawn_together(frame.positions, box, frame.pbc, cutoff)
+    first, second, distances = finder.compute(places, box, frame.pbc, "ijd")
     return first.astype(np.int64), second.astype(np.int64), distances
