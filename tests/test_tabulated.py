@@ -13,6 +13,8 @@ import clebsch
 from builders import MODELS, STRUCTURES, ethanol, potential
 from clebsch.errors import ClebschError
 from clebsch.models.config import MessagePassingConfig
+from clebsch.nn.path_weights import RadialNetwork, RadialTable
+from clebsch.nn.radial import BesselBasis, PolynomialEnvelope
 
 #: Others' path weights are no functions of the distance alone.
 TABULATED = [
@@ -98,3 +100,9 @@ def test_the_original_is_left_as_it_was() -> None:
     assert after is not None
     assert torch.equal(before, after)
     assert isinstance(clebsch.calculator(exact.tabulated()).potential, clebsch.Potential)
+
+
+def test_tables_are_made_where_the_network_lies() -> None:
+    network = RadialNetwork(8, (16, 16), 3, 4).to("meta")
+    basis = BesselBasis(5.0, 8, PolynomialEnvelope(5.0, 5)).to("meta")
+    assert RadialTable(network, basis, 5.0, 0.5).table.device.type == "meta"
