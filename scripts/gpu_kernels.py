@@ -176,8 +176,8 @@ def compile_cases(cases: list[int] | None) -> None:
         energy_forces(tabulated, frames)()
         if case.system.n_atoms <= MOST_OF_STEP:
             training_step(potential, frames)()
-            found_now = potential(potential.graph(frames), differentiable=True)
-            values = [found_now.energy, found_now.forces]
+            prediction = potential(potential.graph(frames), differentiable=True)
+            values = [prediction.energy, prediction.forces]
             by = [p for p in potential.parameters() if p.requires_grad]
             ones = [torch.ones_like(value) for value in values]
             torch.autograd.grad(values, by, ones, materialize_grads=True)

@@ -48,6 +48,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What Clebsch needs and the machine lacks.
@@ -259,7 +260,6 @@ class Measurements:
         """
         from clebsch.benchmarks.jobs import OURS, MeasurementError, run_job
 
-        os.environ["CLEBSCH_TUNE"] = "0"
         deadline = time.monotonic() + 0.45 * self.left()
         quick = {"min_calls": 1, "min_seconds": 0.0, "max_seconds": 0.0}
 
@@ -273,16 +273,15 @@ class Measurements:
                 return str(error)
             return f"backend {done['backend']}"
 
-        with ThreadPoolExecutor(COMPILERS + 1) as pool:
+        untuned = patch.dict(os.environ, CLEBSCH_TUNE="0")
+        with untuned, ThreadPoolExecutor(COMPILERS + 1) as pool:
             tests = pool.submit(self.tests, limit())
             jobs = {
                 f"{case.system.name}, {mode}": pool.submit(job, case, mode)
                 for case in cases
                 for mode in modes(case)
             }
-            found = {"tests": tests.result()} | {name: one.result() for name, one in jobs.items()}
-        del os.environ["CLEBSCH_TUNE"]
-        return found
+            return {"tests": tests.result()} | {name: one.result() for name, one in jobs.items()}
 
     def tests(self, limit: float) -> dict[str, Any]:
         """Exit status of pytest and its last line; None if it was not done in time."""

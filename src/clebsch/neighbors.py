@@ -73,15 +73,30 @@ def neighbor_graph(
 
 
 def _search_on_cpu(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: float) -> _Pairs:
-    periodic = [bool(p) for p in pbc]
-    places = drawn_together(positions.numpy(), box, pbc.numpy(), cutoff)
-    finder = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
-    senders, receivers, images = finder.compute(places, box, periodic, quantities="ijS")
+    senders, receivers, images = find_pairs(positions.numpy(), box, pbc.numpy(), cutoff, "ijS")
     return (
         torch.from_numpy(senders.astype(np.int64)),
         torch.from_numpy(receivers.astype(np.int64)),
         torch.from_numpy(images.astype(np.int64).reshape(-1, 3)),
     )
+
+
+def find_pairs(
+    positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, cutoff: float, quantities: str
+) -> list[np.ndarray]:
+    """What vesin says of the pairs of one structure, both directions, in no particular order.
+
+    Args:
+        positions: [n_atoms, 3], Angstrom.
+        box: [3, 3], of ``complete_cell``.
+        pbc: [3] bool.
+        cutoff: Angstrom.
+        quantities: vesin's letters.
+    """
+    places = drawn_together(positions, box, pbc, cutoff)
+    finder = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    found: list[np.ndarray] = finder.compute(places, box, [bool(p) for p in pbc], quantities)
+    return found
 
 
 def search_on_device(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: float) -> _Pairs:

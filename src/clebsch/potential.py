@@ -204,11 +204,13 @@ class Potential(nn.Module):
             return False
         return True
 
+    # Whoever builds or casts a potential may do so where nothing is differentiated.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def _check_backend(self, kernels: Kernels) -> None:
         """Compare energies, forces and the gradient of a loss on the forces."""
-        # whoever builds or casts a potential may do so where nothing is differentiated
-        with torch.inference_mode(False), torch.enable_grad(), allow_tf32(False):
-            graph = self.graph(example_structure(self))
+        graph = self.graph(example_structure(self))
+        with allow_tf32(False):
             expected = self._backend_answers(graph)
             self._install(kernels)
             try:
@@ -219,8 +221,7 @@ class Potential(nn.Module):
         if self.dtype == torch.float64:
             allowed = 1e-9
         elif not off <= allowed:  # where the model itself is that sensitive to rounding
-            with torch.inference_mode(False), torch.enable_grad():
-                exact = copy.deepcopy(self).double()._backend_answers(graph)
+            exact = copy.deepcopy(self).double()._backend_answers(graph)
             off, rounding = _largest_deviation(found, exact), _largest_deviation(expected, exact)
             allowed = max(allowed, min(10 * rounding, 0.01))
         if not off <= allowed:

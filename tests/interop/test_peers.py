@@ -142,7 +142,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 
 def make_models(folder: Path) -> dict[str, Any]:
-    """Some on each core, as mace-torch takes a dozen seconds for most."""
+    """Some on each core."""
     n_jobs = os.cpu_count() or 1
     with ThreadPoolExecutor(n_jobs) as pool:
         parts = pool.map(lambda i: make_some(folder, list(ALL)[i::n_jobs]), range(n_jobs))

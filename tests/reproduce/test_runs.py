@@ -6,6 +6,8 @@ import io
 import json
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +132,21 @@ def test_of_long_trainings_a_few_epochs_are_kept_and_the_last_is_one_of_them() -
     assert kept["energy"][0] == 0.01235
 
 
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C before the third step."""
+    honest = Trainer.step
+
+    def step(self: Trainer, indices: list[int], progress: float) -> None:
+        if self.state.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        honest(self, indices, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        yield
+
+
 def test_errors_that_were_no_numbers_are_left_out_of_the_course() -> None:
     burst, good = ({"energy_rmse": e, "forces_rmse": e} for e in (None, 0.1))
     history = [{"frames": 5, "valid": burst}, {"frames": 10, "valid": good}]
@@ -140,16 +157,8 @@ def test_errors_that_were_no_numbers_are_left_out_of_the_course() -> None:
 def test_a_run_that_goes_on_keeps_its_device_and_its_row_says_so(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Trainer.step
-
-    def step(self: Trainer, indices: list[int], progress: float) -> None:
-        if self.state.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        honest(self, indices, progress)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    run(plans(data, tasks=["few"]), data)
-    monkeypatch.setattr(Trainer, "step", honest)
+    with interrupted(monkeypatch):
+        run(plans(data, tasks=["few"]), data)
     moved = plans(data, tasks=["few"], settings=("training.batch_size=2", "device=cpu:0"))
     _, (row,), _ = run(moved, data)
     assert row.machine["device"] == "cpu"
@@ -197,16 +206,8 @@ def test_a_budget_that_is_spent_before_anything_begins_says_so(data: Path) -> No
 def test_ctrl_c_stops_at_once_and_keeps_the_run(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Trainer.step
-
-    def step(self: Trainer, indices: list[int], progress: float) -> None:
-        if self.state.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        honest(self, indices, progress)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    assert run(plans(data), data)[:2] == ("interrupted", [])
-    monkeypatch.setattr(Trainer, "step", honest)
+    with interrupted(monkeypatch):
+        assert run(plans(data), data)[:2] == ("interrupted", [])
     end, rows, said = run(plans(data, tasks=["few"]), data)
     assert (end, rows[0].steps) == ("done", 4)
     assert "Resuming at step 3" in said

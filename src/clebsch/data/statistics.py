@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from vesin import NeighborList
 
 from clebsch.data.frame import Frame
 from clebsch.data.references import interaction_energy
 from clebsch.errors import DataError
-from clebsch.neighbors import complete_cell, drawn_together
+from clebsch.neighbors import complete_cell, find_pairs
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,6 @@ def neighbor_pairs(frame: Frame, cutoff: float) -> tuple[np.ndarray, np.ndarray,
     Returns:
         [n_pairs] first atoms, second atoms, and distances in Angstrom, in no particular order.
     """
-    finder = NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
     box = complete_cell(frame.cell, frame.pbc)
-    places = drawn_together(frame.positions, box, frame.pbc, cutoff)
-    first, second, distances = finder.compute(places, box, frame.pbc, "ijd")
+    first, second, distances = find_pairs(frame.positions, box, frame.pbc, cutoff, "ijd")
     return first.astype(np.int64), second.astype(np.int64), distances
