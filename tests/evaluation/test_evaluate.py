@@ -53,6 +53,12 @@ def test_compositions_that_fitted_references_leave_open_are_noted(frames):
     assert evaluate(potential, frames).notes == ()
 
 
+def test_labels_that_count_as_missing_are_noted(frames):
+    frames[2] = replace(frames[2], forces=None, left_out=("forces",))
+    (note,) = evaluate(ToyPotential(), frames).notes
+    assert note == "Labels of weight 0 count as missing: 1 sets of forces."
+
+
 def test_edge_budget_changes_batches_but_nothing_else(frames):
     potential = ToyPotential()
     at_once = evaluate(potential, frames)

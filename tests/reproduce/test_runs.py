@@ -199,6 +199,25 @@ def test_a_spent_budget_leaves_a_row_and_the_same_command_goes_on(
     ]
 
 
+@pytest.mark.parametrize("size", ["batch_size=4", "batch_edges=48"])
+def test_a_row_counts_what_an_unfinished_epoch_has_differentiated(
+    data: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    honest, batches = Trainer.step, []
+
+    def step(self: Trainer, indices: list[int], progress: float) -> None:
+        batches.append(len(indices))
+        honest(self, indices, progress)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(time, "monotonic", lambda: float(len(batches)))
+    todo = plans(data, tasks=["many"], settings=(f"training.{size}", "processes=1"))
+    _, (row,), _ = run(todo, data, until=3.0)
+    assert not row.finished
+    assert row.frames == sum(batches)
+    assert 6 < row.frames < 12, "an epoch has six"
+
+
 def test_a_budget_that_is_spent_before_anything_begins_says_so(data: Path) -> None:
     assert run(plans(data), data, until=time.monotonic() - 1)[:2] == ("time", [])
 
@@ -242,6 +261,9 @@ def test_seeds_recipes_and_settings_have_folders_of_their_own(data: Path) -> Non
     assert plans(data, settings=(), recipe="paper")[0].config.training.batch_size == 5
     moved = plans(data, settings=("training.batch_size=2", "processes=2"))
     assert moved[0].config.run == plans(data)[0].config.run
+    lr, size = "training.lr=0.1", "training.batch_size=2"
+    both = [plans(data, settings=order)[0].config.run for order in ((lr, size), (size, lr))]
+    assert both[0] == both[1], "settings have no order"
 
 
 def test_models_fitted_in_closed_form_need_no_recipe(data: Path) -> None:

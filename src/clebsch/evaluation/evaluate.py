@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clebsch.data.frame import Frame
+from clebsch.data.frame import Frame, describe_left_out
 from clebsch.data.references import undetermined
 from clebsch.evaluation.metrics import ErrorAccumulator
 from clebsch.evaluation.predict import MAX_EDGES, FramePrediction, predict, wants_stress
@@ -72,8 +72,8 @@ class Evaluation:
         worst_energies: structures by descending absolute energy error per atom.
         predictions: one per frame, in their order.
         seconds: wall time.
-        notes: what had to be changed on the way (batches made smaller), and energies that mean
-            little.
+        notes: what had to be changed on the way (batches made smaller), labels that were left out,
+            and energies that mean little.
     """
 
     n_frames: int
@@ -148,8 +148,14 @@ def evaluate(
         worst_energies=_worst(errors, lambda e: e.energy_per_atom),
         predictions=tuple(predictions),
         seconds=time.perf_counter() - start,
-        notes=(*notes, *_note_of_formulas(potential, frames)),
+        notes=(*notes, *_note_of_weights(frames), *_note_of_formulas(potential, frames)),
     )
+
+
+def _note_of_weights(frames: Sequence[Frame]) -> list[str]:
+    """Whether there are labels that nothing was compared with."""
+    left_out = describe_left_out(frames)
+    return [f"Labels of weight 0 count as missing: {left_out}."] if left_out else []
 
 
 def _note_of_formulas(potential: Potential, frames: Sequence[Frame]) -> list[str]:

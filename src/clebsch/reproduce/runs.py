@@ -276,7 +276,7 @@ def _plan(
             if task.batch_size and not given & {"training.batch_size", "training.batch_edges"}:
                 wanted.append(f"training.batch_size={task.batch_size}")
     what = tuple(one for one in settings if one.partition("=")[0] not in _WHERE)
-    kind = slug(" ".join((recipe, *what)))
+    kind = slug(" ".join((recipe, *sorted(what))))
     run = runs / suite.name / task.name / model / kind / f"seed-{seed}"
     config = load_config(None, [*wanted, *settings, f"run={json.dumps(str(run))}"])
     return Plan(suite, task, model, seed, recipe, what, config, files)
@@ -309,7 +309,6 @@ def _row(plan: Plan, result: TrainingResult) -> Row:
     potential = clebsch.load(result.model, device=device)
     history = read_history(result.run / "metrics.jsonl")
     data = potential.provenance["data"]
-    n_train = data["train"]["frames"]
     finished = result.reason != "interrupted"
     limit = None if plan.config.is_linear else plan.config.training.max_epochs
     left = None
@@ -324,12 +323,12 @@ def _row(plan: Plan, result: TrainingResult) -> Row:
         settings=plan.settings,
         config=identity(plan.config),
         n_parameters=sum(p.numel() for p in potential.model.parameters()),
-        n_train=n_train,
+        n_train=data["train"]["frames"],
         n_valid=data["valid"]["frames"],
         epochs=None if plan.config.is_linear else result.epoch,
         max_epochs=limit,
         steps=None if plan.config.is_linear else result.step,
-        frames=history[-1]["frames"] if finished else _frames(plan.config, result, n_train),
+        frames=history[-1]["frames"] if finished else read_newest_state(result.run)[0].frames,
         seconds=round(result.seconds, 1),
         finished=finished,
         projected_seconds=None if left is None else round(left),
@@ -339,19 +338,6 @@ def _row(plan: Plan, result: TrainingResult) -> Row:
         versions={"clebsch": clebsch.__version__, "torch": torch.__version__},
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
-
-
-def _frames(config: Config, result: TrainingResult, n_train: int) -> int:
-    """Structures that a run which is not over has differentiated.
-
-    Where batches are counted in edges, those of the epoch that has begun are left out.
-    """
-    whole = result.epoch * n_train
-    size = config.training.batch_size
-    if size is None:
-        return whole
-    position = read_newest_state(result.run)[0].position
-    return whole + min(position * size, n_train)
 
 
 def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

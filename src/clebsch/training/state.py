@@ -33,6 +33,7 @@ class TrainingState:
         epoch: epochs completed.
         position: batches done in the epoch after them.
         step: batches done in all.
+        frames: structures whose loss has been differentiated, each as often as it was.
         skipped: how many of the last batches in a row were skipped as not finite.
         seconds: wall time spent.
         waited: evaluations since the best model was found.
@@ -50,6 +51,7 @@ class TrainingState:
     epoch: int = 0
     position: int = 0
     step: int = 0
+    frames: int = 0
     skipped: int = 0
     seconds: float = 0.0
     waited: int = 0

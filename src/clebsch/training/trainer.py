@@ -310,6 +310,7 @@ class Trainer:
         self.history.write()
         state = self.state
         state.seconds = self.seconds
+        state.frames = self.frames
         state.history_lines = self.history.n_lines
         state.average_updates = self.average.updates
         state.train_sums = asdict(self._train_sums)
@@ -335,10 +336,13 @@ class Trainer:
         self._model_is_current = True
 
     def _provenance(self) -> dict[str, Any]:
+        """Of the potential as it is, with the best weights swapped in."""
         best = self.state.best
         assert best is not None
+        now = dict(zip(self.potential.species, self.potential.references.tolist(), strict=True))
+        references = {symbol: now[symbol] for symbol in self.prepared.references}
         return {
-            **run_provenance(self.config, self._data_provenance),
+            **run_provenance(self.config, self._data_provenance | {"references": references}),
             "training": {key: best[key] for key in ("epoch", "step", "seconds", "lr")},
             "metrics": best.get("calibrated", best["valid"]),
         }
