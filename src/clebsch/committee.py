@@ -42,7 +42,7 @@ def uncertainty(potential: Potential, graph: AtomGraph) -> Uncertainty:
         graph: one structure or several.
 
     Raises:
-        ClebschError: the potential has no committee.
+        ClebschError: the potential has no committee, or ``torch.inference_mode`` is on.
     """
     network = potential.model
     if not isinstance(network, ACE) or not network.committee.any():
@@ -50,15 +50,21 @@ def uncertainty(potential: Potential, graph: AtomGraph) -> Uncertainty:
             "this potential has no committee to tell an uncertainty from: it takes a linear ACE "
             "(model=ace_3bpa, or model.name=ace) fitted with model.committee of 2 or more"
         )
+    if torch.is_inference_mode_enabled():
+        raise ClebschError(
+            "uncertainties of forces are derivatives, which torch.inference_mode rules out; use "
+            "torch.no_grad"
+        )
     vectors = edge_vectors(graph, graph.positions).detach().requires_grad_()
     with torch.enable_grad():
         energies = network.committee_energies(vectors.to(potential.dtype), graph)
-        scaled = potential.head.scale * energies.to(torch.float64)  # [draws, N]
+        scaled = [potential.head.scale * draw.to(torch.float64) for draw in energies]
         forces = []
         for draw in scaled:
             (gradient,) = torch.autograd.grad(
                 draw.sum(), vectors, retain_graph=True, materialize_grads=True
             )
             forces.append(edge_forces(gradient, graph, network.kernels))
-    totals = network.kernels.segment_sum(scaled.detach().t(), graph.frame_ptr)  # [n_frames, draws]
+    by_atom = torch.stack(scaled, dim=1).detach()  # [N, draws]
+    totals = network.kernels.segment_sum(by_atom, graph.frame_ptr)
     return Uncertainty(totals.square().mean(1).sqrt(), torch.stack(forces).square().mean(0).sqrt())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.emt import EMT
 
 import clebsch
 from builders import ethanol, potential, skewed_cell, slab
@@ -19,8 +21,17 @@ from clebsch.models.ace_config import ACEConfig
 from clebsch.training import normal_equations
 from clebsch.training.config import FitConfig
 from clebsch.training.design import Design
-from clebsch.training.evidence import posterior
-from clebsch.training.linear_fit import SMALLEST, fit, labelled_rows, prior_std
+from clebsch.training.evidence import Posterior, posterior
+from clebsch.training.linear_fit import (
+    SMALLEST,
+    LinearFit,
+    empty_equations,
+    labelled_rows,
+    prior_std,
+    rigid_motions,
+    solve,
+    weights_of_labels,
+)
 from clebsch.training.normal_equations import BLOCK, NormalEquations
 from training.toy import cluster, crystal
 
@@ -48,6 +59,15 @@ def frames(n: int, kind=cluster, **without: None) -> list[Frame]:  # type: ignor
             )
         )
     return found
+
+
+def fit(
+    potential: clebsch.Potential, graphs: LabelledGraphs, config: FitConfig
+) -> tuple[LinearFit, Posterior]:
+    equations = empty_equations(potential)
+    for rows in labelled_rows(potential, graphs, config):
+        equations.add(*rows)
+    return solve(potential, equations, weights_of_labels(config, graphs.counts))
 
 
 def untrained(config: ACEConfig = CONFIG) -> clebsch.Potential:
@@ -87,16 +107,18 @@ def test_normal_equations_do_not_depend_on_how_rows_come(
 ) -> None:
     monkeypatch.setattr(normal_equations, "PANEL", 3)
     rng = np.random.default_rng(0)
-    n = 2 * BLOCK + 100
-    rows, targets, weights = rng.normal(size=(n, 4)), rng.normal(size=n), rng.uniform(size=n)
+    n_rows = 2 * BLOCK + 100
+    rows, targets = rng.normal(size=(n_rows, 4)), rng.normal(size=n_rows)
+    weights = rng.uniform(size=n_rows)
     streamed = NormalEquations(4)
-    for start, stop in ((0, 7), (7, BLOCK + 1), (BLOCK + 1, n)):
-        streamed.add(rows[start:stop], targets[start:stop], weights[start:stop])
+    for start, stop in ((0, 7), (7, BLOCK + 1), (BLOCK + 1, n_rows)):
+        n = stop - start
+        streamed.add(rows[start:stop], targets[start:stop], weights[start:stop], n)
     gram = np.tril(streamed.close())
     np.testing.assert_allclose(gram, np.tril(rows.T * weights @ rows), rtol=1e-12)
     np.testing.assert_allclose(streamed.moment, weights * targets @ rows, rtol=1e-12)
     assert streamed.square == pytest.approx(weights @ targets**2)
-    assert streamed.n_rows == n
+    assert streamed.n_rows == len(rows)
 
 
 def regression(noise: float, n: int = 200, size: int = 12):  # type: ignore[no-untyped-def]
@@ -140,6 +162,14 @@ def test_the_strength_is_where_the_evidence_is_greatest_and_the_noise_is_found()
     assert best.strength == pytest.approx((0.1 / 0.7) ** 2, rel=2)
 
 
+def test_nothing_is_learned_from_noise_alone() -> None:
+    """The best strength is above all eigenvalues then; a search that stops early learns noise."""
+    rows, targets, prior = regression(1.0)
+    noise = targets - rows.T @ (np.linalg.pinv(rows.T) @ targets)
+    found = posterior(np.tril(rows @ rows.T), rows @ noise, noise @ noise, len(noise), prior)
+    assert found.effective_parameters() < 1.5
+
+
 def test_draws_have_the_covariance_of_the_posterior() -> None:
     rows, targets, prior = regression(0.3, n=30)
     found = posterior(np.tril(rows @ rows.T), rows @ targets, targets @ targets, 30, prior, 0.1)
@@ -179,9 +209,10 @@ def test_a_missing_label_has_no_rows(missing: str) -> None:
     tested = untrained()
     graphs = LabelledGraphs(tested, frames(1, crystal, **{missing: None}))
     (rows,) = labelled_rows(tested, graphs, FitConfig())
-    expected = 3 * 4 + 9 if missing == "energy" else 1 + 9
+    expected = 3 * 4 + 6 if missing == "energy" else 1 + 6
     assert rows.design.shape == (expected, tested.model.coefficients.numel())
     assert len(rows.targets) == len(rows.weights) == expected
+    assert rows.n_independent == expected - (3 if missing == "energy" else 0)
 
 
 def test_weights_are_those_of_the_loss() -> None:
@@ -201,10 +232,75 @@ def test_weights_are_those_of_the_loss() -> None:
     assert objective == pytest.approx(float(expected), rel=1e-9)
 
 
+def wire() -> Atoms:
+    atoms = Atoms("CuAuCu", [[0, 0, 0], [1.2, 0.4, 2.2], [0.3, 2.0, 4.1]], cell=[9, 9, 6.5])
+    atoms.pbc = (False, False, True)
+    return atoms
+
+
+def dimer() -> Atoms:
+    return Atoms("CuAu", [[0, 0, 0], [1.0, 1.3, 1.1]])
+
+
+def at_sites() -> Atoms:
+    return bulk("Cu", cubic=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "n_atoms", "n_motions"),
+    [(cluster, 4, 6), (crystal, 4, 3), (wire, 3, 4), (dimer, 2, 5), (at_sites, 4, 12)],
+)
+def test_rigid_motions_and_symmetry_leave_fewer_independent_forces(
+    build: Callable[..., Atoms], n_atoms: int, n_motions: int
+) -> None:
+    """A basis with more functions than the structure has forces has that rank."""
+    atoms = build(1) if build in (cluster, crystal) else build()
+    assert len(atoms) == n_atoms
+    tested = untrained()
+    graph = tested.graph(atoms)
+    forces = Design(tested.model)(graph)[1:-9]
+    assert abs(rigid_motions(graph).T @ forces).max() < 1e-9 * abs(forces).max() + 1e-12
+    assert np.linalg.matrix_rank(forces, tol=1e-9) == 3 * n_atoms - n_motions
+    atoms.calc = EMT()
+    frame = Frame(
+        atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, forces=atoms.get_forces()
+    )
+    (rows,) = labelled_rows(tested, LabelledGraphs(tested, [frame]), FitConfig())
+    assert rows.n_independent == 3 * n_atoms - n_motions
+
+
+@pytest.mark.parametrize("kind", ["forces", "stress"])
+def test_the_noise_of_few_labels_is_found(kind: str) -> None:
+    """More functions than independent labels: those that follow from others would make it 0."""
+    config = CONFIG.model_copy(update={"max_degree": (8.0, 6.0)})
+    truth, noise, rng = untrained(config), 0.3, np.random.default_rng(3)
+    with torch.no_grad():
+        truth.model.coefficients.mul_(0.02)
+    labelled = []
+    for frame in frames(8, crystal):
+        told = truth(truth.graph(frame), ("energy", "forces", "stress"))
+        if kind == "forces":
+            wrong = noise * rng.normal(size=(len(frame), 3))
+            label = told.forces.numpy() + wrong - wrong.mean(axis=0)
+        else:  # of weight 1 / N in the fit, and there twice off the diagonal
+            volume = abs(np.linalg.det(frame.cell))
+            wrong = noise * rng.normal(size=(3, 3)) * len(frame) ** 0.5 / volume
+            label = told.stress[0].numpy() + 0.5 * (wrong + wrong.T)
+        missing = {"energy": None, "forces": None, "stress": None}
+        labelled.append(replace(frame, **(missing | {kind: label})))
+    tested = untrained(config)
+    graphs = LabelledGraphs(tested, labelled)
+    summary, found = fit(tested, graphs, FitConfig())
+    assert summary.n_rows < summary.n_coefficients
+    assert found.beta**-0.5 == pytest.approx(noise, rel=0.25)
+    assert (summary.forces_noise is None) == (kind == "stress")
+    assert summary.energy_noise is None
+
+
 def test_nothing_to_fit_is_an_error() -> None:
     tested = untrained()
     graphs = LabelledGraphs(tested, frames(2, energy=None, forces=None))
-    with pytest.raises(DataError, match="no structure has a label"):
+    with pytest.raises(DataError, match="no structure that has a label"):
         fit(tested, graphs, FitConfig())
 
 
@@ -218,7 +314,7 @@ def fitted():  # type: ignore[no-untyped-def]
 
 def test_a_fit_describes_its_labels(fitted) -> None:  # type: ignore[no-untyped-def]
     tested, summary, _ = fitted
-    assert summary.n_rows == sum(1 + 3 * len(frame) for frame in frames(12))
+    assert summary.n_rows == sum(1 + 3 * len(frame) - 6 for frame in frames(12))
     assert 0 < summary.effective_parameters < min(summary.n_coefficients, summary.n_rows)
     for frame in frames(12):
         residual = tested(tested.graph(frame)).forces.numpy() - frame.forces
@@ -273,6 +369,15 @@ def test_a_potential_without_a_committee_says_so() -> None:
             clebsch.uncertainty(tested, tested.graph(cluster(0)[:1]))
 
 
+def test_uncertainties_in_inference_mode_are_refused(fitted) -> None:  # type: ignore[no-untyped-def]
+    tested, _, _ = fitted
+    graph = tested.graph(cluster(0))
+    with torch.inference_mode(), pytest.raises(ClebschError, match=r"use torch\.no_grad"):
+        clebsch.uncertainty(tested, graph)
+    with torch.no_grad():
+        assert clebsch.uncertainty(tested, graph).forces.any()
+
+
 def test_the_prior_is_narrower_for_higher_degrees_and_wider_for_small_functions() -> None:
     network = untrained().model
     degrees = np.tile(network.basis.degrees, 2)
@@ -285,9 +390,20 @@ def test_the_prior_is_narrower_for_higher_degrees_and_wider_for_small_functions(
     assert found[0] == pytest.approx(SMALLEST**-0.5)
 
 
+def test_labels_that_are_all_zero_are_refused() -> None:
+    tested = untrained(CONFIG.model_copy(update={"zbl": False}))
+    (frame,) = frames(1)
+    nothing = [replace(frame, energy=None, forces=0 * frame.forces)]
+    with pytest.raises(DataError, match="all labels are zero"):
+        fit(tested, LabelledGraphs(tested, nothing), FitConfig())
+
+
 def test_structures_without_neighbors_are_refused() -> None:
     tested = untrained()
     (frame,) = frames(1)
     alone = [replace(frame, positions=100 * frame.positions)]
-    with pytest.raises(DataError, match=r"no labelled structure has two atoms within the cut-off"):
+    with pytest.raises(
+        DataError,
+        match=r"nothing to fit: no structure .* has two atoms within the cut-off of 4 Angstrom",
+    ):
         fit(tested, LabelledGraphs(tested, alone), FitConfig())

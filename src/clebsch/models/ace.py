@@ -83,10 +83,13 @@ class ACE(Network):
         variables = self.one_particle_basis(vectors, graph)
         return self._energies(variables, self.coefficients, graph)[:, None]
 
-    def committee_energies(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
-        """What ``forward`` gives for each draw of the committee, [n_draws, N]: see ``forward``."""
+    def committee_energies(self, vectors: Tensor, graph: AtomGraph) -> list[Tensor]:
+        """What ``forward`` gives for each draw of the committee, [N]: see ``forward``.
+
+        They are no single tensor: through that, the derivative of one would be that of all.
+        """
         variables = self.one_particle_basis(vectors, graph)
-        return torch.stack([self._energies(variables, draw, graph) for draw in self.committee])
+        return [self._energies(variables, draw, graph) for draw in self.committee]
 
     def _energies(self, variables: Tensor, coefficients: Tensor, graph: AtomGraph) -> Tensor:
         """[N] of coefficients [P]."""

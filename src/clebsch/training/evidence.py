@@ -25,9 +25,10 @@ from torch import Tensor
 
 from clebsch.errors import ClebschError
 
-#: Strengths that are tried, relative to the mean diagonal of S X^T X S: from what rounding allows
-#: in float64 to where little is learned; and how well log10 of the best is found.
-STRENGTHS = (1e-14, 1e-2)
+#: The least strength that is tried, relative to the mean diagonal of S X^T X S: what rounding
+#: allows in float64. The greatest is its trace, above all eigenvalues, where nothing is learned.
+LEAST = 1e-14
+#: How well log10 of the best is found.
 PRECISION = 0.3
 #: Columns of a triangular inverse that are held at a time.
 COLUMNS = 512
@@ -104,8 +105,8 @@ def posterior(
         torch.from_numpy(gram), torch.tensor(prior_std), torch.tensor(moment), square, n_rows
     )
     if strength is None:
-        mean_diagonal = float((gram.diagonal() * prior_std**2).mean())
-        low, high = (math.log10(bound * mean_diagonal) for bound in STRENGTHS)
+        diagonal = gram.diagonal() * prior_std**2
+        low, high = math.log10(LEAST * diagonal.mean()), math.log10(diagonal.sum())
         strength, solved = _most_probable(problem, low, high, tell)
     else:
         solved = problem.solve(strength)

@@ -17,7 +17,13 @@ from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict, write_config
 from clebsch.training.design import Design
 from clebsch.training.fit_state import FitState, remove_fit_state, write_fit_state
-from clebsch.training.linear_fit import LinearFit, empty_equations, labelled_rows, solve
+from clebsch.training.linear_fit import (
+    LinearFit,
+    empty_equations,
+    labelled_rows,
+    solve,
+    weights_of_labels,
+)
 from clebsch.training.log import History, RunLog, duration
 from clebsch.training.prepare import Prepared, data_provenance, run_provenance
 from clebsch.training.validate import validate
@@ -109,6 +115,7 @@ class _Fit:
         self, config: Config, prepared: Prepared, run: Path, log: RunLog, started: float
     ) -> None:
         self.config, self.prepared, self.run, self.log = config, prepared, run, log
+        self.settings = weights_of_labels(config.fit, prepared.train.counts)
         self.potential = prepared.potential.to("cpu")
         self.equations = empty_equations(self.potential)
         assert isinstance(self.potential.model, ACE)
@@ -126,7 +133,7 @@ class _Fit:
 
     def gather(self) -> None:
         """Add the structures that are missing to the equations."""
-        graphs, settings = self.prepared.train, self.config.fit
+        graphs, settings = self.prepared.train, self.settings
         first, begun = self.done, time.monotonic()
         for rows in labelled_rows(self.potential, graphs, settings, first, self.design):
             self.equations.add(*rows)
@@ -145,7 +152,7 @@ class _Fit:
             self.log.say(f"  regularisation {strength:.2e}: log evidence {log_evidence:.1f}")
             self._stop_if_asked()
 
-        fitted, _ = solve(self.potential, self.equations, self.config.fit, self.config.seed, tell)
+        fitted, _ = solve(self.potential, self.equations, self.settings, self.config.seed, tell)
         self._stop_if_asked()
         return fitted
 

@@ -14,7 +14,7 @@ from clebsch.training.normal_equations import NormalEquations
 from clebsch.training.state import state_folder
 
 STATE_FORMAT = "clebsch-fit-state"
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,22 @@ Rows are energies, force components and virial components of labelled structures
 of ``FitConfig`` (and of the structures); what references and repulsion give is subtracted from the
 labels. The prior expects coefficients to be smaller where functions are rough, and larger where
 they are small.
+
+The evidence takes residuals for independent, so that labels which follow from others, whatever the
+coefficients, must not count. A structure that moves as a whole, or a molecule that turns, keeps its
+energy: forces add up to nothing, and so do their torques. What is zero by symmetry says nothing, and
+a virial has six components.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import null_space, orth
 from torch import Tensor, nn
 
 from clebsch.data.loader import Batch, LabelledGraphs
@@ -29,6 +35,11 @@ from clebsch.training.normal_equations import NormalEquations
 
 #: Size of a column relative to the largest, below which its coefficient's prior grows no more.
 SMALLEST = 1e-6
+#: Rows smaller than this, relative to the largest number of their structure's, are zero; and so
+#: are directions, relative to the longest.
+ZERO, RANK = 1e-10, 1e-8
+#: Components of a virial in row-major order, xx yy zz yz xz xy, and how often each is in it.
+VIRIAL, OCCURRENCES = np.array([0, 4, 8, 5, 2, 1]), np.array([1.0, 1, 1, 2, 2, 2])
 
 
 @dataclass(frozen=True)
@@ -36,13 +47,14 @@ class LinearFit:
     """What a fit found.
 
     Attributes:
-        n_rows: labels.
+        n_rows: labels, those that follow from others left out.
         n_coefficients: of all central species.
         strength: lambda, the chosen strength of the prior against the noise.
         effective_parameters: how many coefficients the labels determine.
         log_evidence: of the chosen strength.
-        forces_noise: eV/Angstrom, standard deviation of force residuals as the evidence has it.
-        energy_noise: eV, that of energies per square root of the number of atoms.
+        forces_noise: eV/Angstrom, standard deviation of force residuals as the evidence has it;
+            None without forces to fit.
+        energy_noise: eV, that of energies per square root of the number of atoms; None likewise.
     """
 
     n_rows: int
@@ -67,27 +79,19 @@ class Rows(NamedTuple):
     """[n]: labels minus what references and repulsion give."""
     weights: np.ndarray
     """[n]: of the squared residuals."""
+    n_independent: int
+    """How many of them do not follow from others, whatever the coefficients."""
 
 
-def fit(
-    potential: Potential, graphs: LabelledGraphs, config: FitConfig, seed: int = 0
-) -> tuple[LinearFit, Posterior]:
-    """Set a linear potential's coefficients and committee to the posterior of the labels.
+def weights_of_labels(config: FitConfig, counts: Mapping[str, int]) -> FitConfig:
+    """The configuration without weights for labels that no structure has: they have no noise.
 
     Args:
-        potential: a linear ACE; its network changes.
-        graphs: the labelled structures.
         config: weights and prior.
-        seed: of the committee's draws.
-
-    Raises:
-        DataError: no structure has a label that has a weight, or no atom has a neighbour.
-        ClebschError: the equations cannot be solved.
+        counts: as ``LabelledGraphs.counts``.
     """
-    equations = empty_equations(potential)
-    for rows in labelled_rows(potential, graphs, config):
-        equations.add(*rows)
-    return solve(potential, equations, config, seed)
+    names = {"energy": "energies", "forces": "forces", "stress": "stresses"}
+    return config.model_copy(update={k: 0.0 for k, name in names.items() if not counts[name]})
 
 
 def empty_equations(potential: Potential) -> NormalEquations:
@@ -109,23 +113,26 @@ def solve(
     Args:
         potential: a linear ACE; its network changes.
         equations: of all labels; no more of them can be added then.
-        config: weights and prior.
+        config: weights of the labels that there are, and prior.
         seed: of the committee's draws.
         tell: told of every strength of the prior that is tried, and its log evidence.
 
     Raises:
-        DataError: no structure has a label that has a weight, or no atom has a neighbour.
+        DataError: no structure has a label that has a weight, or no atom has a neighbour, or all
+            labels are zero.
         ClebschError: the equations cannot be solved.
     """
     network = potential.model
     assert isinstance(network, ACE)
     gram = equations.close()
-    if not equations.n_rows:
-        raise DataError("no structure has a label that the fit has a weight for")
     if not gram.diagonal().any():
         raise DataError(
-            f"no labelled structure has two atoms within the cut-off of {network.config.cutoff:g} "
-            "Angstrom: there is nothing to fit"
+            "there is nothing to fit: no structure that has a label of a weight above 0 has two "
+            f"atoms within the cut-off of {network.config.cutoff:g} Angstrom"
+        )
+    if not equations.square > 0:
+        raise DataError(
+            "there is nothing to fit: all labels are zero, but for references and repulsion"
         )
     found = posterior(
         gram,
@@ -191,45 +198,62 @@ def labelled_rows(
 
 
 def _rows(batch: Batch, design: np.ndarray, nothing: Potential, config: FitConfig) -> Rows:
-    labels, n_atoms = batch.labels, batch.graph.n_atoms
-    known = nothing(batch.graph, ("energy", "forces", "virial"))
-    volume = torch.linalg.det(batch.graph.cell).abs()
-    kinds: list[tuple[slice, Tensor, Tensor, float, bool]] = [
-        (
-            slice(0, 1),
-            labels.energy,
-            known.energy,
-            config.energy / n_atoms * float(labels.energy_weight),
-            bool(labels.has_energy),
-        ),
-        (
-            slice(1, 1 + 3 * n_atoms),
-            labels.forces,
-            known.forces,
-            config.forces * float(labels.forces_weight),
-            bool(labels.has_forces),
-        ),
-        (
-            slice(1 + 3 * n_atoms, None),
-            -labels.stress * volume,
-            known.virial,
-            config.stress / n_atoms * float(labels.stress_weight),
-            bool(labels.has_stress),
-        ),
-    ]
-    chosen = [kind for kind in kinds if kind[4] and kind[3] > 0]
-    parts = [design[place] for place, *_ in chosen]
-    targets = [(label - expected).flatten().numpy() for _, label, expected, *_ in chosen]
-    weights = [
-        np.full(len(target), weight)
-        for target, (_, _, _, weight, _) in zip(targets, chosen, strict=True)
-    ]
-    empty = np.zeros(0)
+    labels, graph = batch.labels, batch.graph
+    n_atoms = graph.n_atoms
+    known = nothing(graph, ("energy", "forces", "virial"))
+    energy, forces, virial = np.split(design, [1, 1 + 3 * n_atoms])
+    zero = ZERO * abs(design).max()
+    parts = [Rows(design[:0], np.zeros(0), np.zeros(0), 0)]
+    weight = config.energy / n_atoms * float(labels.energy_weight)
+    if labels.has_energy and weight > 0:
+        parts.append(Rows(energy, _difference(labels.energy, known.energy), np.full(1, weight), 1))
+    weight = config.forces * float(labels.forces_weight)
+    if labels.has_forces and weight > 0:
+        targets, kept = _difference(labels.forces, known.forces), abs(forces).max(axis=1) > zero
+        motions = orth(rigid_motions(graph)[kept], rcond=RANK) if kept.any() else np.zeros((0, 0))
+        targets = targets[kept] - motions @ (motions.T @ targets[kept])
+        n_independent = len(targets) - motions.shape[1]
+        parts.append(Rows(forces[kept], targets, np.full(len(targets), weight), n_independent))
+    weight = config.stress / n_atoms * float(labels.stress_weight)
+    if labels.has_stress and weight > 0:
+        volume = torch.linalg.det(graph.cell).abs()
+        targets = _difference(-labels.stress * volume, known.virial)[VIRIAL]
+        kept = abs(virial[VIRIAL]).max(axis=1) > zero
+        weights = weight * OCCURRENCES[kept]
+        parts.append(Rows(virial[VIRIAL][kept], targets[kept], weights, len(weights)))
     return Rows(
-        np.concatenate([design[:0], *parts]),
-        np.concatenate([empty, *targets]),
-        np.concatenate([empty, *weights]),
+        np.concatenate([part.design for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+        sum(part.n_independent for part in parts),
     )
+
+
+def rigid_motions(graph: AtomGraph) -> np.ndarray:
+    """Displacements of a structure that leave its energy as it is, whatever the potential.
+
+    Those by each of the axes, and the rotations about its centre that keep every periodic lattice
+    vector: all of a molecule's, one of a wire's.
+
+    Args:
+        graph: of one structure with N atoms.
+
+    Returns:
+        [3 N, n], atom by atom; not orthonormal, of linear molecules not even independent.
+    """
+    positions = graph.positions.numpy()
+    lattice = graph.cell[0].numpy()[graph.pbc[0].numpy()]
+    unit = np.eye(3)
+    axes = null_space(np.cross(lattice[:, None], unit).swapaxes(1, 2).reshape(-1, 3), rcond=RANK)
+    arms = positions - positions.mean(axis=0)
+    shifts = np.broadcast_to(unit, (len(positions), 3, 3))
+    turns = np.cross(axes.T[:, None], arms).transpose(1, 2, 0)
+    return np.concatenate([shifts, turns], axis=2).reshape(3 * len(positions), -1)
+
+
+def _difference(label: Tensor, known: Tensor | None) -> np.ndarray:
+    assert known is not None
+    return (label - known).flatten().numpy()
 
 
 def _noise(beta: float, weight: float) -> float | None:

@@ -19,7 +19,7 @@ class NormalEquations:
     Attributes:
         moment: [P] X^T y, up to the last ``close``.
         square: y^T y.
-        n_rows: rows so far.
+        n_rows: independent rows so far.
     """
 
     def __init__(self, n_columns: int) -> None:
@@ -31,14 +31,18 @@ class NormalEquations:
         self._targets = np.zeros(BLOCK)
         self._filled = 0
 
-    def add(self, rows: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+    def add(
+        self, rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, n_independent: int
+    ) -> None:
         """Add rows.
 
         Args:
             rows: [n, P].
             targets: [n].
             weights: [n], of the squared residuals.
+            n_independent: how many of them do not follow from others, whatever the coefficients.
         """
+        self.n_rows += n_independent
         root = np.sqrt(weights)
         start = 0
         while start < len(targets):
@@ -92,5 +96,4 @@ class NormalEquations:
             gram.addmm_(rows[:, panel.start :].T, rows[:, panel])
         self.moment += targets @ filled
         self.square += float(targets @ targets)
-        self.n_rows += self._filled
         self._filled = 0
