@@ -161,13 +161,15 @@ def _read_rows(lines: _Lines, n_atoms: int, width: int, named: bool) -> list[lis
 
 
 def _check_last_number(rows: list[list[str]]) -> None:
-    """A file that ends inside its last number: it has fewer decimals than any other atom's."""
-    decimals = [len(row[-1].partition(".")[2]) for row in rows]
-    others = decimals[:-1]
-    if not others:
-        return
-    fixed = min(others) == max(others)
-    if decimals[-1] < min(others) - (0 if fixed else 1):
+    """Where all columns have their fixed numbers of decimals, a last number that has fewer was cut.
+
+    Programs that write as many digits as a number needs leave nothing to tell that by.
+    """
+    *others, last = [len(row[-1].partition(".")[2]) for row in rows]
+    columns = zip(*(row[:-1] for row in rows), strict=True)
+    decimals = [{len(text.partition(".")[2]) for text in column} for column in columns]
+    fixed = len(set(others)) == 1 and all(len(found) == 1 for found in decimals)
+    if fixed and last < others[0]:
         raise _Malformed(
             f"the file is truncated: it ends without a line end and inside the last number, "
             f"{shorten(rows[-1][-1])}"

@@ -7,8 +7,8 @@ they are small.
 
 The evidence takes residuals for independent, so that labels which follow from others, whatever the
 coefficients, must not count. A structure that moves as a whole, or a molecule that turns, keeps its
-energy: forces add up to nothing, and so do their torques. What is zero by symmetry says nothing, and
-a virial has six components.
+energy: forces add up to nothing, and so do their torques. What is zero by symmetry says nothing,
+and a virial has six components.
 """
 
 from __future__ import annotations
