@@ -125,6 +125,16 @@ def test_a_habit_of_stress_does_not_fall_upon_a_molecule(potential: Potential) -
     assert np.isfinite(ethanol.get_potential_energy())  # an error leaves it usable
 
 
+def test_a_lone_atom_nowhere_is_refused_whatever_was_asked_before(potential: Potential) -> None:
+    calculator = clebsch.calculator(potential)
+    atoms = crystal()[:1]
+    atoms.calc = calculator
+    atoms.get_potential_energy()
+    atoms.positions[0, 1] = np.nan
+    with pytest.raises(DataError, match="atom 0 is not a finite number"):
+        atoms.get_potential_energy()
+
+
 def test_md_with_a_skin_equals_md_without(potential: Potential) -> None:
     trajectories, builds = [], []
     for skin in (0.0, 0.8):

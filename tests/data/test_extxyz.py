@@ -77,6 +77,16 @@ def test_a_file_cut_anywhere_gives_whole_frames_or_an_error(tmp_path: Path) -> N
             read_frames(path)
 
 
+@pytest.mark.parametrize("last", ["0.0", "1e-17", "0.12345678901234567", "-3"])
+def test_a_complete_file_without_a_last_line_end_is_read(tmp_path: Path, last: str) -> None:
+    """Programs that write as many digits as a number needs end a file with any number of them."""
+    rows = ["H 0.1 0.25 0.3 0.4 0.5 0.1234567890123456", f"H 1.1 0.2 0.3 0.4 0.5 {last}"]
+    text = "\n".join(["2", "Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0", *rows])
+    (frame,) = read_frames(write(tmp_path / "complete.xyz", text))
+    assert frame.forces is not None
+    assert frame.forces[1, 2] == float(last)
+
+
 def test_a_blank_line_between_frames_hides_nothing(tmp_path: Path) -> None:
     text = water_text(1)
     path = write(tmp_path / "blank.xyz", text + "\n   \n" + text + "\n\n")

@@ -101,6 +101,9 @@ def test_other_energies_and_other_models_are_refused(tmp_path: Path):
     potential.head.mean_energy.fill_(-1.0)
     with pytest.raises(ConfigError, match="mean_energy=density"):
         export_mace_torch(potential, tmp_path / "out")
+    potential.head.mean_energy.zero_()
+    with pytest.raises(ConfigError, match="export the potential itself"):
+        export_mace_torch(potential.tabulated(), tmp_path / "out")
     linear = clebsch.build(ACEConfig(cutoff=3.0, max_degree=(2,), correlation=1), ["H"])
     with pytest.raises(ConfigError, match="no model like ace"):
         export_mace_torch(linear, tmp_path / "out")

@@ -57,6 +57,14 @@ def test_curves_are_relative_to_their_own_ends(potential: Potential, tmp_path: P
     assert found["energy_rmse"] == pytest.approx(total, abs=1e-6)
 
 
+def test_a_curve_of_one_point_says_nothing_of_its_shape(
+    potential: Potential, tmp_path: Path
+) -> None:
+    frames = stretched(potential, "H2", np.array([0.2]))
+    found = judged(potential, tmp_path / "bond.xyz", frames, "curves")
+    assert found == {"energy_rmse": pytest.approx(0.2, abs=1e-6)}
+
+
 def test_a_scan_is_relative_to_the_minimum_of_the_reference(
     potential: Potential, tmp_path: Path
 ) -> None:

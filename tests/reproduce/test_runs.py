@@ -409,6 +409,25 @@ def test_cost_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert row["settings"][2] == f"cpu={row['machine']['cpu']}"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["cost", "--tasks", "any"], "--tasks"),
+        (["cost", "--recipe", "paper"], "--recipe"),
+        (["3bpa", "--table", "--seeds", "1,2"], "--seeds"),
+        (["3bpa", "--table", "--budget", "1h"], "--budget"),
+        (["3bpa", "--table", "training.max_epochs=3"], "KEY=VALUE"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", *arguments])
+    assert ended.value.code == 2
+    assert f"{option}: " in capsys.readouterr().err
+
+
 def test_every_suite_can_be_planned_on_the_shared_data(shared_data: Path, tmp_path: Path) -> None:
     for chosen in SUITES.values():
         if chosen.data is None or chosen.name == "toy":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms, FixBondLength, FixedPlane
 from morse import Analytic, Morse, cluster
 
 import clebsch
@@ -193,10 +195,53 @@ def test_a_restart_goes_on_with_the_same_model_on_the_same_structure(tmp_path: P
         begin_or_go_on(model, boxed, restart=True, name="box.xyz")
     with pytest.raises(DataError, match=r"md\.state\.json: .*masses than the structure has"):
         begin_or_go_on(model, heavy, restart=True)
+    more = copy.deepcopy(model)
+    more.model.avg_num_neighbors *= 2
+    with pytest.raises(ClebschError, match=r"md\.state\.json.*another model"):
+        begin_or_go_on(more, cluster(), restart=True)
     state = tmp_path / "md.state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"version": 1}))
     with pytest.raises(DataError, match="version 1; this Clebsch reads"):
         begin_or_go_on(model, cluster(), restart=True)
+
+
+@pytest.mark.parametrize(
+    "constraint", [FixAtoms([0, 2]), FixedPlane(1, (0, 0, 1)), FixBondLength(0, 1)]
+)
+def test_a_restart_keeps_constraints(tmp_path: Path, constraint: Any) -> None:
+    """They hold degrees of freedom, and most get lost in an extended XYZ file."""
+
+    def begin_or_go_on(atoms: Atoms, **options: Any) -> MDResult:
+        output = tmp_path / "md.traj"
+        return run_md(Morse(), atoms, ensemble="nve", temperature=100, output=output, **options)
+
+    held = cluster()
+    held.set_constraint(constraint)
+    begin_or_go_on(held, steps=3)
+    begin_or_go_on(held.copy(), steps=6, restart=True)
+    begin_or_go_on(ase.io.read(tmp_path / "md.traj"), steps=9, restart=True)
+    other = cluster()
+    other.set_constraint(FixAtoms([0]))
+    for wrong in (cluster(), other):
+        with pytest.raises(DataError, match=r"md\.state\.json: .*other constraints than held"):
+            begin_or_go_on(wrong, steps=12, restart=True, name="held.xyz")
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+def test_what_cannot_move_is_refused(tmp_path: Path, ensemble: Any) -> None:
+    fixed = cluster()
+    fixed.set_constraint(FixAtoms(range(len(fixed))))
+    for atoms, why in ((fixed, "all of its atoms are fixed"), (Atoms(), "it has no atoms")):
+        with pytest.raises(DataError, match=f"the structure: nothing can move: {why}"):
+            run_md(
+                Morse(),
+                atoms,
+                ensemble=ensemble,
+                temperature=300,
+                steps=2,
+                output=tmp_path / "md.traj",
+            )
+    assert not (tmp_path / "md.traj").exists()
 
 
 def test_a_run_that_heats_up_stops_and_says_where(tmp_path: Path) -> None:

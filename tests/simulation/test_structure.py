@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 
+import clebsch
 from clebsch.cli_doctor import _read
-from clebsch.simulation.structure import read_structure
+from clebsch.errors import DataError
+from clebsch.simulation.structure import check_fits, read_structure
 
 
 def test_an_at_sign_is_part_of_a_files_name(tmp_path: Path) -> None:
@@ -19,3 +24,16 @@ def test_an_at_sign_is_part_of_a_files_name(tmp_path: Path) -> None:
     assert len(read_structure(path)) == 5
     assert len(read_structure(path, 0)) == 3
     assert [len(atoms) for atoms in _read(path).values()] == [3, 5]
+
+
+def test_atoms_at_one_place_are_named_before_anything_begins() -> None:
+    potential = clebsch.build("mace_tiny", ["H"])
+    atoms = Atoms("H3", [[0, 0, 0], [1, 0, 0], [0, 0, 0]])
+    with pytest.raises(DataError, match=r"h\.xyz: atoms 0 and 2 are at one place"):
+        check_fits(potential, atoms, "h.xyz")
+
+
+def test_a_data_set_is_no_structure(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", R=np.zeros((2, 1, 3)), z=np.ones(1))
+    with pytest.raises(DataError, match=r"set\.npz: .*a format that ASE reads; \.npz is for data"):
+        read_structure(tmp_path / "set.npz")

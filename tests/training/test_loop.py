@@ -280,6 +280,15 @@ def test_a_batch_that_is_not_finite_is_skipped_and_its_frames_are_named(
     assert np.isfinite(history(result.run)[-1]["train"]["loss"])
 
 
+def test_a_run_without_a_single_step_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, lambda _: True)
+    few = ("training.batch_size=null", "training.batch_edges=100000", "training.max_epochs=2")
+    with pytest.raises(ClebschError, match="no weight was changed"):
+        train(config(data_file(tmp_path), *few), tmp_path / "run")
+
+
 def test_several_bad_batches_in_a_row_stop_the_run_and_the_last_good_model_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,7 +121,8 @@ class VerletList:
             smallest_stretch = np.linalg.svd(deformation, compute_uv=False)[-1]
             moved = atoms.positions - listing.positions @ deformation
         if len(moved) < 2:
-            farthest_two = 0.0  # an atom and its own images move together
+            # an atom and its own images move together
+            farthest_two = 0.0 if np.isfinite(moved).all() else np.nan
         else:
             moved -= moved.mean(axis=0)
             distances = np.sqrt(np.einsum("ni,ni->n", moved, moved))

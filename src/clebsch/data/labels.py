@@ -262,13 +262,18 @@ def _same_everywhere(candidates: list[str], frames: list[RawFrame]) -> bool:
 # --- what the labels say --------------------------------------------------------------------------
 
 
-def label_value(frame: RawFrame, key: str | None) -> np.ndarray | None:
+def label_value(frame: RawFrame, key: str | None, one_number: bool = False) -> np.ndarray | None:
     """The number or numbers under ``key`` as float64; None where the frame does not have it.
+
+    Where one number is asked for, another place may have one for each atom under the same name,
+    such as atoms' shares of the energy.
 
     Raises:
         DataError: it is not numbers, or stands in two places with different values.
     """
     found = [] if key is None else frame.lookup(key)
+    if one_number and len(found) > 1:
+        found = [(place, value) for place, value in found if np.size(value) == 1] or found
     if not found:
         return None
     place, value = found[0]
@@ -290,7 +295,7 @@ def label_value(frame: RawFrame, key: str | None) -> np.ndarray | None:
 
 def scalar_label(frame: RawFrame, key: str | None, what: str) -> float | None:
     """A finite number per structure."""
-    value = label_value(frame, key)
+    value = label_value(frame, key, one_number=True)
     if value is None:
         return None
     if value.size != 1:

@@ -120,16 +120,24 @@ def collate(
     return Batch(batch_graphs(graphs), Labels(**joined), tuple(frame_indices), counts)
 
 
-def _check_distances(frame: Frame, graph: AtomGraph) -> None:
-    """Atoms at one place have no direction to each other, and no finite energy to learn."""
+def check_distances(graph: AtomGraph, name: str) -> None:
+    """Atoms at one place have no direction to each other, and no finite energy.
+
+    Args:
+        graph: of one structure.
+        name: of the structure, for the message.
+
+    Raises:
+        DataError: two are; names them.
+    """
     vectors = edge_vectors(graph, graph.positions)
     together = torch.nonzero(vectors.square().sum(1) < ONE_PLACE**2)
     if len(together):
         edge = int(together[0])
         first, second = sorted((int(graph.senders[edge]), int(graph.receivers[edge])))
         raise DataError(
-            f"{where(frame.source)}: atoms {first} and {second} are at one place; correct this "
-            "structure or leave it out"
+            f"{name}: atoms {first} and {second} are at one place; correct this structure or "
+            "leave it out"
         )
 
 
@@ -151,7 +159,7 @@ class LabelledGraphs:
         self.frames = list(frames)
         self._graphs = [potential.graph(frame).to("cpu") for frame in self.frames]
         for frame, graph in zip(self.frames, self._graphs, strict=True):
-            _check_distances(frame, graph)
+            check_distances(graph, where(frame.source))
         self._labels = [frame_labels(frame) for frame in self.frames]
         self.n_edges = [graph.n_edges for graph in self._graphs]
 

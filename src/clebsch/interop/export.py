@@ -28,7 +28,7 @@ from clebsch.models.config import MessagePassingConfig
 from clebsch.models.message_passing import AtomicBasis, Layer, MessagePassing
 from clebsch.nn.energy import StoredZBLRepulsion
 from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
-from clebsch.nn.path_weights import RadialNetwork
+from clebsch.nn.path_weights import RadialNetwork, RadialTable
 from clebsch.nn.product import ProductBasis
 from clebsch.nn.radial import BesselBasis
 from clebsch.nn.readout import LinearReadout, MLPReadout, TwoLinearReadout
@@ -71,6 +71,8 @@ def export_mace_torch(potential: Potential, folder: Path | str) -> None:
     if not isinstance(config, MessagePassingConfig) or not isinstance(model, MessagePassing):
         raise ConfigError(f"mace-torch has no model like {config.name}")
     _check_expressible(potential, config)
+    if any(isinstance(module, RadialTable) for module in model.modules()):
+        raise ConfigError("tabulated path weights are no weights: export the potential itself")
     numbers = [atomic_numbers[symbol] for symbol in potential.species]
     settings = {
         "model": _settings(potential, config, model, numbers),

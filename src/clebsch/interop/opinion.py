@@ -101,7 +101,7 @@ def ask_mace_torch(
         properties: values of the properties that the model embeds.
 
     Raises:
-        ClebschError: mace-torch failed; the message has its last line.
+        ClebschError: mace-torch failed; the message has its last line. Or there is no such Python.
     """
     job = {
         "model": str(model.resolve()),
@@ -111,13 +111,16 @@ def ask_mace_torch(
     }
     # not this folder's modules first: some have names that others may have
     safety = {"PYTHONSAFEPATH": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    ended = subprocess.run(
-        [python, str(SCRIPT)],
-        input=json.dumps(job),
-        env={**os.environ, **safety},
-        capture_output=True,
-        text=True,
-    )
+    try:
+        ended = subprocess.run(
+            [python, str(SCRIPT)],
+            input=json.dumps(job),
+            env={**os.environ, **safety},
+            capture_output=True,
+            text=True,
+        )
+    except OSError as error:
+        raise ClebschError(f"{python}: cannot be run ({error.strerror})") from None
     try:
         report = json.loads(ended.stdout.splitlines()[-1])
         places = report["places"]

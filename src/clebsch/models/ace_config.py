@@ -27,7 +27,7 @@ class ACEConfig(Section):
     max_degree_of: dict[str, _Degree | tuple[_Degree, ...]] = Field(
         {}, description="by element: the limits for central atoms of it, in place of max_degree"
     )
-    max_n: tuple[int, ...] | None = Field(
+    max_n: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None,
         description="for each order, the highest n of its factors; none: as the degree allows",
     )

@@ -72,7 +72,13 @@ def reproduce(
     chosen = suite_of_name(suite)
     names = [] if models is None else _listed(models)
     wanted = [] if tasks is None else _listed(tasks)
+    of_trainings = {
+        "--seeds": seeds != "1",
+        "--recipe": recipe != "fast",
+        "--budget": budget is not None,
+    }
     if table:
+        _refuse("--table trains nothing", of_trainings | {"KEY=VALUE": bool(settings)})
         _table(chosen, names, wanted, results, out)
         return
     if out is not None:
@@ -80,6 +86,7 @@ def reproduce(
     until = None if budget is None else started + _seconds(budget)
     console = Console()
     if chosen.data is None:
+        _refuse("suite cost trains nothing", of_trainings | {"--tasks": tasks is not None})
         _cost(chosen, names, settings or [], results, console)
         return
     from clebsch.reproduce.runs import make_plans, run_all
@@ -149,6 +156,13 @@ def _cost(
         dtype = value
     measure_cost(suite, models, results, dtype=dtype, console=console)
     console.print(f"Results: {results / f'{suite.name}.json'}", soft_wrap=True)
+
+
+def _refuse(reason: str, given: dict[str, bool]) -> None:
+    """What was given and would do nothing."""
+    for option, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"{option}: {reason}")
 
 
 def _listed(text: str) -> list[str]:

@@ -29,8 +29,8 @@ def judge(
     Returns:
         By name of the test, in eV and eV/Angstrom. "errors": as ``clebsch.evaluation.metrics``
         defines them. "scan": ``relative_energy_rmse``, ``max_error``, ``barrier``,
-        ``reference_barrier``. "curves": ``relative_energy_rmse`` over all curves, and
-        ``energy_rmse`` of total energies.
+        ``reference_barrier``. "curves": ``relative_energy_rmse`` over all curves (where one has
+        two points), and ``energy_rmse`` of total energies.
     """
     judges = {"errors": _errors, "scan": _scan, "curves": _curves}
     results = {}
@@ -69,7 +69,7 @@ def _curves(potential: Potential, frames: Sequence[Frame]) -> dict[str, float]:
         predicted, reference = np.array(curve).T
         errors.append(((predicted - predicted[-1]) - (reference - reference[-1]))[:-1])
     relative = np.concatenate(errors)
-    return {
-        "relative_energy_rmse": float(np.sqrt(np.mean(relative**2))),
-        "energy_rmse": judged.metrics["energy_rmse"],
-    }
+    metrics = {"energy_rmse": judged.metrics["energy_rmse"]}
+    if len(relative):
+        metrics["relative_energy_rmse"] = float(np.sqrt(np.mean(relative**2)))
+    return metrics

@@ -21,6 +21,7 @@ def source_identity(source: Potential | BaseCalculator) -> str:
         return type(potential).__name__
     digest = hashlib.sha256(potential.config.model_dump_json().encode())
     digest.update(" ".join(potential.species).encode())
+    digest.update(repr(float(potential.model.avg_num_neighbors)).encode())
     for name, tensor in sorted(potential.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

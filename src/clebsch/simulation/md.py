@@ -27,7 +27,13 @@ from clebsch.simulation.integrators import (
     restore_integrator,
     settings_that_act,
 )
-from clebsch.simulation.recorder import Recorder, RunFiles, RunState, read_log
+from clebsch.simulation.recorder import (
+    Recorder,
+    RunFiles,
+    RunState,
+    read_log,
+    told_constraints,
+)
 from clebsch.simulation.structure import bare_copy
 from clebsch.simulation.velocities import (
     conserved_degrees_of_freedom,
@@ -173,6 +179,9 @@ def run_md(
     total_steps = _total_steps(steps, time_ps, timestep_fs)
     if interval < 1:
         raise ClebschError(f"interval = {interval}: frames are at least one step apart")
+    if atoms.get_number_of_degrees_of_freedom() < 1:
+        what = "all of its atoms are fixed" if len(atoms) else "it has no atoms"
+        raise DataError(f"{name}: nothing can move: {what}")
     files = RunFiles.beside(output, log)
     # a restart appends: its structure may well be read from the trajectory
     check_outputs(files.all, overwrite=True, inputs=() if restart else inputs)
@@ -352,6 +361,11 @@ def _check_same_structure(atoms: Atoms, name: str, resumed: RunState, path: Path
         raise DataError(
             f"{path}: the run was begun with other masses than {name} has, a restart must go on "
             "with the same"
+        )
+    if told_constraints(atoms) != resumed.constraints:
+        raise DataError(
+            f"{path}: the run was begun with other constraints than {name} has, a restart must go "
+            "on with the same; extended XYZ keeps few of them, .traj keeps all"
         )
 
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from ase import Atoms, units
 from ase.io.extxyz import write_extxyz
+from ase.io.jsonio import encode
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
 from clebsch.errors import ClebschError, DataError
@@ -27,7 +28,7 @@ CELL_COLUMNS = ("volume_A3", "pressure_GPa")
 SUFFIXES = (".traj", ".extxyz", ".xyz")
 
 _STATE_FORMAT = "clebsch-md-state"
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 _SECONDS_BETWEEN_STATES = 10.0
 
 
@@ -64,9 +65,17 @@ class RunFiles:
         return [path for path in self.all if path.exists()]
 
 
+def told_constraints(atoms: Atoms) -> list[str]:
+    """What the constraints of a structure hold, each as text."""
+    return [
+        encode(constraint.todict()) if hasattr(constraint, "todict") else repr(constraint)
+        for constraint in atoms.constraints
+    ]
+
+
 @dataclass
 class RunState:
-    """All that a run needs to go on, bit for bit, besides the potential and constraints.
+    """All that a run needs to go on, bit for bit, besides the potential.
 
     Attributes:
         settings: the run's ``MDSettings`` as a mapping.
@@ -75,6 +84,7 @@ class RunState:
         numbers: [n] atomic numbers.
         masses: [n] atomic mass units.
         pbc: [3] periodic or not.
+        constraints: as ASE tells each, in JSON, to see whether they are the same.
         positions, momenta: [n, 3], Angstrom and ASE's unit.
         cell: [3, 3] Angstrom.
         degrees_of_freedom: that share the kinetic energy.
@@ -88,6 +98,7 @@ class RunState:
     numbers: list[int]
     masses: list[float]
     pbc: list[bool]
+    constraints: list[str]
     positions: list[list[float]]
     momenta: list[list[float]]
     cell: list[list[float]]
@@ -113,6 +124,7 @@ class RunState:
             numbers=atoms.numbers.tolist(),
             masses=atoms.get_masses().tolist(),
             pbc=atoms.pbc.tolist(),
+            constraints=told_constraints(atoms),
             positions=atoms.positions.tolist(),
             momenta=atoms.get_momenta().tolist(),
             cell=atoms.cell.array.tolist(),

@@ -19,7 +19,7 @@ from ase.io.trajectory import TrajectoryWriter
 from ase.optimize import BFGS, FIRE, LBFGS
 
 from clebsch.calculators import as_calculator
-from clebsch.errors import ClebschError, did_you_mean
+from clebsch.errors import ClebschError, DataError, did_you_mean
 from clebsch.files import check_outputs
 from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
@@ -204,6 +204,8 @@ def _check(
     smax: float | None,
     optimizer: str,
 ) -> None:
+    if not len(atoms):
+        raise DataError("a structure without atoms cannot be relaxed")
     if optimizer not in OPTIMIZERS:
         hint = did_you_mean(optimizer, OPTIMIZERS)
         raise ClebschError(f"unknown optimiser {optimizer!r}. {hint}")

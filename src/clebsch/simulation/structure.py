@@ -7,6 +7,7 @@ from pathlib import Path
 import ase.io
 from ase import Atoms
 
+from clebsch.data.loader import check_distances
 from clebsch.errors import DataError
 from clebsch.potential import Potential
 
@@ -30,7 +31,10 @@ def read_structure(path: Path | str, index: int = -1) -> Atoms:
     except (IndexError, StopIteration):
         raise DataError(f"{path}: has no structure number {index}") from None
     except Exception as error:  # whatever ASE's many readers raise on files they cannot read
-        raise DataError(f"{path}: ASE cannot read it: {type(error).__name__}: {error}") from None
+        why = f"ASE cannot read it: {type(error).__name__}: {error}"
+        if path.suffix == ".npz":
+            why = "a simulation takes a structure in a format that ASE reads; .npz is for data sets"
+        raise DataError(f"{path}: {why}") from None
     if len(atoms) == 0:
         raise DataError(f"{path}: structure number {index} has no atoms")
     return atoms
@@ -49,14 +53,16 @@ def check_fits(
 
     Raises:
         UnknownElementError: an element that the potential does not know; names file and atom.
-        DataError: an impossible cell or position, or a cell to move that is not periodic.
+        DataError: an impossible cell or position, two atoms at one place, or a cell to move that
+            is not periodic.
     """
     try:
-        potential.graph(atoms)
+        graph = potential.graph(atoms)
         if moves_cell is not None:
             check_periodic(atoms, moves_cell)
     except DataError as error:
         raise type(error)(f"{name}: {error}") from None
+    check_distances(graph, name)
 
 
 def check_periodic(atoms: Atoms, moves_cell: str) -> None:

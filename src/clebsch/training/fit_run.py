@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clebsch.data.loader import BatchSampler
@@ -26,6 +27,7 @@ from clebsch.training.linear_fit import (
 )
 from clebsch.training.log import History, RunLog, duration
 from clebsch.training.prepare import Prepared, data_provenance, run_provenance
+from clebsch.training.shares import threads
 from clebsch.training.validate import validate
 
 #: Edges of a batch of structures to validate on.
@@ -81,7 +83,8 @@ def run_fit(
     fit = _Fit(config, prepared, run, log, started)
     if saved is not None:
         fit.restore(*saved)
-    with stop_on_signals(until) as request:
+    number = torch.get_num_threads() if config.threads == "auto" else config.threads
+    with threads(number), stop_on_signals(until) as request:
         fit.request = request
         try:
             with log.progress():

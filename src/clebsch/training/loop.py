@@ -91,7 +91,7 @@ def train(
         ConfigError: the folder holds a run already, or another process trains in it, or the
             configuration does not fit the data.
         DataError: the data are not what they should be.
-        ClebschError: training went wrong, or the disk is full.
+        ClebschError: training went wrong, or no step could be taken, or the disk is full.
     """
     started = time.monotonic()
     run = config.run if run is None else Path(run).absolute()
@@ -232,6 +232,12 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
                 trainer.calibrate()
                 state.finished = reason
             trainer.checkpoint()
+            if reason != "interrupted" and state.step and not trainer.average.updates:
+                raise ClebschError(
+                    f"{trainer.run}: no weight was changed: of every batch the loss or the "
+                    "gradient was not finite (see the log). clebsch check may tell which "
+                    "structures are to blame"
+                )
     except ClebschError:
         trainer.write_model()
         raise
