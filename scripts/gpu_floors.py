@@ -35,7 +35,7 @@ class System:
 
 
 SYSTEMS = (
-    System("3BPA, 27 atoms", 27, 448, 256, 2),
+    System("3BPA, 27 atoms", 27, 464, 256, 2),
     System("silicon, 1000 atoms", 1000, 28_000, 128, 1),
     System("silicon, 10 000 atoms", 10_000, 280_000, 128, 1),
     System("any, 3000 atoms", 3000, 160_000, 128, 2),
