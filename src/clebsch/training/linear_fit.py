@@ -6,9 +6,9 @@ labels. The prior expects coefficients to be smaller where functions are rough, 
 they are small.
 
 The evidence takes residuals for independent, so that labels which follow from others, whatever the
-coefficients, must not count. A structure that moves as a whole, or a molecule that turns, keeps its
-energy: forces add up to nothing, and so do their torques. What is zero by symmetry says nothing,
-and a virial has six components.
+coefficients, must not count. A crystal that moves as a whole, or a molecule that also turns, keeps
+its energy: forces add up to nothing, and so do their torques. What is zero by symmetry says
+nothing, and a virial has six components.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.linalg import null_space, orth
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 from torch import Tensor, nn
 
 from clebsch.data.loader import Batch, LabelledGraphs
 from clebsch.errors import DataError
-from clebsch.graph import AtomGraph
+from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.models.ace import ACE
 from clebsch.models.network import Network
 from clebsch.potential import Potential
@@ -210,10 +212,14 @@ def _rows(batch: Batch, design: np.ndarray, nothing: Potential, config: FitConfi
     weight = config.forces * float(labels.forces_weight)
     if labels.has_forces and weight > 0:
         targets, kept = _difference(labels.forces, known.forces), abs(forces).max(axis=1) > zero
-        motions = orth(rigid_motions(graph)[kept], rcond=RANK) if kept.any() else np.zeros((0, 0))
-        targets = targets[kept] - motions @ (motions.T @ targets[kept])
-        n_independent = len(targets) - motions.shape[1]
-        parts.append(Rows(forces[kept], targets, np.full(len(targets), weight), n_independent))
+        n_independent = n_kept = int(kept.sum())
+        for components, motions in rigid_motions(graph):
+            moved = components[kept[components]]
+            if len(moved):
+                basis = orth(motions[kept[components]], rcond=RANK)
+                targets[moved] -= basis @ (basis.T @ targets[moved])
+                n_independent -= basis.shape[1]
+        parts.append(Rows(forces[kept], targets[kept], np.full(n_kept, weight), n_independent))
     weight = config.stress / n_atoms * float(labels.stress_weight)
     if labels.has_stress and weight > 0:
         volume = torch.linalg.det(graph.cell).abs()
@@ -229,26 +235,44 @@ def _rows(batch: Batch, design: np.ndarray, nothing: Potential, config: FitConfi
     )
 
 
-def rigid_motions(graph: AtomGraph) -> np.ndarray:
-    """Displacements of a structure that leave its energy as it is, whatever the potential.
+def rigid_motions(graph: AtomGraph) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Displacements that leave the energy as it is, whatever the potential.
 
-    Those by each of the axes, and the rotations about its centre that keep every periodic lattice
-    vector: all of a molecule's, one of a wire's.
+    Every part of a structure that has no edge to the others may move by itself, and turn about each
+    axis that keeps the lattice vectors along which it is joined to its own images: a molecule, in a
+    box or not, about all three, a wire about one, a crystal about none.
 
     Args:
-        graph: of one structure with N atoms.
+        graph: of one structure.
 
     Returns:
-        [3 N, n], atom by atom; not orthonormal, of linear molecules not even independent.
+        For each part of n atoms: the places [3 n] of its components among all, atom by atom, and
+        its motions [3 n, k]; not orthonormal, of linear molecules not even independent.
     """
-    positions = graph.positions.numpy()
-    lattice = graph.cell[0].numpy()[graph.pbc[0].numpy()]
-    unit = np.eye(3)
-    axes = null_space(np.cross(lattice[:, None], unit).swapaxes(1, 2).reshape(-1, 3), rcond=RANK)
-    arms = positions - positions.mean(axis=0)
-    shifts = np.broadcast_to(unit, (len(positions), 3, 3))
-    turns = np.cross(axes.T[:, None], arms).transpose(1, 2, 0)
-    return np.concatenate([shifts, turns], axis=2).reshape(3 * len(positions), -1)
+    senders, receivers = graph.senders.numpy(), graph.receivers.numpy()
+    vectors = edge_vectors(graph, graph.positions).numpy()
+    links = csr_array((np.ones(len(senders)), (receivers, senders)), shape=(graph.n_atoms,) * 2)
+    _, part_of = connected_components(links, directed=False)
+    pairs = zip(receivers.tolist(), senders.tolist(), strict=True)
+    vector_of = dict(zip(pairs, vectors, strict=True))
+    found = []
+    for part in range(part_of.max(initial=-1) + 1):
+        atoms = np.flatnonzero(part_of == part)
+        positions = np.zeros((graph.n_atoms, 3))
+        order, before = breadth_first_order(links, atoms[0], directed=False)
+        for atom in order[1:]:
+            positions[atom] = positions[before[atom]] + vector_of[atom, before[atom]]
+        mine = part_of[receivers] == part
+        lattice = vectors[mine] - (positions[receivers[mine]] - positions[senders[mine]])
+        lattice = lattice[abs(lattice).max(axis=1) > RANK * abs(vectors).max(initial=1.0)]
+        crosses = np.cross(lattice[:, None], np.eye(3)).swapaxes(1, 2)
+        axes = null_space(crosses.reshape(-1, 3), rcond=RANK)
+        arms = positions[atoms] - positions[atoms].mean(axis=0)
+        shifts = np.broadcast_to(np.eye(3), (len(atoms), 3, 3))
+        turns = np.cross(axes.T[:, None], arms).transpose(1, 2, 0)
+        motions = np.concatenate([shifts, turns], axis=2).reshape(3 * len(atoms), -1)
+        found.append(((3 * atoms[:, None] + np.arange(3)).ravel(), motions))
+    return found
 
 
 def _difference(label: Tensor, known: Tensor | None) -> np.ndarray:
