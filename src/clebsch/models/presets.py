@@ -121,10 +121,6 @@ def _allegro(
     )
 
 
-#: Fewer functions than the papers have: the energy varies less between distances that were trained,
-#: which is worth more than resolution (docs/models/choosing.md).
-_FEW_RADIAL = RadialConfig(n_basis=5)
-
 PRESETS: dict[str, Preset] = {
     "mace_3bpa": Preset(_mace(2), f"{_MACE}, table 2, L = 2"),
     "mace_3bpa_l1": Preset(_mace(1), f"{_MACE}, table 2, L = 1"),
@@ -132,7 +128,7 @@ PRESETS: dict[str, Preset] = {
     "mace_acac": Preset(_mace(2), f"{_MACE}, table 3"),
     "mace_rmd17": Preset(_mace(2), f"{_MACE}, table 1", assumed=("message_l",)),
     "mace_small": Preset(
-        MessagePassingConfig(channels=64, message_l=1, radial=_FEW_RADIAL),
+        MessagePassingConfig(channels=64, message_l=1),
         "our own: an accurate model that trains on a laptop; lone atoms give their references",
     ),
     "mace_few": Preset(
@@ -142,7 +138,7 @@ PRESETS: dict[str, Preset] = {
         "our own: learns from tens of structures",
     ),
     "mace_tiny": Preset(
-        MessagePassingConfig(channels=32, message_l=1, l_max=2, radial=_FEW_RADIAL),
+        MessagePassingConfig(channels=32, message_l=1, l_max=2),
         "our own: for demonstrations and tests; lone atoms give their references",
     ),
     "nequip_3bpa": Preset(
