@@ -19,6 +19,8 @@ BIN := $(VENV)/bin
 PIP := -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 # Bytecode is made of what is imported, once: with none, importing torch takes half a minute.
 export PYTHONDONTWRITEBYTECODE :=
+# What is set up here is tested, not another tree that the caller's environment names.
+unexport PYTHONPATH
 WHEEL_TEST := build/wheel-test
 # One process per core. Each takes neighbouring tests, which share what modules prepare once.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal

@@ -249,12 +249,14 @@ class Config(Section):
         "auto",
         description="CPU processes among which the structures of a batch are divided; auto: one "
         "for each thread that torch takes, in runs that are not over in a minute, unless threads "
-        "is given",
+        "is given; a fit in closed form has one process",
     )
     run: AbsolutePath = Field(
         default_factory=lambda: _absolute(Path("run")), description="folder of results"
     )
-    tensorboard: bool = Field(False, description="also write scalars to RUN/tensorboard")
+    tensorboard: bool = Field(
+        False, description="also write scalars to RUN/tensorboard; of a fit in closed form, none"
+    )
 
     @model_validator(mode="after")
     def _start_makes_sense(self) -> Config:
