@@ -87,6 +87,11 @@ def test_a_complete_file_without_a_last_line_end_is_read(tmp_path: Path, last: s
     assert frame.forces[1, 2] == float(last)
 
 
+def test_a_hand_written_file_without_a_last_line_end_is_read(tmp_path: Path) -> None:
+    (frame,) = iter_extxyz(write(tmp_path / "h2.xyz", "2\n\nH 0.0 0.0 0.74\nH 0.0 0.0 0.0"))
+    assert frame.positions[:, 2].tolist() == [0.74, 0.0]
+
+
 def test_a_blank_line_between_frames_hides_nothing(tmp_path: Path) -> None:
     text = water_text(1)
     path = write(tmp_path / "blank.xyz", text + "\n   \n" + text + "\n\n")

@@ -33,6 +33,8 @@ from clebsch.errors import DataError
 
 #: A line longer than this is not a line of a structure file.
 LONGEST_LINE = 16_000_000
+#: Programs that write fixed decimals write so many at least.
+_FIXED_DECIMALS = 4
 
 #: What opens a compressed file, by its suffix.
 OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
@@ -163,13 +165,14 @@ def _read_rows(lines: _Lines, n_atoms: int, width: int, named: bool) -> list[lis
 def _check_last_number(rows: list[list[str]]) -> None:
     """Where all columns have their fixed numbers of decimals, a last number that has fewer was cut.
 
-    Programs that write as many digits as a number needs leave nothing to tell that by.
+    Programs that write as many digits as a number needs leave nothing to tell that by, and numbers
+    of few decimals are people's.
     """
     *others, last = [len(row[-1].partition(".")[2]) for row in rows]
     columns = zip(*(row[:-1] for row in rows), strict=True)
     decimals = [{len(text.partition(".")[2]) for text in column} for column in columns]
     fixed = len(set(others)) == 1 and all(len(found) == 1 for found in decimals)
-    if fixed and last < others[0]:
+    if fixed and last < others[0] >= _FIXED_DECIMALS:
         raise _Malformed(
             f"the file is truncated: it ends without a line end and inside the last number, "
             f"{shorten(rows[-1][-1])}"
