@@ -69,6 +69,12 @@ def test_two_usual_names_that_differ_need_a_decision(tmp_path: Path) -> None:
     assert first.info["REF_energy"] == -1.0
 
 
+def test_an_energy_of_each_atom_is_not_that_of_the_structure(tmp_path: Path) -> None:
+    text = "2\nProperties=species:S:1:pos:R:3:energy:R:1 energy=-3.0\nH 0 0 0 -1.5\nH 0 0 1 -1.4\n"
+    (frame,) = read_frames(write(tmp_path / "shares.xyz", text))
+    assert frame.energy == -3.0
+
+
 def test_two_usual_names_that_agree_need_none(tmp_path: Path) -> None:
     path = write(tmp_path / "w.xyz", water_text(1, extra="REF_energy=-470.0"))
     assert read_frames(path)[0].energy == -470.0

@@ -54,6 +54,22 @@ def test_the_folder_is_that_of_a_training_run(run: Path) -> None:
     assert "log evidence" in log
 
 
+def test_a_fit_takes_as_many_threads_as_are_asked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, seen = fit_run.solve, []
+
+    def solve(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return honest(*arguments)
+
+    monkeypatch.setattr(fit_run, "solve", solve)
+    before = torch.get_num_threads()
+    train(load_config(run / "config.yaml", ["threads=3"]), tmp_path / "run")
+    assert seen == [3]
+    assert torch.get_num_threads() == before
+
+
 def test_the_model_tells_how_it_was_made(run: Path) -> None:
     potential = clebsch.load(run / "model.safetensors")
     provenance = potential.provenance
