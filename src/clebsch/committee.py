@@ -16,7 +16,7 @@ from torch import Tensor
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.models.ace import ACE
-from clebsch.potential import Potential, edge_forces
+from clebsch.potential import Potential, edge_forces, refuse_inference_mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +50,7 @@ def uncertainty(potential: Potential, graph: AtomGraph) -> Uncertainty:
             "this potential has no committee to tell an uncertainty from: it takes a linear ACE "
             "(model=ace_3bpa, or model.name=ace) fitted with model.committee of 2 or more"
         )
-    if torch.is_inference_mode_enabled():
-        raise ClebschError(
-            "uncertainties of forces are derivatives, which torch.inference_mode rules out; use "
-            "torch.no_grad"
-        )
+    refuse_inference_mode("uncertainties of forces")
     vectors = edge_vectors(graph, graph.positions).detach().requires_grad_()
     with torch.enable_grad():
         energies = network.committee_energies(vectors.to(potential.dtype), graph)

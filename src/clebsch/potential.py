@@ -347,10 +347,8 @@ class Potential(nn.Module):
         if self._choose_again:
             self.use_backend()
         needs_gradient = bool(asked & {"forces", "virial", "stress", "hessian"})
-        if needs_gradient and torch.is_inference_mode_enabled():
-            raise ClebschError(
-                "forces are derivatives, which torch.inference_mode rules out; use torch.no_grad"
-            )
+        if needs_gradient:
+            refuse_inference_mode("forces")
         results = None
         with torch.autocast(self.device.type, enabled=False):  # nothing here bears bfloat16
             if self._replayable(graph, asked, differentiable):
@@ -612,6 +610,18 @@ def _largest_deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> f
         for here, there in zip(found, expected, strict=True)
     ]
     return math.nan if any(map(math.isnan, deviations)) else max(deviations)
+
+
+def refuse_inference_mode(what: str) -> None:
+    """Say that there are no derivatives, of which ``what`` is one, under ``torch.inference_mode``.
+
+    Raises:
+        ClebschError: it is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ClebschError(
+            f"{what} are derivatives, which torch.inference_mode rules out; use torch.no_grad"
+        )
 
 
 def edge_forces(gradient: Tensor, graph: AtomGraph, kernels: Kernels) -> Tensor:
