@@ -280,6 +280,13 @@ def test_rigid_motions_and_symmetry_leave_fewer_independent_forces(
         np.testing.assert_allclose(rows.design @ solved, rows.targets, atol=1e-6)
 
 
+def test_rigid_motions_of_large_crystals_take_little_memory() -> None:
+    """All edges across the border tell the lattice; nothing is as large as their number squared."""
+    graph = untrained().graph(bulk("Cu", cubic=True).repeat(6))
+    ((_, motions),) = rigid_motions(graph)
+    assert motions.shape == (3 * 864, 3)
+
+
 @pytest.mark.parametrize("kind", ["forces", "stress"])
 def test_the_noise_of_few_labels_is_found(kind: str) -> None:
     """More functions than independent labels: those that follow from others would make it 0."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import null_space, orth
+from scipy.linalg import orth
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from torch import Tensor, nn
@@ -255,19 +255,21 @@ def rigid_motions(graph: AtomGraph) -> list[tuple[np.ndarray, np.ndarray]]:
     _, part_of = connected_components(links, directed=False)
     pairs = zip(receivers.tolist(), senders.tolist(), strict=True)
     vector_of = dict(zip(pairs, vectors, strict=True))
-    found = []
-    for part in range(part_of.max(initial=-1) + 1):
-        atoms = np.flatnonzero(part_of == part)
-        positions = np.zeros((graph.n_atoms, 3))
+    members = [np.flatnonzero(part_of == part) for part in range(part_of.max(initial=-1) + 1)]
+    unwrapped = np.zeros((graph.n_atoms, 3))
+    for atoms in members:
         order, before = breadth_first_order(links, atoms[0], directed=False)
         for atom in order[1:]:
-            positions[atom] = positions[before[atom]] + vector_of[atom, before[atom]]
-        mine = part_of[receivers] == part
-        lattice = vectors[mine] - (positions[receivers[mine]] - positions[senders[mine]])
-        lattice = lattice[abs(lattice).max(axis=1) > RANK * abs(vectors).max(initial=1.0)]
-        crosses = np.cross(lattice[:, None], np.eye(3)).swapaxes(1, 2)
-        axes = null_space(crosses.reshape(-1, 3), rcond=RANK)
-        arms = positions[atoms] - positions[atoms].mean(axis=0)
+            unwrapped[atom] = unwrapped[before[atom]] + vector_of[atom, before[atom]]
+    # of edges between images: what a vector is more than the way there
+    steps = vectors - (unwrapped[receivers] - unwrapped[senders])
+    crossing = abs(steps).max(axis=1, initial=0) > RANK * abs(vectors).max(initial=1.0)
+    found = []
+    for part, atoms in enumerate(members):
+        lattice = steps[crossing & (part_of[receivers] == part)]
+        along = orth(lattice.T, rcond=RANK) if len(lattice) else np.zeros((3, 0))
+        axes = {0: np.eye(3), 1: along}.get(along.shape[1], along[:, :0])
+        arms = unwrapped[atoms] - unwrapped[atoms].mean(axis=0)
         shifts = np.broadcast_to(np.eye(3), (len(atoms), 3, 3))
         turns = np.cross(axes.T[:, None], arms).transpose(1, 2, 0)
         motions = np.concatenate([shifts, turns], axis=2).reshape(3 * len(atoms), -1)
