@@ -12,7 +12,7 @@ import clebsch
 from builders import SPECIES, ethanol, stretched_energies
 from clebsch.doctor import examine
 from clebsch.errors import ConfigError
-from clebsch.models.config import MessagePassingConfig
+from clebsch.models.config import InteractionConfig, MessagePassingConfig, RadialConfig
 from clebsch.models.presets import model_config
 
 SMALL: dict[str, Any] = {
@@ -48,10 +48,46 @@ def test_neighbours_beyond_the_cutoff_count_for_nothing(
     assert energies[1] == energies[2] == float(potential(apart, "energy").energy)
 
 
+@pytest.mark.parametrize("first_layer", ["species_linear", "residual"])
+@pytest.mark.parametrize("interaction", [{"gated": {}}, {"attention": 2}], ids=str)
+def test_unless_told_otherwise_nothing_jumps_at_the_cutoff(
+    interaction: dict[str, Any], first_layer: str
+):
+    settings: dict[str, Any] = {"interaction": interaction, "update": {"first_layer": first_layer}}
+    assert MessagePassingConfig(**{**SMALL, **settings}).radial.envelope_of == "path_weights"
+    atoms = Atoms("OH", [[0, 0, 0], [3, 0, 0]])
+    inside, outside = stretched_energies(built(**settings), atoms, (1 - 1e-6, 1 + 1e-6))
+    assert abs(inside - outside) < 1e-9
+
+
+def test_sections_that_are_made_already_end_smoothly_too():
+    made = MessagePassingConfig(
+        radial=RadialConfig(n_basis=4), interaction=InteractionConfig(attention=2)
+    )
+    assert made.radial.envelope_of == "path_weights"
+    assert made.radial.n_basis == 4
+    told = {"radial": RadialConfig(envelope_of="basis"), "interaction": {"attention": 2}}
+    assert MessagePassingConfig(**told).radial.envelope_of == "basis"
+
+
+@pytest.mark.parametrize("self_connection", ["species", "none"])
+@pytest.mark.parametrize("first_layer", ["species_linear", "residual"])
+@pytest.mark.parametrize("interaction", [{}, {"gated": {}}, {"attention": 2}], ids=str)
+def test_lone_atoms_have_their_reference_where_the_configuration_says_so(
+    interaction: dict[str, Any], first_layer: str, self_connection: str
+):
+    update = {"first_layer": first_layer, "self_connection": self_connection}
+    potential = built(interaction=interaction, update=update, mean_energy="none")
+    lone = potential(potential.graph(Atoms("O", [[0, 0, 0]])), "energy").energy
+    reference = potential.references[potential.species.index("O")]
+    assert (float(lone) == float(reference)) is potential.config.keeps_lone_atoms
+
+
 def test_the_doctor_says_that_attention_jumps_at_a_cutoff_of_the_basis():
     """As in mace-torch; a cut-off of path weights is in the contract battery."""
     pair = {"pair": Atoms("OH", [[0, 0, 0], [1.2, 0, 0]])}
-    found = examine(built(interaction={"attention": 2}), pair, dtypes=[torch.float64], seconds=0)
+    jumps = built(interaction={"attention": 2}, radial=radial(envelope_of="basis"))
+    found = examine(jumps, pair, dtypes=[torch.float64], seconds=0)
     assert {check.name for check in found.failures} == {"smooth at the cut-off"}
 
 

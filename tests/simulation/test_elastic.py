@@ -54,6 +54,18 @@ def test_constants_from_stresses_equal_those_from_energies(
     assert abs(constants.pressure) < 0.01
 
 
+@pytest.mark.parametrize(
+    ("angle", "axis"), [(60, (1, 1, 1)), (45, (0, 0, 1))], ids=["threefold", "fourfold"]
+)
+def test_the_spread_tells_that_axes_lie_otherwise(
+    copper: Atoms, angle: float, axis: tuple[int, ...]
+) -> None:
+    """Turned about a diagonal, the three axes look alike and the means are of no crystal."""
+    turned = copper.copy()
+    turned.rotate(angle, axis, rotate_cell=True)
+    assert cubic_elastic_constants(turned, EMT()).spread > 10
+
+
 def test_emts_copper_has_its_known_constants(copper: Atoms) -> None:
     constants = cubic_elastic_constants(copper, EMT())
     # ASE's own test suite finds 134 GPa for the bulk modulus of EMT's copper.

@@ -47,7 +47,9 @@ class RadialConfig(RadialBasisConfig):
         "covalent radii of both elements, as mace-torch has them",
     )
     envelope_of: Literal["basis", "path_weights"] = Field(
-        "basis", description="what the cut-off multiplies: the radial basis, or path weights"
+        "basis",
+        description="what the cut-off multiplies: the radial basis, or path weights (if unset, "
+        "these where interaction has attention or gates: with `basis` energies would jump there)",
     )
 
     @model_validator(mode="after")
@@ -201,6 +203,20 @@ class MessagePassingConfig(NetworkConfig):
     update: UpdateConfig = UpdateConfig()
     readout: ReadoutConfig = ReadoutConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _end_smoothly(cls, settings: Any) -> Any:
+        """Unless told otherwise, path weights that know more than the distance end by themselves.
+
+        They do not end with the radial basis.
+        """
+        interaction = _given(settings, "interaction")
+        radial = _given(settings, "radial")
+        knows_more = any(interaction.get(name) is not None for name in ("attention", "gated"))
+        if knows_more and not {"envelope_of", "weights"} & radial.keys():
+            return {**settings, "radial": {**radial, "envelope_of": "path_weights"}}
+        return settings
+
     @model_validator(mode="after")
     def _make_sense(self) -> MessagePassingConfig:
         try:
@@ -264,7 +280,7 @@ class MessagePassingConfig(NetworkConfig):
     @property
     def keeps_lone_atoms(self) -> bool:
         """Whether an atom without neighbours has exactly its reference energy."""
-        silent = (
+        silent = self.interaction.gated is None and (
             self.update.first_layer == "species_linear" or self.update.self_connection == "none"
         )
         shifted = self.mean_energy == "every_atom" or self.readout.last == "biased_mlp"
@@ -274,6 +290,14 @@ class MessagePassingConfig(NetworkConfig):
     def mean_energy_form(self) -> Literal["none", "constant", "density"]:
         """``mean_energy`` with ``auto`` resolved."""
         return self.mean_energy_or("density" if self.keeps_lone_atoms else "constant")
+
+
+def _given(settings: Any, name: str) -> Mapping[str, Any]:
+    """What settings say of a section, which may be one already."""
+    section = settings.get(name) if isinstance(settings, Mapping) else None
+    if isinstance(section, Section):
+        return section.model_dump(exclude_unset=True)
+    return section if isinstance(section, Mapping) else {}
 
 
 #: Architectures by name.

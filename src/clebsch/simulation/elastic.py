@@ -50,7 +50,8 @@ class CubicElasticConstants:
 
     Attributes:
         c11, c12, c44: means over the three axes.
-        spread: the largest deviation of one axis from these means; zero for a cubic crystal.
+        spread: the largest deviation of one axis from these means, or of a constant that has to
+            be zero; zero for a cubic crystal whose axes lie along x, y and z.
         pressure: of the undeformed cell; the constants mean what they say where it is near zero.
     """
 
@@ -139,19 +140,18 @@ def cubic_elastic_constants(
     crystal = bare_copy(atoms)
     crystal.calc = as_calculator(source)
     pressure = -float(crystal.get_stress()[:3].mean()) / units.GPa
-    c11, c12, c44 = [], [], []
-    for axis in range(3):
-        response = _stress_difference(crystal, _normal_strain(axis, strain), relax) / (2 * strain)
-        c11.append(response[axis])
-        c12 += [response[other] for other in range(3) if other != axis]
-        sheared = _stress_difference(crystal, _shear_strain(axis, strain), relax) / (2 * strain)
-        c44.append(sheared[3 + axis])
-    constants = [np.array(values) for values in (c11, c12, c44)]
+    strains = [kind(axis, strain) for kind in (_normal_strain, _shear_strain) for axis in range(3)]
+    found = np.array([_stress_difference(crystal, each, relax) for each in strains]) / (2 * strain)
+    normal, shear = found[:3, :3].diagonal(), found[3:, 3:].diagonal()
+    c11, c44 = normal.mean(), shear.mean()
+    c12 = (found[:3, :3].sum() - normal.sum()) / 6
+    cubic = np.diag([*[c11 - c12] * 3, *[c44] * 3])
+    cubic[:3, :3] += c12
     return CubicElasticConstants(
-        c11=float(constants[0].mean()),
-        c12=float(constants[1].mean()),
-        c44=float(constants[2].mean()),
-        spread=max(float(np.abs(values - values.mean()).max()) for values in constants),
+        c11=float(c11),
+        c12=float(c12),
+        c44=float(c44),
+        spread=float(np.abs(found - cubic).max()),
         pressure=pressure,
     )
 
