@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,21 @@ def test_missing_energies_are_left_out_of_the_fit() -> None:
     assert not fit.determined  # nitrogen is in no labelled frame
     with pytest.raises(DataError, match="no frame has an energy"):
         fit_references([frame("OH2")])
+
+
+def test_structures_count_by_their_weight() -> None:
+    right = [exact(f) for f in ("H2", "OH2", "CH4")]
+    wrong = [exact(f, 10.0) for f in ("H2", "OH2", "CH4")]
+    light = [replace(f, energy_weight=1e-9, weight=0.5) for f in wrong]  # type: ignore[type-var]
+    assert fit_references([*right, *light]).energies == pytest.approx(EXACT, abs=1e-6)  # type: ignore[list-item]
+    assert fit_references([*right, *wrong]).energies != pytest.approx(EXACT, abs=1.0)  # type: ignore[list-item]
+
+
+def test_an_element_without_energies_is_zero_where_all_others_are_known() -> None:
+    labelled = [exact("CH4"), exact("CH4")]
+    fit = fit_references([*labelled, frame("OH2")], known={"H": -1.0, "C": -2.0})  # type: ignore[list-item]
+    assert fit.energies == {"H": -1.0, "C": -2.0, "O": 0.0}
+    assert not fit.determined
 
 
 def test_known_references_are_kept_and_the_rest_is_fitted() -> None:

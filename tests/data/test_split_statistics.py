@@ -95,6 +95,23 @@ def test_statistics_count_labelled_entries_only() -> None:
     assert found.assumed == ()
 
 
+def test_statistics_of_energies_are_weighted() -> None:
+    frames = [
+        frame("OH2", energy=-10.0),
+        frame("OH2", energy=-16.0),
+        frame("OH2", energy=500.0, weight=1e-12),
+    ]
+    found = compute_statistics(frames, {"H": -1.0, "O": -2.0}, cutoff=1.6)
+    assert found.mean_interaction_energy == pytest.approx(-3.0, abs=1e-6)
+    assert found.interaction_energy_std == pytest.approx(1.0, abs=1e-6)
+
+
+def test_equal_energies_are_no_scale() -> None:
+    equal = compute_statistics([frame("OH2", energy=-10.0)] * 3, {"H": -1.0, "O": -2.0}, cutoff=1.6)
+    assert (equal.interaction_energy_std, equal.mean_interaction_energy) == (1.0, -2.0)
+    assert "interaction_energy_std" in equal.assumed
+
+
 def test_statistics_without_labels_are_safe_and_say_so() -> None:
     found = compute_statistics([frame("H")], {}, cutoff=5.0)
     assert (found.avg_num_neighbors, found.forces_rms) == (1.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,50 +22,63 @@ COUNTS = np.array([[2.0, 1.0], [1.0, 3.0], [4.0, 0.0], [2.0, 2.0]] * 5)
 BOTH = (True, True)
 
 
+def shift_of(
+    counts: np.ndarray, residuals: np.ndarray, fitted: Sequence[bool]
+) -> np.ndarray | None:
+    return reference_shift(counts, residuals, np.ones(len(residuals)), fitted)
+
+
 def noise(size: float) -> np.ndarray:
     return size * np.random.default_rng(0).normal(size=len(COUNTS))
 
 
 def test_a_shift_of_elements_is_found() -> None:
-    found = reference_shift(COUNTS, COUNTS @ [0.3, -0.2] + noise(0.01), BOTH)
+    found = shift_of(COUNTS, COUNTS @ [0.3, -0.2] + noise(0.01), BOTH)
     assert np.allclose(found, [0.3, -0.2], atol=0.01)
 
 
 def test_elements_that_are_not_fitted_stay() -> None:
-    found = reference_shift(COUNTS, COUNTS @ [0.3, 0.0], (True, False))
+    found = shift_of(COUNTS, COUNTS @ [0.3, 0.0], (True, False))
     assert np.allclose(found, [0.3, 0.0])
-    assert reference_shift(COUNTS, COUNTS @ [0.0, 0.0] + noise(0.01), (False, False)) is None
+    assert shift_of(COUNTS, COUNTS @ [0.0, 0.0] + noise(0.01), (False, False)) is None
 
 
 def test_of_one_composition_the_shortest_shift_is_taken() -> None:
     counts = np.tile([3.0, 4.0], (10, 1))
-    assert np.allclose(reference_shift(counts, np.full(10, 5.0), BOTH), [0.6, 0.8])
+    assert np.allclose(shift_of(counts, np.full(10, 5.0), BOTH), [0.6, 0.8])
 
 
 def test_structures_count_by_their_size() -> None:
     """Large ones are off by more: squared residuals count 1/N."""
     counts, residuals = np.array([[1.0], [1.0], [1.0], [100.0]]), np.array([1.0, 1.0, 1.0, 50.0])
-    found = reference_shift(counts, residuals, (True,))
+    found = shift_of(counts, residuals, (True,))
     assert np.allclose(found, (3 * 1.0 + 50.0) / (3 + 100))
+
+
+def test_structures_count_by_their_weight() -> None:
+    wrong = np.arange(len(COUNTS)) % 3 == 0
+    residuals = COUNTS @ [0.3, -0.2] + noise(0.01) + 50.0 * wrong
+    found = reference_shift(COUNTS, residuals, np.where(wrong, 1e-9, 2.0), BOTH)
+    assert np.allclose(found, [0.3, -0.2], atol=0.01)
 
 
 def test_of_four_structures_chance_is_told_from_a_shift() -> None:
     """With the variance counted among what was fitted, as Hurvich and Tsai do."""
     rng = np.random.default_rng(2)
     counts = np.ones((4, 1))
-    shifted = [reference_shift(counts, rng.normal(size=4), (True,)) is not None for _ in range(400)]
+    shifted = [shift_of(counts, rng.normal(size=4), (True,)) is not None for _ in range(400)]
     assert np.mean(shifted) < 0.03
-    assert reference_shift(counts, 1 + 0.001 * rng.normal(size=4), (True,)) is not None
+    assert shift_of(counts, 1 + 0.001 * rng.normal(size=4), (True,)) is not None
 
 
 def test_what_may_be_chance_changes_nothing() -> None:
     """Of pure noise Akaike's criterion lets a few parts in a hundred through, least squares all."""
     rng = np.random.default_rng(1)
     counts = np.tile([3.0, 4.0], (50, 1))
-    shifted = [reference_shift(counts, rng.normal(size=50), BOTH) is not None for _ in range(400)]
+    shifted = [shift_of(counts, rng.normal(size=50), BOTH) is not None for _ in range(400)]
     assert 0.05 < np.mean(shifted) < 0.25
-    assert reference_shift(counts[:2], np.array([5.0, 5.1]), BOTH) is None
-    assert reference_shift(np.zeros((0, 2)), np.zeros(0), BOTH) is None
+    assert shift_of(counts[:2], np.array([5.0, 5.1]), BOTH) is None
+    assert shift_of(np.zeros((0, 2)), np.zeros(0), BOTH) is None
 
 
 @pytest.fixture
@@ -86,7 +100,7 @@ def mean_residual(run: Path) -> float:
     sets = run_sets(load_config(run / "config.yaml"))
     potential = clebsch.load(run / "model.safetensors")
     valid = LabelledGraphs(potential, sets["Validation"])
-    counts, residuals = energy_residuals(potential, valid, [range(5), range(5, len(valid))])
+    counts, residuals, _ = energy_residuals(potential, valid, [range(5), range(5, len(valid))])
     assert counts.sum(axis=1).tolist() == [len(frame) for frame in valid.frames]
     return float(np.mean(residuals))
 

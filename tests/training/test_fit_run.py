@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from rich.console import Console
 from safetensors.torch import load_file
@@ -224,6 +226,11 @@ def test_what_would_change_an_interrupted_fit_is_refused(
         resume(folder)
     (folder / "config.yaml").write_text(config)
     frames = read(data, index=":")
+    lone = Atoms(frames[0].symbols[:1])
+    lone.calc = SinglePointCalculator(lone, energy=-1.0, forces=np.zeros((1, 3)))
+    write(data, [*frames, lone])  # the same structures, but other references
+    with pytest.raises(ModelFileError, match="reference energies are not those"):
+        resume(folder)
     frames[0].positions += 0.01 * np.arange(len(frames[0]))[:, None]
     write(data, frames)
     with pytest.raises(ModelFileError, match="not those that the run began with"):

@@ -12,7 +12,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import clebsch
-from clebsch.errors import ConfigError, UnknownElementError
+from clebsch.errors import ConfigError, ModelFileError, UnknownElementError
 from clebsch.interop.mace_torch import read_mace_torch
 from clebsch.training.config import Config
 from clebsch.training.configfile import load_config
@@ -122,6 +122,36 @@ def test_references_can_be_those_of_the_data(tmp_path: Path, start: Path):
     prepared = prepare(settings(data, f"initial={start}", given), quiet)
     assert prepared.potential.references.tolist() == [-10.0, -1000.0, -2000.0]
     assert prepared.origin == "given"
+
+
+def test_fitted_references_leave_to_the_model_what_binds_its_atoms(tmp_path: Path, start: Path):
+    """Its own answers, with other energies of lone atoms: only those are to be found."""
+    old, shifts = clebsch.load(start), {"H": 0.5, "C": -3.0, "O": 20.0}
+    labelled = [*frames(), *frames("CH3OH"), *frames("CH4")]
+    for atoms in labelled:
+        atoms.calc = clebsch.calculator(old)
+        energy = atoms.get_potential_energy() + sum(shifts[s] for s in atoms.symbols)
+        results = {"energy": energy, "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    config = settings(data_file(tmp_path, labelled), f"initial={start}", "data.references=fit")
+    said: list[str] = []
+    prepared = prepare(config, said.append)
+    expected = {s: e + shifts[s] for s, e in zip(old.species, old.references.tolist(), strict=True)}
+    assert prepared.references == pytest.approx(expected, abs=1e-6)
+    assert prepared.potential.references.tolist() == list(prepared.references.values())
+    assert (prepared.origin, prepared.fitted) == ("fit", frozenset("HCO"))
+    assert any("what the initial model leaves of the energies" in text for text in said)
+
+
+def test_a_run_does_not_go_on_from_another_initial_model(tmp_path: Path, start: Path):
+    data = data_file(tmp_path, frames())
+    config = settings(data, f"initial={start}", "training.max_epochs=1")
+    train(config, tmp_path / "run")
+    other = clebsch.load(start)
+    other.references[0] += 1.0
+    other.save(start)
+    with pytest.raises(ModelFileError, match="initial model are not those"):
+        resume(tmp_path / "run", max_epochs=2)
 
 
 def test_isolated_atoms_of_another_level_of_theory_are_noticed(tmp_path: Path, start: Path):

@@ -27,7 +27,7 @@ from clebsch.errors import ClebschError, ConfigError, DataError
 from clebsch.training import gradient as gradient_module
 from clebsch.training import trainer as trainer_module
 from clebsch.training.configfile import load_config, write_config
-from clebsch.training.loop import train
+from clebsch.training.loop import resume, train
 from clebsch.training.prepare import prepare
 from clebsch.training.trainer import Trainer
 
@@ -243,6 +243,50 @@ def test_a_time_limit_ends_the_run_with_a_model(
     assert result.best["lr"] < 0.1 * settings.training.lr
     assert "time is up" in said(console)
     clebsch.load(tmp_path / "run" / "model.safetensors")
+
+
+def test_time_that_is_up_before_the_first_step_is_no_success(tmp_path: Path) -> None:
+    settings = ("training.max_epochs=null", "training.max_minutes=1e-6")
+    with pytest.raises(ClebschError, match=r"no step was taken within training\.max_minutes"):
+        train(config(data_file(tmp_path), *settings), tmp_path / "run")
+    assert resume(tmp_path / "run", max_minutes=0.05).step > 0
+
+
+def test_a_disk_that_is_full_at_the_very_end_leaves_a_run_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that says finished, without the model, would be the end of it."""
+    write = Trainer.write_model
+
+    def refused(trainer: Trainer) -> None:
+        if trainer.state.epoch == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(trainer.model_path))
+        write(trainer)
+
+    settings = config(data_file(tmp_path), "training.max_epochs=3")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "write_model", refused)
+        with pytest.raises(ClebschError, match=r"No space left on device.*clebsch resume"):
+            train(settings, tmp_path / "run")
+    result = resume(tmp_path / "run")
+    assert (result.reason, result.epoch) == ("epochs", 3)
+    assert result.best is not None
+    assert result.model is not None
+    made = clebsch.load(result.model).provenance["training"]
+    assert made["epoch"] == result.best["epoch"]
+
+
+def test_references_far_from_the_energies_are_noticed(tmp_path: Path) -> None:
+    said: list[str] = []
+    atoms = [cluster(seed) for seed in range(4)]
+    for each in atoms:
+        each.calc.results["energy"] -= 3000.0 * len(each)
+    data = data_file(tmp_path, atoms)
+    prepare(config(data, "model=mace_tiny", "data.references=none"), said.append)
+    assert any("more than binds atoms" in text for text in said)
+    said.clear()
+    prepare(config(data, "model=mace_tiny", "data.references=fit"), said.append)
+    assert not any("more than binds atoms" in text for text in said)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:

@@ -128,8 +128,9 @@ def fit_references(
 ) -> ReferenceFit:
     """Fits E = sum over elements of count x reference energy to the frames that have an energy.
 
-    Least squares in float64. Where compositions leave directions undetermined (a single molecule
-    has rank 1), the solution with the least deviation from the mean energy per atom is taken.
+    Least squares in float64, structures weighted as in the loss. Where compositions leave
+    directions undetermined (a single molecule has rank 1), the solution with the least deviation
+    from the mean energy per atom is taken, zero where no labelled frame has a fitted element.
 
     Args:
         frames: those without an energy only contribute their elements.
@@ -152,11 +153,16 @@ def fit_references(
     fixed = np.array([symbol in known for symbol in symbols])
     target = energies - counts[:, fixed] @ np.array([known[s] for s in symbols if s in known])
     free = counts[:, ~fixed]
+    weights = np.array([frame.weight * frame.energy_weight for frame in labelled])
+    weights /= weights.mean()
+    n_free = weights @ free.sum(axis=1)
     # an element that is in no labelled frame gets the mean
-    mean = target.sum() / max(free.sum(), 1.0)
-    deviation, _, rank, _ = np.linalg.lstsq(free, target - mean * free.sum(axis=1), rcond=1e-10)
+    mean = weights @ target / n_free if n_free > 0 else 0.0
+    root = np.sqrt(weights)
+    rest = target - mean * free.sum(axis=1)
+    deviation, _, rank, _ = np.linalg.lstsq(root[:, None] * free, root * rest, rcond=1e-10)
     fitted = mean + deviation
-    residual = (target - free @ fitted) / counts.sum(axis=1)
+    residual = root * (target - free @ fitted) / counts.sum(axis=1)
     found = dict(zip([s for s in symbols if s not in known], fitted.tolist(), strict=True))
     return ReferenceFit(
         energies={symbol: (known | found)[symbol] for symbol in symbols},

@@ -12,6 +12,9 @@ from clebsch.data.references import interaction_energy
 from clebsch.errors import DataError
 from clebsch.neighbors import complete_cell, find_pairs
 
+#: eV/atom: energies that differ by less are the same but for rounding.
+SAME_ENERGY = 1e-8
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -20,8 +23,9 @@ class Statistics:
     Attributes:
         avg_num_neighbors: mean number of neighbours of an atom within the cut-off.
         forces_rms: root mean square of the force components, eV/Angstrom.
-        mean_interaction_energy: mean over structures of (energy - references) per atom, eV/atom.
-        interaction_energy_std: its standard deviation, eV/atom.
+        mean_interaction_energy: mean over structures of (energy - references) per atom, eV/atom,
+            weighted as in the loss.
+        interaction_energy_std: its standard deviation, eV/atom, likewise.
         cutoff: Angstrom.
         n_frames: structures.
         n_atoms: atoms in all of them.
@@ -29,7 +33,7 @@ class Statistics:
         n_force_components: labelled force components.
         n_stresses: structures with a stress.
         assumed: names of the fields above that could not be measured (no such labels, no
-            neighbours, or all zero) and hold 1 instead, 0 for the two energies.
+            neighbours, or all zero) and hold 1 instead, 0 for the mean energy.
     """
 
     avg_num_neighbors: float
@@ -61,9 +65,9 @@ def compute_statistics(
     if not frames:
         raise DataError("statistics of no frames were asked for")
     n_atoms = sum(len(frame) for frame in frames)
-    interaction = np.array(
-        [interaction_energy(f, references) / len(f) for f in frames if f.energy is not None]
-    )
+    labelled = [frame for frame in frames if frame.energy is not None]
+    interaction = np.array([interaction_energy(f, references) / len(f) for f in labelled])
+    weights = np.array([frame.weight * frame.energy_weight for frame in labelled])
     forces = [frame.forces.ravel() for frame in frames if frame.forces is not None]
     components = np.concatenate(forces) if forces else np.zeros(0)
     assumed: list[str] = []
@@ -76,14 +80,14 @@ def compute_statistics(
 
     neighbors = sum(len(neighbor_pairs(frame, cutoff)[0]) for frame in frames) / n_atoms
     forces_rms = float(np.sqrt(np.mean(components**2))) if len(components) else 0.0
-    labelled = len(interaction) > 0
-    mean = float(interaction.mean()) if labelled else 0.0
-    std = float(interaction.std()) if labelled else 0.0
+    mean = float(np.average(interaction, weights=weights)) if labelled else 0.0
+    spread = np.average((interaction - mean) ** 2, weights=weights) if labelled else 0.0
+    std = float(np.sqrt(spread))
     return Statistics(
         avg_num_neighbors=measured("avg_num_neighbors", neighbors, 1.0, neighbors > 0),
         forces_rms=measured("forces_rms", forces_rms, 1.0, forces_rms > 0),
-        mean_interaction_energy=measured("mean_interaction_energy", mean, 0.0, labelled),
-        interaction_energy_std=measured("interaction_energy_std", std, 0.0, labelled),
+        mean_interaction_energy=measured("mean_interaction_energy", mean, 0.0, bool(labelled)),
+        interaction_energy_std=measured("interaction_energy_std", std, 1.0, std > SAME_ENERGY),
         cutoff=cutoff,
         n_frames=len(frames),
         n_atoms=n_atoms,

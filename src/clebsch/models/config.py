@@ -203,19 +203,17 @@ class MessagePassingConfig(NetworkConfig):
     update: UpdateConfig = UpdateConfig()
     readout: ReadoutConfig = ReadoutConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _end_smoothly(cls, settings: Any) -> Any:
+    @model_validator(mode="after")
+    def _end_smoothly(self) -> MessagePassingConfig:
         """Unless told otherwise, path weights that know more than the distance end by themselves.
 
         They do not end with the radial basis.
         """
-        interaction = _given(settings, "interaction")
-        radial = _given(settings, "radial")
-        knows_more = any(interaction.get(name) is not None for name in ("attention", "gated"))
-        if knows_more and not {"envelope_of", "weights"} & radial.keys():
-            return {**settings, "radial": {**radial, "envelope_of": "path_weights"}}
-        return settings
+        knows_more = self.interaction.attention or self.interaction.gated
+        if knows_more and not {"envelope_of", "weights"} & self.radial.model_fields_set:
+            radial = self.radial.model_copy(update={"envelope_of": "path_weights"})
+            object.__setattr__(self, "radial", radial)  # the section is frozen for all others
+        return self
 
     @model_validator(mode="after")
     def _make_sense(self) -> MessagePassingConfig:
@@ -290,14 +288,6 @@ class MessagePassingConfig(NetworkConfig):
     def mean_energy_form(self) -> Literal["none", "constant", "density"]:
         """``mean_energy`` with ``auto`` resolved."""
         return self.mean_energy_or("density" if self.keeps_lone_atoms else "constant")
-
-
-def _given(settings: Any, name: str) -> Mapping[str, Any]:
-    """What settings say of a section, which may be one already."""
-    section = settings.get(name) if isinstance(settings, Mapping) else None
-    if isinstance(section, Section):
-        return section.model_dump(exclude_unset=True)
-    return section if isinstance(section, Mapping) else {}
 
 
 #: Architectures by name.

@@ -26,12 +26,9 @@ from clebsch.training.linear_fit import (
     weights_of_labels,
 )
 from clebsch.training.log import History, RunLog, duration
-from clebsch.training.prepare import Prepared, data_provenance, run_provenance
+from clebsch.training.prepare import BATCH_EDGES, Prepared, data_provenance, run_provenance
 from clebsch.training.shares import threads
 from clebsch.training.validate import validate
-
-#: Edges of a batch of structures to validate on.
-BATCH_EDGES = 20_000
 
 
 @dataclass(frozen=True)
@@ -134,6 +131,11 @@ class _Fit:
         """Wall time since the run began, earlier parts included."""
         return time.monotonic() - self._started
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the equations are made of: references are part of what is fitted to."""
+        return self.prepared.fingerprint(self.prepared.references)
+
     def gather(self) -> None:
         """Add the structures that are missing to the equations."""
         graphs, settings = self.prepared.train, self.settings
@@ -184,9 +186,7 @@ class _Fit:
 
     def save(self) -> None:
         """Write the state."""
-        state = FitState(
-            self.done, self.seconds, self.prepared.fingerprint(), config_dict(self.config)
-        )
+        state = FitState(self.done, self.seconds, self.fingerprint, config_dict(self.config))
         write_fit_state(self.run, state, self.equations)
         self._last_save = time.monotonic()
 
@@ -196,10 +196,10 @@ class _Fit:
         Raises:
             ModelFileError: the state is of other data.
         """
-        if state.fingerprint != self.prepared.fingerprint():
+        if state.fingerprint != self.fingerprint:
             raise ModelFileError(
-                f"{self.run}: the structures or labels are not those that the run began with, so "
-                "it cannot be resumed exactly; start a new run"
+                f"{self.run}: the structures, labels or reference energies are not those that the "
+                "run began with, so it cannot be resumed exactly; start a new run"
             )
         self.equations.restore(tensors)
         tensors.clear()  # they are half as large as the equations

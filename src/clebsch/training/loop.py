@@ -230,9 +230,16 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
                 if state.last_evaluation != state.step:
                     trainer.evaluate()
                 trainer.calibrate()
+                trainer.write_model()  # before a state that says that nothing is left to do
                 state.finished = reason
             trainer.checkpoint()
-            if reason != "interrupted" and state.step and not trainer.average.updates:
+            if reason != "interrupted" and not state.step:
+                raise ClebschError(
+                    f"{trainer.run}: no step was taken within training.max_minutes, which count "
+                    "from the beginning: reading data and compiling kernels take time, too. "
+                    f"clebsch resume {trainer.run} --max-minutes N goes on"
+                )
+            if reason != "interrupted" and not trainer.average.updates:
                 raise ClebschError(
                     f"{trainer.run}: no weight was changed: of every batch the loss or the "
                     "gradient was not finite (see the log). clebsch check may tell which "

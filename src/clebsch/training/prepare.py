@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 import clebsch
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NOT_READ
-from clebsch.data.loader import LabelledGraphs
+from clebsch.data.loader import BatchSampler, LabelledGraphs
 from clebsch.data.rawframe import where
 from clebsch.data.read import read_frames, read_with_census
 from clebsch.data.references import fit_references, isolated_atoms, spanning_formulas
@@ -24,11 +24,18 @@ from clebsch.data.statistics import compute_statistics
 from clebsch.errors import ConfigError, DataError, UnknownElementError
 from clebsch.modelfile import load
 from clebsch.potential import Potential
+from clebsch.training.calibration import energy_residuals
 from clebsch.training.config import DEFAULT_RECIPE, Config, DataConfig
 from clebsch.training.configfile import config_dict
 from clebsch.training.loss import trainable_counts
 
 Say = Callable[[str], None]
+
+#: Edges of a batch of structures to validate on.
+BATCH_EDGES = 20_000
+
+#: eV: more than an atom is bound by.
+MOST_BINDING = 20.0
 
 #: Training structures that are few: one at a time teaches more than several.
 FEW = 100
@@ -45,6 +52,7 @@ class Prepared:
         references: eV by element.
         origin: of the references: "isolated", "fit", "given", "none" or "initial".
         fitted: elements whose references are fitted to the data.
+        initial: SHA-256 of the model file that training starts from; "" without one.
     """
 
     potential: Potential
@@ -53,11 +61,13 @@ class Prepared:
     references: dict[str, float]
     origin: str
     fitted: frozenset[str]
+    initial: str
 
-    def fingerprint(self) -> str:
-        """SHA-256 over all data, in their order."""
-        both = self.train.fingerprint() + self.valid.fingerprint()
-        return hashlib.sha256(both.encode()).hexdigest()
+    def fingerprint(self, *more: object) -> str:
+        """SHA-256 over all data, in their order, the initial model, and what else matters."""
+        parts = (self.train.fingerprint(), self.valid.fingerprint(), self.initial)
+        text = "".join((*parts, *map(repr, more)))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def prepare(config: Config, say: Say) -> Prepared:
@@ -71,10 +81,11 @@ def prepare(config: Config, say: Say) -> Prepared:
     numbers = sorted({int(z) for frame in train_frames for z in frame.numbers})
     species = [chemical_symbols[z] for z in numbers]
     start = None if config.initial is None else load_start(config, species)
-    if start is not None and config.data.references == "auto":
+    if start is not None and config.data.references in ("auto", "fit"):
         of_species = dict(zip(start.species, start.references.tolist(), strict=True))
         references, origin = {symbol: of_species[symbol] for symbol in species}, "initial"
-        _compare_references(references, known, say)
+        if config.data.references == "auto":
+            _compare_references(references, known, say)
     else:
         references, origin = choose_references(config.data, train_frames, known, species, say)
     if start is None:
@@ -86,19 +97,44 @@ def prepare(config: Config, say: Say) -> Prepared:
         potential = start.to(config.device).use_backend()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {config.device} cannot be used ({error})") from None
+    train = LabelledGraphs(potential, train_frames)
+    if origin == "initial" and config.data.references == "fit" and train.counts["energies"]:
+        references, origin = _fitted_anew(potential, train, references, say), "fit"
     prepared = Prepared(
         potential,
-        LabelledGraphs(potential, train_frames),
+        train,
         LabelledGraphs(potential, valid_frames),
         references,
         origin,
         _fitted(config.data, references, origin, known),
+        "" if config.initial is None else checksums(config.initial)[str(config.initial)],
     )
     _check_labels(config, prepared)
     _describe(prepared, say)
     _warn_of_known(train_frames, valid_frames, say)
     _advise(config, len(train_frames), say)
     return prepared
+
+
+def _fitted_anew(
+    potential: Potential, graphs: LabelledGraphs, references: dict[str, float], say: Say
+) -> dict[str, float]:
+    """References with which a potential leaves the least of the energies; they become its own.
+
+    Its network has energies of its own, so that references fitted to total energies would count
+    what binds atoms twice.
+    """
+    batches = BatchSampler(graphs.n_edges, batch_edges=BATCH_EDGES).in_order()
+    _, residuals, _ = energy_residuals(potential, graphs, batches)
+    frames = [graphs.frames[i] for batch in batches for i in batch]
+    labelled = [frame for frame in frames if frame.energy is not None]
+    left = [replace(f, energy=float(r)) for f, r in zip(labelled, residuals, strict=True)]
+    fit = fit_references(left)
+    say(f"To what the initial model leaves of the energies, {fit.describe()}")
+    for symbol, shift in fit.energies.items():
+        references = references | {symbol: references[symbol] + shift}
+        potential.references[potential.species.index(symbol)] += shift
+    return references
 
 
 def _fitted(
@@ -118,6 +154,13 @@ def _built(
         raise DataError(
             f"no structure to train on has two atoms within the cut-off of {config.model.cutoff:g} "
             "Angstrom: there is nothing to learn from (model.cutoff)"
+        )
+    mean = statistics.mean_interaction_energy
+    if abs(mean) > MOST_BINDING and config.model.mean_energy_form == "density":
+        say(
+            f"The mean energy less references is {mean:.4g} eV an atom, more than binds atoms. The "
+            "model makes it depend on the density of neighbours (model.mean_energy), and forces of "
+            "it: references that belong to these energies (data.references=fit) do without"
         )
     if statistics.assumed:
         assumed = ", ".join(f"{name} {getattr(statistics, name):g}" for name in statistics.assumed)

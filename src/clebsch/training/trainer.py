@@ -254,14 +254,14 @@ class Trainer:
             return
         valid, batches = self.prepared.valid, self.valid_batches
         with swapped_in(self.best, self._stored):
-            counts, residuals = energy_residuals(self.potential, valid, batches)
+            counts, residuals, weights = energy_residuals(self.potential, valid, batches)
             if fitted:
                 changed, offset = "References", head.references
                 free = [symbol in fitted for symbol in self.potential.species]
-                shift = reference_shift(counts, residuals, free)
+                shift = reference_shift(counts, residuals, weights, free)
             else:
                 changed, offset = "Mean energy", head.mean_energy
-                shift = reference_shift(counts.sum(1, keepdims=True), residuals, [True])
+                shift = reference_shift(counts.sum(1, keepdims=True), residuals, weights, [True])
             if shift is None:
                 return
             offset += torch.from_numpy(shift).to(offset).reshape(offset.shape)
@@ -355,8 +355,8 @@ class Trainer:
         """
         if state.fingerprint != self.state.fingerprint:
             raise ModelFileError(
-                f"{self.run}: the structures or labels are not those that the run began with, so "
-                "it cannot be resumed exactly; start a new run"
+                f"{self.run}: the structures, labels or initial model are not those that the run "
+                "began with, so it cannot be resumed exactly; start a new run"
             )
         try:
             self.potential.load_state_dict(grouped(tensors, "potential"))
