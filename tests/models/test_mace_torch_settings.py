@@ -66,6 +66,8 @@ def test_sections_that_are_made_already_end_smoothly_too():
     )
     assert made.radial.envelope_of == "path_weights"
     assert made.radial.n_basis == 4
+    changed = model_config({"preset": "mace_tiny", "interaction": {"attention": 2}})
+    assert changed.radial.envelope_of == "path_weights"  # type: ignore[union-attr]
     told = {"radial": RadialConfig(envelope_of="basis"), "interaction": {"attention": 2}}
     assert MessagePassingConfig(**told).radial.envelope_of == "basis"
 

@@ -45,9 +45,12 @@ def test_a_training_file_is_all_that_must_be_given() -> None:
     assert config.training.lr == RECIPES["fast"]["lr"]
 
 
+@pytest.mark.parametrize("model", [[], ["model=mace_small"], ["model=mace_few"]], ids=str)
 @pytest.mark.parametrize("interaction", ["attention=2", "gated={}"])
-def test_attention_and_gates_have_their_envelope_on_path_weights(interaction: str) -> None:
-    given = ["data.train=a.xyz", f"model.interaction.{interaction}"]
+def test_attention_and_gates_have_their_envelope_on_path_weights(
+    interaction: str, model: list[str]
+) -> None:
+    given = ["data.train=a.xyz", *model, f"model.interaction.{interaction}"]
     assert load_config(None, given).model.radial.envelope_of == "path_weights"
     told = load_config(None, [*given, "model.radial.envelope_of=basis"])
     assert told.model.radial.envelope_of == "basis"

@@ -209,8 +209,9 @@ class MessagePassingConfig(NetworkConfig):
 
         They do not end with the radial basis.
         """
+        radial = self.radial
         knows_more = self.interaction.attention or self.interaction.gated
-        if knows_more and not {"envelope_of", "weights"} & self.radial.model_fields_set:
+        if knows_more and radial.weights == "mlp" and "envelope_of" not in radial.model_fields_set:
             radial = self.radial.model_copy(update={"envelope_of": "path_weights"})
             object.__setattr__(self, "radial", radial)  # the section is frozen for all others
         return self

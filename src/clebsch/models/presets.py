@@ -231,7 +231,7 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     settings = dict(model)
     preset = settings.pop("preset", None)
     if preset is not None:
-        settings = _merged(preset_to_change(preset, settings).model_dump(), settings)
+        settings = _merged(preset_to_change(preset, settings), settings)
     kind = CONFIGS[architecture(settings)]
     try:
         return kind.model_validate(settings)
@@ -239,8 +239,10 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
         raise ConfigError(_explain(error, kind)) from None
 
 
-def preset_to_change(preset: str, changes: Mapping[str, Any]) -> ModelConfig:
-    """The configuration of a preset that changes can be made to.
+def preset_to_change(
+    preset: str, changes: Mapping[str, Any], mode: Literal["python", "json"] = "python"
+) -> dict[str, Any]:
+    """What a preset says, for changes to be made to; what it leaves open may depend on them.
 
     Raises:
         ConfigError: an unknown preset, or the changes would make another kind of model of it.
@@ -252,7 +254,7 @@ def preset_to_change(preset: str, changes: Mapping[str, Any]) -> ModelConfig:
             f"model.name={given} does not go with the preset {preset}, which is a {config.name} "
             "model"
         )
-    return config
+    return {"name": config.name, **config.model_dump(mode=mode, exclude_unset=True)}
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

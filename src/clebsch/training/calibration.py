@@ -62,7 +62,7 @@ def reference_shift(
     """
     if not len(residuals):
         return None
-    n = weights.sum() ** 2 / np.square(weights).sum()
+    n = round(weights.sum() ** 2 / np.square(weights).sum(), 6)  # whole where they are equal
     factors = np.sqrt(weights / weights.mean() / counts.sum(axis=1))
     matrix, target = counts * np.asarray(fitted) * factors[:, None], residuals * factors
     shift, _, rank, _ = np.linalg.lstsq(matrix, target, rcond=1e-10)

@@ -195,7 +195,7 @@ def _resolve(tree: Tree, place: Any) -> Tree:
     if isinstance(model, dict) and "preset" in model:
         changes = {key: value for key, value in model.items() if key != "preset"}
         try:
-            base = preset_to_change(str(model["preset"]), changes).model_dump(mode="json")
+            base = preset_to_change(str(model["preset"]), changes, "json")
         except ConfigError as error:
             raise ConfigError(f"{place('model')}: model: {error}") from None
         model = _merged(base, changes)

@@ -134,7 +134,8 @@ class _Fit:
     @property
     def fingerprint(self) -> str:
         """Of all that the equations are made of: references are part of what is fitted to."""
-        return self.prepared.fingerprint(self.prepared.references)
+        references = {symbol: f"{e:.6f}" for symbol, e in self.prepared.references.items()}
+        return self.prepared.fingerprint(references)
 
     def gather(self) -> None:
         """Add the structures that are missing to the equations."""

@@ -31,7 +31,7 @@ from clebsch.training.loss import trainable_counts
 
 Say = Callable[[str], None]
 
-#: Edges of a batch of structures to validate on.
+#: Edges of a batch of structures that are evaluated, not learnt from.
 BATCH_EDGES = 20_000
 
 #: eV: more than an atom is bound by.
