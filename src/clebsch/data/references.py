@@ -153,7 +153,7 @@ def fit_references(
     fixed = np.array([symbol in known for symbol in symbols])
     target = energies - counts[:, fixed] @ np.array([known[s] for s in symbols if s in known])
     free = counts[:, ~fixed]
-    weights = np.array([frame.weight * frame.energy_weight for frame in labelled])
+    weights = energy_weights(labelled)
     weights /= weights.mean()
     n_free = weights @ free.sum(axis=1)
     # an element that is in no labelled frame gets the mean
@@ -171,6 +171,11 @@ def fit_references(
         determined=int(rank) == int((~fixed).sum()),
         residual_rms=float(np.sqrt(np.mean(residual**2))),
     )
+
+
+def energy_weights(frames: Sequence[Frame]) -> np.ndarray:
+    """[n] float64: what energies of frames count in the loss."""
+    return np.array([frame.weight * frame.energy_weight for frame in frames])
 
 
 def spanning_formulas(frames: Sequence[Frame], known: Iterable[str] = ()) -> list[str]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from clebsch.data.frame import Frame
-from clebsch.data.references import interaction_energy
+from clebsch.data.references import energy_weights, interaction_energy
 from clebsch.errors import DataError
 from clebsch.neighbors import complete_cell, find_pairs
 
 #: eV/atom: energies that differ by less are the same but for rounding.
-SAME_ENERGY = 1e-8
+NO_SPREAD = 1e-8
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def compute_statistics(
     n_atoms = sum(len(frame) for frame in frames)
     labelled = [frame for frame in frames if frame.energy is not None]
     interaction = np.array([interaction_energy(f, references) / len(f) for f in labelled])
-    weights = np.array([frame.weight * frame.energy_weight for frame in labelled])
+    weights = energy_weights(labelled)
     forces = [frame.forces.ravel() for frame in frames if frame.forces is not None]
     components = np.concatenate(forces) if forces else np.zeros(0)
     assumed: list[str] = []
@@ -87,7 +87,7 @@ def compute_statistics(
         avg_num_neighbors=measured("avg_num_neighbors", neighbors, 1.0, neighbors > 0),
         forces_rms=measured("forces_rms", forces_rms, 1.0, forces_rms > 0),
         mean_interaction_energy=measured("mean_interaction_energy", mean, 0.0, bool(labelled)),
-        interaction_energy_std=measured("interaction_energy_std", std, 1.0, std > SAME_ENERGY),
+        interaction_energy_std=measured("interaction_energy_std", std, 1.0, std > NO_SPREAD),
         cutoff=cutoff,
         n_frames=len(frames),
         n_atoms=n_atoms,
