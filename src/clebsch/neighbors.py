@@ -14,10 +14,12 @@ import vesin
 from torch import Tensor
 
 from clebsch.errors import BackendError, DataError
-from clebsch.graph import AtomGraph, make_graph
+from clebsch.graph import AtomGraph, edge_vectors, make_graph
 
 #: The package that searches on GPUs, and the module it brings.
 GPU_PACKAGE, GPU_MODULE = "nvalchemi-toolkit-ops", "nvalchemiops"
+#: Atoms closer than this, Angstrom, are at one place, without a direction to each other.
+ONE_PLACE = 1e-6
 #: Neighbours of an atom that there is room for at first, on GPUs.
 ROOM = 64
 
@@ -51,7 +53,7 @@ def neighbor_graph(
     Raises:
         BackendError: that is no CPU, and the package is missing that searches there.
         DataError: a periodic direction has no lattice vector, the periodic lattice vectors are
-            linearly dependent, or a position is not a finite number.
+            linearly dependent, a position is not a finite number, or two atoms are at one place.
     """
     if not torch.isfinite(positions).all():
         atom = int((~torch.isfinite(positions)).any(dim=1).nonzero()[0])
@@ -61,7 +63,7 @@ def neighbor_graph(
     search = _search_on_cpu if positions.device.type == "cpu" else search_on_device
     box = complete_cell(cell.detach().cpu().numpy(), pbc.cpu().numpy())
     senders, receivers, images = search(positions.detach(), box, pbc, float(cutoff))
-    return make_graph(
+    graph = make_graph(
         positions=positions,
         cell=cell,
         pbc=pbc,
@@ -70,6 +72,18 @@ def neighbor_graph(
         receivers=receivers,
         images=images,
     )
+    _check_distances(graph)
+    return graph
+
+
+def _check_distances(graph: AtomGraph) -> None:
+    """Atoms at one place have no direction to each other, and no finite energy."""
+    vectors = edge_vectors(graph, graph.positions.detach())
+    together = torch.nonzero(vectors.square().sum(1) < ONE_PLACE**2)
+    if len(together):
+        edge = int(together[0])
+        first, second = sorted((int(graph.senders[edge]), int(graph.receivers[edge])))
+        raise DataError(f"atoms {first} and {second} are at one place")
 
 
 def _search_on_cpu(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: float) -> _Pairs:

@@ -331,8 +331,9 @@ class Potential(nn.Module):
             differentiable: keep what a loss on the results needs to be differentiated.
 
         Raises:
-            ClebschError: an unknown output; stress without a cell; a Hessian of several structures;
-                derivatives under ``torch.inference_mode``; structures in place of their graph.
+            ClebschError: an unknown output; stress without a cell; a Hessian of several structures
+                or of a tabulated potential; derivatives under ``torch.inference_mode``; structures
+                in place of their graph.
         """
         if not isinstance(graph, AtomGraph):
             raise ClebschError(
@@ -346,6 +347,8 @@ class Potential(nn.Module):
             volumes = _volumes(graph)
         if self._choose_again:
             self.use_backend()
+        if "hessian" in asked and self.is_tabulated:
+            raise ClebschError("a tabulated potential has no Hessian: ask the exact one for it")
         needs_gradient = bool(asked & {"forces", "virial", "stress", "hessian"})
         if needs_gradient:
             refuse_inference_mode("forces")
@@ -533,8 +536,9 @@ class Potential(nn.Module):
     def tabulated(self, spacing: float = 0.015) -> Potential:
         """A copy for inference whose path weights are tabulated as functions of the distance.
 
-        It is faster where radial networks cost much, and cannot be trained or saved. Its forces
-        differ by the slopes' error of cubic splines, of third order in ``spacing``.
+        It is faster where radial networks cost much, cannot be trained or saved, and has no
+        Hessian. Its forces differ by the slopes' error of cubic splines, of third order in
+        ``spacing``.
 
         Args:
             spacing: Angstrom between the distances of the tables.

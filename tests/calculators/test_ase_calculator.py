@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,6 +134,27 @@ def test_a_lone_atom_nowhere_is_refused_whatever_was_asked_before(potential: Pot
     atoms.positions[0, 1] = np.nan
     with pytest.raises(DataError, match="atom 0 is not a finite number"):
         atoms.get_potential_energy()
+
+
+def test_atoms_at_one_place_and_energies_that_are_no_numbers_are_refused(
+    potential: Potential,
+) -> None:
+    atoms = crystal()
+    atoms.calc = clebsch.calculator(potential)
+    where = atoms.positions[3].copy()
+    atoms.positions[3] = atoms.positions[1] + atoms.cell[0]
+    for ask in (atoms.get_forces, atoms.get_potential_energy):
+        with pytest.raises(DataError, match="atoms 1 and 3 are at one place"):
+            ask()
+    atoms.positions[3] = where
+    assert np.isfinite(atoms.get_potential_energy())
+    broken = copy.deepcopy(potential)
+    with torch.no_grad():
+        for parameter in broken.parameters():
+            parameter.fill_(np.nan)
+    atoms.calc = clebsch.calculator(broken)
+    with pytest.raises(ClebschError, match="energy of this structure is not a finite number"):
+        atoms.get_forces()
 
 
 def test_md_with_a_skin_equals_md_without(potential: Potential) -> None:

@@ -175,6 +175,20 @@ def test_a_prediction_that_is_not_finite_names_the_frame(frames):
         evaluate(ToyPotential(strength=float("nan")), frames)
 
 
+def test_a_stress_that_is_not_finite_names_the_frame(monkeypatch):
+    honest = ToyPotential.forward
+
+    def broken(self, graph, outputs=("energy", "forces")):
+        prediction = honest(self, graph, outputs)
+        if "stress" in outputs:
+            prediction.stress[0, 1, 2] = float("inf")
+        return prediction
+
+    monkeypatch.setattr(ToyPotential, "forward", broken)
+    with pytest.raises(ClebschError, match=r"crystal.xyz:1: .* stress are not finite"):
+        evaluate(ToyPotential(), [labelled(molecule(0)), labelled(crystal(1))])
+
+
 def test_an_unknown_element_is_an_error():
     with pytest.raises(UnknownElementError, match="Xe"):
         evaluate(ToyPotential(), [molecule(0, "HC"), molecule(1, ["H", "Xe"])])

@@ -393,7 +393,7 @@ def test_a_refused_start_leaves_no_folder_and_a_file_is_no_folder(tmp_path: Path
 def test_atoms_at_one_place_are_named_before_anything_is_trained(tmp_path: Path) -> None:
     frames = [cluster(seed) for seed in range(12)]
     frames[7].positions[2] = frames[7].positions[0]
-    with pytest.raises(DataError, match=r"data\.xyz: frame 7: atoms 0 and 2 are at one place"):
+    with pytest.raises(DataError, match=r"data\.xyz:7: atoms 0 and 2 are at one place"):
         train(settings(data_file(tmp_path, frames)), tmp_path / "run")
 
 

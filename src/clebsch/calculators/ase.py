@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -95,8 +96,10 @@ class ClebschCalculator(Calculator):
 
         Raises:
             UnknownElementError: an element that the potential does not know.
-            DataError: an impossible cell, or a position that is not a finite number.
-            ClebschError: the stress of a structure without a cell of full rank.
+            DataError: an impossible cell, a position that is not a finite number, or two atoms at
+                one place.
+            ClebschError: the stress of a structure without a cell of full rank, or an energy that
+                is not a finite number.
         """
         wanted = set(properties)
         if system_changes or self._graph is None:
@@ -119,7 +122,10 @@ class ClebschCalculator(Calculator):
         ]
         self.n_calls += 1
         prediction = self.potential(self._graph, ("energy", *outputs))
-        self.results["energy"] = self.results["free_energy"] = float(prediction.energy)
+        energy = float(prediction.energy)
+        if not math.isfinite(energy):
+            raise ClebschError("the model's energy of this structure is not a finite number")
+        self.results["energy"] = self.results["free_energy"] = energy
         if prediction.forces is not None:
             self.results["forces"] = prediction.forces.cpu().numpy()
         if prediction.stress is not None:

@@ -13,9 +13,10 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from clebsch.data.finding import Finding
-from clebsch.data.frame import ONE_PLACE, Frame
+from clebsch.data.frame import Frame
 from clebsch.data.rawframe import where
 from clebsch.data.statistics import neighbor_pairs
+from clebsch.neighbors import ONE_PLACE
 
 #: Atoms are too close below this fraction of the sum of their covalent radii.
 CLOSE = 0.65

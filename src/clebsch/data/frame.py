@@ -12,9 +12,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.symbols import Symbols
 
-#: Atoms closer than this, Angstrom, are at one place, without a direction to each other.
-ONE_PLACE = 1e-6
-
 #: The kinds of weight that a frame has.
 WEIGHTS = ("weight", "energy_weight", "forces_weight", "stress_weight")
 

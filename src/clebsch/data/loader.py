@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clebsch.data.frame import ONE_PLACE, Frame
-from clebsch.data.rawframe import where
-from clebsch.errors import DataError
-from clebsch.graph import AtomGraph, batch_graphs, edge_vectors
+from clebsch.data.frame import Frame
+from clebsch.graph import AtomGraph, batch_graphs
 
 
 class GraphMaker(Protocol):
@@ -120,27 +118,6 @@ def collate(
     return Batch(batch_graphs(graphs), Labels(**joined), tuple(frame_indices), counts)
 
 
-def check_distances(graph: AtomGraph, name: str) -> None:
-    """Atoms at one place have no direction to each other, and no finite energy.
-
-    Args:
-        graph: of one structure.
-        name: of the structure, for the message.
-
-    Raises:
-        DataError: two are; names them.
-    """
-    vectors = edge_vectors(graph, graph.positions)
-    together = torch.nonzero(vectors.square().sum(1) < ONE_PLACE**2)
-    if len(together):
-        edge = int(together[0])
-        first, second = sorted((int(graph.senders[edge]), int(graph.receivers[edge])))
-        raise DataError(
-            f"{name}: atoms {first} and {second} are at one place; correct this structure or "
-            "leave it out"
-        )
-
-
 class LabelledGraphs:
     """Frames with their graphs, built once and kept in main memory: 48 bytes an edge, about.
 
@@ -158,8 +135,6 @@ class LabelledGraphs:
         """
         self.frames = list(frames)
         self._graphs = [potential.graph(frame).to("cpu") for frame in self.frames]
-        for frame, graph in zip(self.frames, self._graphs, strict=True):
-            check_distances(graph, where(frame.source))
         self._labels = [frame_labels(frame) for frame in self.frames]
         self.n_edges = [graph.n_edges for graph in self._graphs]
 

@@ -170,19 +170,21 @@ def _split(
     stress = None if prediction.stress is None else _numpy(prediction.stress)
     parts = {}
     for k, index in enumerate(indices):
-        if not (np.isfinite(energy[k]) and np.isfinite(forces[k]).all()):
-            raise not_finite(_name(frames, index))
-        parts[index] = FramePrediction(
+        part = FramePrediction(
             energy=float(energy[k]), forces=forces[k], stress=None if stress is None else stress[k]
         )
+        numbers = (part.energy, part.forces, 0.0 if part.stress is None else part.stress)
+        if not all(np.isfinite(number).all() for number in numbers):
+            raise not_finite(_name(frames, index))
+        parts[index] = part
     return parts
 
 
 def not_finite(name: str) -> ClebschError:
     """The error of a structure for which a model gives no numbers."""
     return ClebschError(
-        f"{name}: the model's energy or forces are not finite numbers; look for atoms on top of "
-        "each other with `clebsch check`"
+        f"{name}: the model's energy, forces or stress are not finite numbers; look for atoms that "
+        "are too close with `clebsch check`"
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import ase.io
 from ase import Atoms
 
-from clebsch.data.loader import check_distances
 from clebsch.errors import DataError
 from clebsch.potential import Potential
 
@@ -57,12 +56,11 @@ def check_fits(
             is not periodic.
     """
     try:
-        graph = potential.graph(atoms)
+        potential.graph(atoms)
         if moves_cell is not None:
             check_periodic(atoms, moves_cell)
     except DataError as error:
         raise type(error)(f"{name}: {error}") from None
-    check_distances(graph, name)
 
 
 def check_periodic(atoms: Atoms, moves_cell: str) -> None:
