@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import clebsch
 from clebsch.errors import ConfigError, ModelFileError
+from clebsch.potential import Potential
 from clebsch.training import evidence, fit_run, normal_equations
 from clebsch.training.configfile import config_dict, load_config
 from clebsch.training.loop import resume, train
@@ -121,16 +122,17 @@ def signal_before(monkeypatch: pytest.MonkeyPatch, place: str, call: int, number
         "structure": (NormalEquations, "add"),
         "strength": (evidence._Problem, "solve"),
         "validation": (fit_run, "validate"),
+        "model": (Potential, "save"),
     }[place]
     honest, calls = getattr(where, name), []
 
-    def signalled(*arguments: Any) -> Any:
+    def signalled(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == call:
             if number == signal.SIGKILL:
                 raise Killed
             signal.raise_signal(number)
-        return honest(*arguments)
+        return honest(*arguments, **named)
 
     monkeypatch.setattr(where, name, signalled)
 
@@ -208,6 +210,21 @@ def test_a_killed_fit_goes_on_from_the_state_saved_last(
         fit_anew(run, data)
     resume(tmp_path / "cut")
     assert "after structure 6 of 12" in (tmp_path / "cut" / "log.txt").read_text()
+    assert_same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_fit_killed_before_it_wrote_its_model_is_done_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had no state yet: a line of metrics is all that tells of it."""
+    data = Path(shutil.copy(run.parent / "data.xyz", tmp_path))
+    fit_anew(run, data).run.rename(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        signal_before(patch, "model", 1, signal.SIGKILL)
+        with pytest.raises(Killed):
+            fit_anew(run, data)
+    assert not (tmp_path / "cut" / "state").exists()
+    assert resume(tmp_path / "cut").reason == "fitted"
     assert_same_fit(tmp_path / "whole", tmp_path / "cut")
 
 

@@ -195,10 +195,11 @@ def _resume_fit(config: Config, log: RunLog, started: float, until: float | None
             record = json.loads(line)
             result = FitResult(record["seconds"], record, run / "model.safetensors")
             return _fit_result(run, result)
-        state, tensors = read_fit_state(run)
-        _check_unchanged(config, state.config)
+        saved = None  # a fit that was killed between its line and its model may have had no state
+        if fit_state_file(run).exists() or not (run / "metrics.jsonl").exists():
+            saved = read_fit_state(run)
+            _check_unchanged(config, saved[0].config)
         prepared = prepare(config, log.say)
-        saved = (state, tensors)
         return _fit_result(run, run_fit(config, prepared, run, log, started, saved, until))
 
 
