@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import vesin
 from ase import Atoms
 from ase.neighborlist import primitive_neighbor_list
 
@@ -49,9 +48,14 @@ def edge_set(graph: AtomGraph) -> list[tuple[float, ...]]:
     return sorted(tuple(np.round(row, 8) + 0.0) for row in rows.numpy())
 
 
+@pytest.mark.parametrize("search", ["vesin", "tree"])
 @pytest.mark.parametrize("pbc", list(itertools.product([False, True], repeat=3)))
 @pytest.mark.parametrize("cell", CELLS)
-def test_neighbours_equal_ases(cell: str, pbc: tuple[bool, bool, bool]) -> None:
+def test_neighbours_equal_ases(
+    cell: str, pbc: tuple[bool, bool, bool], search: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if search == "tree":
+        monkeypatch.setattr(neighbors, "VESIN_CELLS", 0.5)
     rng = np.random.default_rng(1)
     fractional = rng.uniform(-0.7, 1.8, (7, 3))  # atoms outside the cell included
     atoms = Atoms("H7", positions=fractional @ CELLS[cell], cell=CELLS[cell], pbc=pbc)
@@ -116,6 +120,32 @@ def test_atoms_far_apart_are_no_neighbours(far: tuple[float, float, float]) -> N
     assert graph_of(Atoms("H3", [[0, 0, 0], [1, 0, 0], far]), 5.0).n_edges == 2
 
 
+@pytest.mark.parametrize("pbc", [(True, True, True), (False, True, True), (True, False, False)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_thin_boxes_have_the_pairs_of_thick_ones(axis: int, pbc: tuple[bool, bool, bool]) -> None:
+    """vesin would divide by zero here, too; atoms lie around a corner of the cell."""
+    positions = np.random.default_rng(3).uniform(-2.5, 2.5, (20, 3))
+    short, long = np.diag([4.0, 30.0, 30.0]), np.diag([4.0, 2000.0, 2000.0])
+    if pbc == (True, False, False):  # a thread
+        short, long = np.diag([30.0, 1.0, 1.0]), np.diag([6e5, 1.0, 1.0])
+    turn = np.roll(np.eye(3), axis, axis=1)
+    periodic = np.roll(pbc, axis)
+    thick = Atoms("H20", positions @ turn, cell=turn.T @ short @ turn, pbc=periodic)
+    thin = Atoms("H20", positions @ turn, cell=turn.T @ long @ turn, pbc=periodic)
+    thin.wrap()
+    expected = edge_set(graph_of(thick, 3.3))
+    assert len(expected) > 40
+    np.testing.assert_allclose(edge_set(graph_of(thin, 3.3)), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("direction", [(1, 0, 0), (1, 1, 0)])
+def test_a_long_thread_in_no_cell_has_its_pairs(direction: tuple[float, float, float]) -> None:
+    along = 3.0 * np.arange(100_000)[:, None] * np.array(direction) / np.linalg.norm(direction)
+    graph = graph_of(Atoms(np.ones(len(along)), along), 3.3)
+    assert graph.n_edges == 2 * (len(along) - 1)
+    assert ((graph.senders - graph.receivers).abs() == 1).all()
+
+
 def test_empty_space_changes_no_pair() -> None:
     """Clusters far apart in directions that are not periodic; some of them just within reach."""
     rng = np.random.default_rng(3)
@@ -127,10 +157,12 @@ def test_empty_space_changes_no_pair() -> None:
         box = complete_cell(np.array(cell), np.array(pbc))
         moved = drawn_together(atoms.positions, box, np.array(pbc), 5.0)
         assert all(np.ptp(moved @ direction) <= 12 * 10 for direction in box[~np.array(pbc)])
-        finder = vesin.NeighborList(cutoff=5.0, full_list=True)
         found, expected = (
-            {(i, j, *s) for i, j, s in zip(*finder.compute(x, box, pbc, "ijS"), strict=True)}
-            for x in (moved, atoms.positions)
+            {(i, j, *s) for i, j, s in zip(*pairs, strict=True)}
+            for pairs in (
+                primitive_neighbor_list("ijS", pbc, box, moved, 5.0),
+                primitive_neighbor_list("ijS", pbc, box, atoms.positions, 5.0),
+            )
         )
         assert found == expected
 

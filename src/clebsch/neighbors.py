@@ -1,7 +1,8 @@
 """Full neighbour lists, any cell, any periodicity: the same pairs in the same order on any device.
 
-On CPUs vesin finds them. On GPUs NVIDIA's nvalchemi-toolkit-ops does where it is installed, so that
-nothing but the sizes of results leaves the device.
+On CPUs vesin finds them, or SciPy's tree where a structure is so thin that vesin cannot. On GPUs
+NVIDIA's nvalchemi-toolkit-ops does where it is installed, so that nothing but the sizes of results
+leaves the device.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import numpy as np
 import torch
 import vesin
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from clebsch.errors import BackendError, DataError
@@ -20,6 +22,8 @@ from clebsch.graph import AtomGraph, edge_vectors, make_graph
 GPU_PACKAGE, GPU_MODULE = "nvalchemi-toolkit-ops", "nvalchemiops"
 #: Atoms closer than this, Angstrom, are at one place, without a direction to each other.
 ONE_PLACE = 1e-6
+#: Cells of the size of a cut-off that vesin divides a structure into at most.
+VESIN_CELLS = 100_000
 #: Neighbours of an atom that there is room for at first, on GPUs.
 ROOM = 64
 
@@ -98,19 +102,83 @@ def _search_on_cpu(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: floa
 def find_pairs(
     positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, cutoff: float, quantities: str
 ) -> list[np.ndarray]:
-    """What vesin says of the pairs of one structure, both directions, in no particular order.
+    """The pairs of one structure, both directions, in no particular order.
 
     Args:
         positions: [n_atoms, 3], Angstrom.
         box: [3, 3], of ``complete_cell``.
         pbc: [3] bool.
         cutoff: Angstrom.
-        quantities: vesin's letters.
+        quantities: vesin's letters: i, j, S (images) or d (distances).
     """
     places = drawn_together(positions, box, pbc, cutoff)
+    places, box = _closed(places, box, pbc, cutoff)
+    if _too_thin_for_vesin(box, cutoff):
+        found = _tree_pairs(places, box, cutoff)
+        return [found[letter] for letter in quantities]
     finder = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
-    found: list[np.ndarray] = finder.compute(places, box, [bool(p) for p in pbc], quantities)
-    return found
+    computed: list[np.ndarray] = finder.compute(places, box, True, quantities)
+    return computed
+
+
+def _closed(
+    positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The structure in a box that is periodic in all directions and has the same pairs.
+
+    Where a structure is not periodic its images are more than a cut-off away. Of structures that
+    are periodic in some directions vesin 0.6.2 takes a hundred times as long to find the pairs.
+    """
+    free = ~np.asarray(pbc, dtype=bool)
+    if not (free.any() and len(positions)):
+        return positions, box
+    along = positions @ np.linalg.inv(box)
+    lowest = np.where(free, along.min(axis=0), 0.0)
+    lengths = np.where(free, along.max(axis=0) - lowest + 1.01 * cutoff, 1.0)
+    return positions - lowest @ box, box * lengths[:, None]
+
+
+def _too_thin_for_vesin(box: np.ndarray, cutoff: float) -> bool:
+    """Whether vesin might divide a periodic box into no cells at all along some direction.
+
+    Where it would take more cells than ``VESIN_CELLS`` it takes fewer in all three directions, in
+    proportion: of a thin direction's few cells none are left, and dividing by their number ends
+    the process (vesin 0.6.2).
+    """
+    if np.abs(box).max() < 20 * cutoff:  # no height is above 35 of them
+        return False
+    heights = 1 / np.linalg.norm(np.linalg.inv(box), axis=0)
+    cells = np.maximum(heights / cutoff, 1.0)
+    left = cells.min() * np.cbrt(VESIN_CELLS / cells.prod())
+    return bool(cells.prod() > VESIN_CELLS / 2 and left < 2)
+
+
+def _tree_pairs(positions: np.ndarray, box: np.ndarray, cutoff: float) -> dict[str, np.ndarray]:
+    """What ``find_pairs`` finds in a periodic box, by letter: images within reach are put in."""
+    inverse = np.linalg.inv(box)
+    margin = cutoff * np.linalg.norm(inverse, axis=0)  # the cut-off in lattice vectors
+    cells = np.floor(positions @ inverse)
+    inside = positions - cells @ box
+    along = inside @ inverse
+    atoms, images = np.arange(len(positions)), np.zeros((len(positions), 3))
+    for axis, reach in enumerate(margin):
+        shifts = np.arange(-np.ceil(reach), np.ceil(reach) + 1)
+        place = along[atoms, axis] + shifts[:, None]
+        shift, which = np.nonzero((place > -reach) & (place < 1 + reach))
+        atoms, images = atoms[which], images[which]
+        images[:, axis] = shifts[shift]
+    found = cKDTree(inside).sparse_distance_matrix(
+        cKDTree(inside[atoms] + images @ box), cutoff, output_type="ndarray"
+    )
+    senders, receivers = found["i"], atoms[found["j"]]
+    image = images[found["j"]] - cells[receivers] + cells[senders]
+    pairs = (found["v"] < cutoff) & ((senders != receivers) | image.any(axis=1))
+    return {
+        "i": senders[pairs],
+        "j": receivers[pairs],
+        "S": image[pairs],
+        "d": found["v"][pairs],
+    }
 
 
 def search_on_device(positions: Tensor, box: np.ndarray, pbc: Tensor, cutoff: float) -> _Pairs:
