@@ -15,7 +15,7 @@ import torch
 from ase import Atoms
 
 import clebsch
-from builders import ethanol, potential, skewed_cell, statistics
+from builders import copied_potential, ethanol, potential, skewed_cell, statistics
 from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import machine
@@ -51,6 +51,31 @@ def test_a_cast_potential_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> N
     tested.float()
     with pytest.raises(BackendError, match="disagrees"):
         tested(tested.graph(ethanol()))
+
+
+def test_a_loss_on_the_hessian_is_differentiated_by_the_reference_and_refused_elsewhere() -> None:
+    """It has third derivatives, which only the reference has."""
+    tested = copied_potential(backend="reference")
+    graph = tested.graph(Atoms("CO", [[0.1, 0, 0], [0, 0.2, 1.2]]))
+    weight = tested.model.embedding
+
+    def loss() -> torch.Tensor:
+        hessian = tested(graph, "hessian", differentiable=True).hessian
+        assert hessian is not None
+        return hessian.square().sum()
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    moved = []
+    for step in (1e-4, -1e-4):
+        with torch.no_grad():
+            weight[1, 0] += step
+        moved.append(float(loss().detach()))
+        with torch.no_grad():
+            weight[1, 0] -= step
+    assert float(gradient[1, 0]) == pytest.approx((moved[0] - moved[1]) / 2e-4, rel=1e-5)
+    tested.use_backend("llvm")
+    with pytest.raises(NotImplementedError, match="use_backend\\('reference'\\) has all"):
+        torch.autograd.grad(loss(), weight)
 
 
 def test_apples_gpus_are_refused_for_want_of_float64_before_anything_has_moved() -> None:

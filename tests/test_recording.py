@@ -296,6 +296,22 @@ def test_hooks_and_the_search_for_anomalies_see_modules(always: None) -> None:
     handle.remove()
     tested(graph)
     assert len(tested._recordings) == 1
+    hooks = (
+        tested.model.layers[1].register_full_backward_pre_hook,
+        torch.nn.modules.module.register_module_forward_pre_hook,
+        torch.nn.modules.module.register_module_forward_hook,
+    )
+    for register in hooks:
+        del seen[:]
+        handle = register(lambda *_: seen.append(1))
+        forces = tested(graph, differentiable=True).forces
+        assert forces is not None
+        forces.square().sum().backward()
+        handle.remove()
+        assert seen
+        assert not tested._recordings
+    tested(graph)
+    assert len(tested._recordings) == 1
     with torch.autograd.set_detect_anomaly(True, check_nan=False):
         tested(graph, ("energy", "forces"), differentiable=True)
     assert len(tested._recordings) == 1

@@ -11,7 +11,7 @@ from ase import Atoms
 
 import clebsch
 from builders import MODELS, STRUCTURES, ethanol, potential
-from clebsch.errors import ClebschError
+from clebsch.errors import ClebschError, ConfigError
 from clebsch.models.config import MessagePassingConfig
 from clebsch.nn.path_weights import RadialNetwork, RadialTable
 from clebsch.nn.radial import BesselBasis, PolynomialEnvelope
@@ -78,6 +78,12 @@ def test_the_end_of_the_table_is_smooth_and_the_rest_zero() -> None:
         energies.append(float(tested(tested.graph(atoms)).energy))
     assert abs(energies[0] - energies[1]) < 1e-9
     assert energies[1] == energies[2]
+
+
+@pytest.mark.parametrize("spacing", [4.0, 0.0, -0.01, float("nan"), float("inf")])
+def test_tables_without_a_shape_are_refused(spacing: float) -> None:
+    with pytest.raises(ConfigError, match=r"spacing of .* at most 0\.\d+, a twentieth"):
+        potential().tabulated(spacing)
 
 
 def test_it_can_be_neither_trained_nor_saved(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,7 +86,7 @@ def assemble(
     seed: int = 0,
 ) -> Potential:
     """Put a potential together from numbers; ``build`` and the model file's reader call this."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _default_dtype(torch.float32):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         model = _network(config, species, float(avg_num_neighbors)).to(dtype)
     head = EnergyHead(
@@ -103,6 +104,17 @@ def assemble(
     elif config.zbl:
         prior = ZBLRepulsion(numbers, config.cutoff)
     return Potential(config, species, model, head, prior)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What torch draws numbers in, so that a seed means the same weights to everybody."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _scale(config: ModelConfig, statistics: Statistics) -> float:

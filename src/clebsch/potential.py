@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from clebsch.conventions import OUTPUTS
-from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError, did_you_mean
+from clebsch.errors import (
+    BackendError,
+    ClebschError,
+    ConfigError,
+    DataError,
+    UnknownElementError,
+    did_you_mean,
+)
 from clebsch.graph import AtomGraph, batch_graphs, edge_vectors, example_graphs
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend, load_backend
@@ -368,16 +375,16 @@ class Potential(nn.Module):
         self, graph: AtomGraph, asked: set[str], needs_gradient: bool, differentiable: bool
     ) -> dict[str, Tensor]:
         """Results by running modules."""
-        positions = graph.positions
+        positions, create_graph = graph.positions, differentiable
         if "hessian" in asked:
             if graph.n_frames != 1:
                 raise ClebschError("a Hessian is computed for one structure at a time")
             positions = positions.detach().requires_grad_()
-            differentiable = True
-        with torch.set_grad_enabled(differentiable or needs_gradient):
-            results = self._results(graph, positions, needs_gradient, differentiable)
+            create_graph = True
+        with torch.set_grad_enabled(create_graph or needs_gradient):
+            results = self._results(graph, positions, needs_gradient, create_graph)
             if "hessian" in asked:
-                results["hessian"] = _hessian(results["forces"], positions)
+                results["hessian"] = _hessian(results["forces"], positions, differentiable)
         return results
 
     def _replayable(self, graph: AtomGraph, asked: set[str], differentiable: bool) -> bool:
@@ -541,8 +548,17 @@ class Potential(nn.Module):
         ``spacing``.
 
         Args:
-            spacing: Angstrom between the distances of the tables.
+            spacing: Angstrom between the distances of the tables, at most a twentieth of the
+                cut-off.
+
+        Raises:
+            ConfigError: another spacing.
         """
+        if not 0 < spacing <= self.cutoff / 20:
+            raise ConfigError(
+                f"tables with a spacing of {spacing} Angstrom: it is above 0 and at most "
+                f"{self.cutoff / 20:.3g}, a twentieth of the cut-off"
+            )
         duplicate = copy.deepcopy(self).requires_grad_(False)
         duplicate.is_tabulated = True
         duplicate.model.tabulate(spacing)
@@ -645,10 +661,12 @@ def _virial(gradient: Tensor, vectors: Tensor, graph: AtomGraph, kernels: Kernel
     return -0.5 * (total + total.transpose(1, 2))
 
 
-def _hessian(forces: Tensor, positions: Tensor) -> Tensor:
+def _hessian(forces: Tensor, positions: Tensor, create_graph: bool) -> Tensor:
     """[3 N, 3 N]: minus the derivative of the forces, symmetric to rounding."""
     rows = [
-        torch.autograd.grad(-force, positions, retain_graph=True, materialize_grads=True)[0]
+        torch.autograd.grad(
+            -force, positions, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        )[0]
         for force in forces.flatten()
     ]
     return torch.stack(rows).flatten(1)

@@ -146,6 +146,10 @@ def _has_bytes_of(now: Tensor, then: Tensor) -> bool:
     return torch.equal(now, then)
 
 
+#: Kinds of hooks that torch has for each module, and for all modules.
+HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+
+
 class Holdings:
     """The parameters, buffers, modules and hooks of a module, to see whether they are replaced.
 
@@ -154,12 +158,15 @@ class Holdings:
 
     Attributes:
         parameters: every parameter, once.
-        hooked: whether a module within has hooks, which only a call of that module runs.
+        hooked: whether a module within has hooks, or all modules have, which only calls of
+            modules run.
     """
 
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
-        hooks = [each for m in modules[1:] for each in (m._forward_hooks, m._forward_pre_hooks)]
+        hooks = [getattr(m, f"_{kind}_hooks") for m in modules[1:] for kind in HOOKS] + [
+            getattr(torch.nn.modules.module, f"_global_{kind}_hooks") for kind in HOOKS
+        ]
         held = [each for m in modules for each in (m._parameters, m._buffers, m._modules)]
         self.parameters = list(module.parameters())
         self.hooked = any(hooks)

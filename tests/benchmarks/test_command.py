@@ -80,6 +80,7 @@ def test_what_failed_is_said_and_the_rest_is_kept(
     [
         (("mace_smal",), "'mace_small'"),
         (("absent.safetensors",), "absent.safetensors"),
+        (("mace_tiny,",), "with commas between them, not 'mace_tiny,'"),
         (("--dtype", "float16"), "float16"),
         (("--sizes", "many"), "'many'"),
         (("--sizes", "0"), "1 or more"),

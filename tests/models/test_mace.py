@@ -179,6 +179,12 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+    torch.set_default_dtype(torch.float64)  # somebody's notebook
+    try:
+        again = potential(seed=0).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_presets_build_and_unknown_ones_are_named() -> None:

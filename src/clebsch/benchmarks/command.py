@@ -164,7 +164,10 @@ def _cases(model: str | None, sizes: str | None, suite: str | None) -> list[Case
         return paper_cases() if suite == "paper" else gpu_cases()
     model = model or DEFAULT_MODEL
     cases = []
-    for one in [model] if Path(model).exists() else model.split(","):
+    models = [model] if Path(model).exists() else model.split(",")
+    if not all(models):
+        raise ConfigError(f"MODEL is a name, or several with commas between them, not {model!r}")
+    for one in models:
         name, config, species = _model(one)
         file = None if species is None else Path(one)
         for size in _numbers(sizes or DEFAULT_SIZES):
