@@ -117,7 +117,15 @@ def test_the_module_is_the_command_and_knows_its_version() -> None:
     [
         (("md", "absent.safetensors", "{}/water.xyz"), "absent.safetensors"),
         (("md", "{}/model.safetensors", "{}/absent.xyz"), "absent.xyz"),
-        (("md", "{}/model.safetensors", "{}/water.xyz", "--index", 99), "structure number 99"),
+        (
+            ("md", "{}/model.safetensors", "{}/water.xyz", "--index", 99),
+            "number 99: they are numbered from 0 to 11",
+        ),
+        (("md", "{}/model.safetensor", "{}/water.xyz"), "Did you mean 'model.safetensors'"),
+        (("md", "{}/model.safetensors", "{}/watter.xyz"), "Did you mean 'water.xyz'"),
+        (("train", "{}/watr.xyz"), "Did you mean 'water.xyz'"),
+        (("train", "data.references={{H:-13.6, O: -2041}}"), "a blank belongs after the colon"),
+        (("convert", "{}/model.safetensors", "{}/new.xyz"), "ends in .safetensors"),
         (("md", "{}/model.safetensors", "{}/water.xyz", "--ensemble", "ntv"), "'nvt'"),
         (("md", "{}/model.safetensors", "{}/water.xyz", "--dtype", "float16"), "float16"),
         (("md", "{}/model.safetensors", "{}/water.xyz", "--device", "gpu"), "'gpu'"),
@@ -448,6 +456,18 @@ def test_convert_does_not_write_over_the_model_it_reads(
     assert model.read_bytes() == before
 
 
+def test_nothing_to_judge_by_is_a_bad_answer(run: Run, folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.xyz"
+    ase.io.write(bare, Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]))
+    status, out, _ = run("evaluate", folder / "model.safetensors", bare)
+    assert status == 1
+    assert "no labels under a usual name. clebsch check tells what the file has" in out
+    predictions = tmp_path / "predicted.xyz"
+    status, _, _ = run("evaluate", folder / "model.safetensors", bare, "--predictions", predictions)
+    assert status == 0
+    assert predictions.is_file()
+
+
 def test_a_folder_in_place_of_a_model_leads_to_the_model(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:
@@ -556,7 +576,7 @@ def test_ctrl_c_is_answered_where_no_command_says_what_it_saved(
 def test_a_setting_without_its_value_is_no_mystery(run: Run) -> None:
     status, _, err = run("train", "training.lr")
     assert status == 2
-    assert "training.lr: cannot read the configuration (No such file or directory); a set" in err
+    assert "training.lr: no such file" in err
     assert "a setting is written KEY=VALUE" in err
 
 

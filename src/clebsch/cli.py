@@ -208,6 +208,8 @@ def evaluate(
         write_report(report, title="Evaluation", facts=facts, evaluations=judged)
         if not as_json:
             _say(f"Report: {report}")
+    if predictions is None and not any(evaluation.metrics for _, evaluation in judged.values()):
+        raise typer.Exit(BAD_ANSWER)  # nothing was judged, and nothing else was asked for
 
 
 @app.command()

@@ -52,6 +52,8 @@ def convert(
         _check_export(out, to, overwrite)
         _export(load(model, head=head, species=species, properties=properties), out)
         return
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"{out}: the name of a model file ends in .safetensors")
     check_output(out, overwrite=overwrite, inputs=[model])
     names = model_heads(model) if head == "all" else [head]
     potential, *others = potentials = [

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from clebsch.errors import ClebschError
+from clebsch.errors import ClebschError, did_you_mean
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -32,6 +32,22 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def no_such_file(path: Path, kind: str = "a file") -> str:
+    """What to say of a file that is not there, with the nearest names that are.
+
+    Args:
+        path: of the file.
+        kind: what it should have been, if it is a folder.
+    """
+    if path.is_dir():
+        return f"{path}: is a folder, not {kind}"
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path}: no such file (nor is there a folder {folder})"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    return f"{path}: no such file. {did_you_mean(path.name, names, 'Files there')}"
 
 
 def check_output(

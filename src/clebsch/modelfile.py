@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clebsch.errors import ClebschError, ConfigError, ModelFileError
 from clebsch.factory import assemble
-from clebsch.files import atomic_write
+from clebsch.files import atomic_write, no_such_file
 from clebsch.interop.mace_torch import choose_head, mace_heads, read_mace_torch
 from clebsch.interop.torch_archive import is_torch_file
 from clebsch.interrupt import signals_wait
@@ -63,7 +63,7 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         if (path / "model.safetensors").is_file():
             raise ModelFileError(f"{path}: is a folder; its model is {path / 'model.safetensors'}")
-        raise ModelFileError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        raise ModelFileError(no_such_file(path, "a model file"))
     try:
         with signals_wait(), safetensors.safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}

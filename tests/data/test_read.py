@@ -69,6 +69,17 @@ def test_two_usual_names_that_differ_need_a_decision(tmp_path: Path) -> None:
     assert first.info["REF_energy"] == -1.0
 
 
+def test_two_usual_names_of_different_frames_need_a_decision_too(tmp_path: Path) -> None:
+    """Concatenated data sets; their energies may be of different methods."""
+    text = water_text(energy_key="REF_energy") + water_text(energy_key="dft_energy")
+    path = write(tmp_path / "w.xyz", text)
+    with pytest.raises(DataError, match=r"'dft_energy', of which no frame has two; frames without"):
+        read_frames(path)
+    energies = [frame.energy for frame in read_frames(path, LabelKeys(energy="dft_energy"))]
+    assert energies[:3] == [None] * 3
+    assert None not in energies[3:]
+
+
 def test_an_energy_of_each_atom_is_not_that_of_the_structure(tmp_path: Path) -> None:
     text = "2\nProperties=species:S:1:pos:R:3:energy:R:1 energy=-3.0\nH 0 0 0 -1.5\nH 0 0 1 -1.4\n"
     (frame,) = read_frames(write(tmp_path / "shares.xyz", text))

@@ -111,6 +111,24 @@ def test_known_references_are_kept_and_the_rest_is_fitted() -> None:
     assert (fit.rank, fit.n_species) == (1, 1)
 
 
+def test_what_binds_atoms_is_no_part_of_a_single_fitted_reference() -> None:
+    """Else copper's cohesion would stand in the reference of gold, which has no lone atom."""
+    atoms = {"Cu": 3.51, "Au": 3.80}
+    frames = [
+        frame(formula, energy=sum(atoms[s] - 3.4 for s in frame(formula).symbols))
+        for formula in ("Cu4", "Cu3Au", "CuAu3", "Au4", "Cu2Au2")
+    ]
+    fit = fit_references(frames, known={"Cu": 3.51})
+    assert fit.energies == pytest.approx(atoms, abs=1e-9)
+    assert fit.binding == pytest.approx(-3.4, abs=1e-9)
+    assert fit.residual_rms < 1e-9
+    assert "-3.4 eV that bind an atom" in fit.describe()
+    free = fit_references(frames)
+    assert free.energies == pytest.approx({s: e - 3.4 for s, e in atoms.items()}, abs=1e-9)
+    one = fit_references(frames[1:2], known={"Cu": 3.51})  # gold and binding cannot be told apart
+    assert (one.binding, one.residual_rms) == (0.0, pytest.approx(0.0, abs=1e-9))
+
+
 def test_an_element_without_reference_names_the_frame() -> None:
     with pytest.raises(DataError, match=r"CO\.xyz: frame 0: no reference energy for C"):
         interaction_energy(exact("CO"), {"H": -13.6, "O": -2042.5})  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from ase import Atoms
 
 from clebsch.data.extxyz import OPENERS, iter_extxyz
 from clebsch.data.rawframe import RawFrame, shorten
-from clebsch.errors import DataError, did_you_mean
+from clebsch.errors import DataError
+from clebsch.files import no_such_file
 
 #: Names under which .npz files keep what a structure is, in order of preference.
 NPZ_KEYS = {
@@ -45,7 +46,7 @@ def iter_raw_frames(path: Path) -> Iterator[RawFrame]:
         DataError: there is no such file, its format is unknown, or it is broken somewhere.
     """
     if not path.is_file():
-        raise DataError(_no_such_file(path))
+        raise DataError(no_such_file(path, "a file of structures"))
     stem, suffix = os.path.splitext(path.name)
     if suffix in OPENERS:
         suffix = os.path.splitext(stem)[1]
@@ -57,16 +58,6 @@ def iter_raw_frames(path: Path) -> Iterator[RawFrame]:
     if suffix.lower() == ".npz":
         return _iter_npz(path)
     return _iter_ase(path)
-
-
-def _no_such_file(path: Path) -> str:
-    if path.is_dir():
-        return f"{path}: is a folder, not a file of structures"
-    folder = path.parent
-    if not folder.is_dir():
-        return f"{path}: no such file (nor is there a folder {folder})"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    return f"{path}: no such file. {did_you_mean(path.name, names, 'Files there')}"
 
 
 def _check_compression(path: Path) -> None:

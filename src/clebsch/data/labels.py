@@ -233,9 +233,12 @@ def _resolve(label: str, asked: str | None, census: Census, frames: list[RawFram
     if asked is not None or not candidates:
         return None
     if len(candidates) > 1 and not _same_everywhere(candidates, frames):
+        which = "which are not the same"
+        if not any(sum(map(bool, map(frame.lookup, candidates))) > 1 for frame in frames):
+            which = "of which no frame has two; frames without the one that you name have no label"
         raise DataError(
-            f"{path}: the {label} may be any of {', '.join(map(repr, candidates))}, which are not "
-            f"the same; say which with {how_to_name(label, 'KEY')} ({census.describe()})"
+            f"{path}: the {label} may be any of {', '.join(map(repr, candidates))}, {which}; say "
+            f"which with {how_to_name(label, 'KEY')} ({census.describe()})"
         )
     return label if label in candidates else candidates[0]
 

@@ -24,6 +24,9 @@ ISOLATED_BOX = 8.0
 #: Energies of the same isolated atom may differ by this much, eV.
 SAME_ENERGY = 1e-4
 
+#: Directions of compositions with singular values below this part of the largest are undetermined.
+RCOND = 1e-10
+
 
 def isolated_atoms(frames: Sequence[Frame]) -> tuple[dict[str, float], list[Frame]]:
     """Sets the isolated atoms among ``frames`` apart as reference energies.
@@ -103,6 +106,8 @@ class ReferenceFit:
         determined: rank == n_species: the data tell the energies of the elements apart. If not,
             those nearest to a common value are taken.
         residual_rms: what the fit leaves of the energies, root mean square, eV per atom.
+        binding: what was found beside the references and is no part of them, eV per atom; 0 where
+            all elements were fitted.
     """
 
     energies: dict[str, float]
@@ -110,6 +115,7 @@ class ReferenceFit:
     n_species: int
     determined: bool
     residual_rms: float
+    binding: float
 
     def describe(self) -> str:
         """One sentence on how far the energies can be trusted."""
@@ -120,6 +126,8 @@ class ReferenceFit:
                 f"compositions have rank {self.rank} for {self.n_species} elements: the energies "
                 "of single elements are arbitrary, only their sums over these compositions count"
             )
+        if abs(self.binding) > SAME_ENERGY:
+            verdict += f", beside {self.binding:.4g} eV that bind an atom"
         return f"references fitted, {verdict}; residual {1e3 * self.residual_rms:.3g} meV/atom rms"
 
 
@@ -131,6 +139,10 @@ def fit_references(
     Least squares in float64, structures weighted as in the loss. Where compositions leave
     directions undetermined (a single molecule has rank 1), the solution with the least deviation
     from the mean energy per atom is taken, zero where no labelled frame has a fitted element.
+
+    Known references are those of isolated atoms. Then the energy that binds an atom is fitted as
+    well, one for all elements, where compositions tell it apart: else the elements that are not
+    known would bind for the others.
 
     Args:
         frames: those without an energy only contribute their elements.
@@ -160,17 +172,28 @@ def fit_references(
     mean = weights @ target / n_free if n_free > 0 else 0.0
     root = np.sqrt(weights)
     rest = target - mean * free.sum(axis=1)
-    deviation, _, rank, _ = np.linalg.lstsq(root[:, None] * free, root * rest, rcond=1e-10)
+    atoms = counts.sum(axis=1)
+    columns, rank = free, _rank_of(root[:, None] * free)
+    if known and _rank_of(root[:, None] * np.column_stack([free, atoms])) > rank:
+        columns = np.column_stack([free, atoms])
+    solution = np.linalg.lstsq(root[:, None] * columns, root * rest, rcond=RCOND)[0]
+    deviation, binding = solution[: free.shape[1]], float(solution[free.shape[1] :].sum())
     fitted = mean + deviation
-    residual = root * (target - free @ fitted) / counts.sum(axis=1)
+    residual = root * (target - free @ fitted - binding * atoms) / atoms
     found = dict(zip([s for s in symbols if s not in known], fitted.tolist(), strict=True))
     return ReferenceFit(
         energies={symbol: (known | found)[symbol] for symbol in symbols},
-        rank=int(rank),
+        rank=rank,
         n_species=int((~fixed).sum()),
-        determined=int(rank) == int((~fixed).sum()),
+        determined=rank == int((~fixed).sum()),
         residual_rms=float(np.sqrt(np.mean(residual**2))),
+        binding=binding,
     )
+
+
+def _rank_of(columns: np.ndarray) -> int:
+    """The rank as least squares see it."""
+    return int(np.linalg.lstsq(columns, np.zeros(len(columns)), rcond=RCOND)[2])
 
 
 def energy_weights(frames: Sequence[Frame]) -> np.ndarray:

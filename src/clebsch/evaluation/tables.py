@@ -40,7 +40,10 @@ def print_table(console: Console, name: str, evaluation: Evaluation) -> None:
     """
     title = f"{name}: {evaluation.n_frames} structures, {evaluation.n_atoms} atoms"
     if not evaluation.metrics:
-        console.print(f"{escape(title)}; nothing to compare with: no labels.")
+        console.print(
+            f"{escape(title)}; nothing to compare with: no labels under a usual name. clebsch "
+            "check tells what the file has; --energy-key, --forces-key and --stress-key name it."
+        )
     else:
         console.print(_metrics_table(title, evaluation.metrics, evaluation.counts))
     if len(evaluation.per_element) > 1:

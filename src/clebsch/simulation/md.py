@@ -95,9 +95,12 @@ class MDResult:
 
     def describe(self) -> str:
         """A few lines for people."""
+        speed = f"{self.steps_per_second:.1f} steps/s"
+        if not self.steps_per_second:
+            speed = "all of them done before"
         lines = [
             f"{self.steps} steps, {self.time_ps:g} ps of {self.ensemble.upper()} with "
-            f"{self.n_atoms} atoms, {self.steps_per_second:.1f} steps/s",
+            f"{self.n_atoms} atoms, {speed}; means are over the second half",
             f"Temperature   {self.temperature_mean:.1f} +- {self.temperature_std:.1f} K",
         ]
         if self.energy_drift_meV is not None:

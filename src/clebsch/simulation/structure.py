@@ -8,6 +8,7 @@ import ase.io
 from ase import Atoms
 
 from clebsch.errors import DataError
+from clebsch.files import no_such_file
 from clebsch.potential import Potential
 
 
@@ -23,12 +24,11 @@ def read_structure(path: Path | str, index: int = -1) -> Atoms:
     """
     path = Path(path)
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(f"{path}: {problem}")
+        raise DataError(no_such_file(path, "a file of structures"))
     try:
         atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
     except (IndexError, StopIteration):
-        raise DataError(f"{path}: has no structure number {index}") from None
+        raise DataError(f"{path}: has no structure number {index}{_how_many(path)}") from None
     except Exception as error:  # whatever ASE's many readers raise on files they cannot read
         why = f"ASE cannot read it: {type(error).__name__}: {error}"
         if path.suffix == ".npz":
@@ -37,6 +37,14 @@ def read_structure(path: Path | str, index: int = -1) -> Atoms:
     if len(atoms) == 0:
         raise DataError(f"{path}: structure number {index} has no atoms")
     return atoms
+
+
+def _how_many(path: Path) -> str:
+    try:
+        number = len(ase.io.read(path, index=":", do_not_split_by_at_sign=True))
+    except Exception:  # the error that there is says enough
+        return ""
+    return f": they are numbered from 0 to {number - 1}"
 
 
 def check_fits(

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clebsch.errors import ClebschError, ConfigError, did_you_mean
-from clebsch.files import atomic_write
+from clebsch.files import atomic_write, no_such_file
 from clebsch.modelfile import read_potential
 from clebsch.models.config import CONFIGS, architecture
 from clebsch.models.presets import preset_to_change
@@ -108,8 +108,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
+            if re.fullmatch(r"\w+:\S+", str(key)) and value_node.tag == "tag:yaml.org,2002:null":
+                problem = f"a blank belongs after the colon in {key!r}"
+                raise yaml.MarkedYAMLError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(None, None, f"{key!r} twice", key_node.start_mark)
             seen.add(key)
@@ -129,10 +132,11 @@ _Loader.add_implicit_resolver(
 def _read(path: Path) -> Tree:
     try:
         tree = _yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{no_such_file(path)}; a setting is written KEY=VALUE") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        hint = "; a setting is written KEY=VALUE" if isinstance(error, FileNotFoundError) else ""
-        raise ConfigError(f"{path}: cannot read the configuration ({reason}){hint}") from None
+        raise ConfigError(f"{path}: cannot read the configuration ({reason})") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if tree is None:

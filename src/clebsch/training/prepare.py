@@ -279,6 +279,11 @@ def choose_references(
     if all(frame.energy is None for frame in frames):
         say("No energies to train on: references are zero, and so is the meaning of energies.")
         return dict.fromkeys(species, 0.0), "none"
+    if known and config.references == "auto":
+        say(
+            f"No isolated atom of {', '.join(missing)} with an energy in the data: to be fitted "
+            "beside the others (data.isolated_atoms, data.references=fit)"
+        )
     fit = fit_references(frames, known if config.references == "auto" else None)
     text = fit.describe()
     say(text[:1].upper() + text[1:])
@@ -346,7 +351,11 @@ def _describe(prepared: Prepared, say: Say) -> None:
         weights = describe_weights(graphs.frames)
         if weights:
             say(f"{name}: weights other than 1 are used: {weights}")
-    shown = ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in prepared.references.items())
+    mixed = 0 < len(prepared.fitted) < len(prepared.references)
+    shown = ", ".join(
+        f"{symbol} {energy:.6f}{' isolated' if mixed and symbol not in prepared.fitted else ''}"
+        for symbol, energy in prepared.references.items()
+    )
     say(f"References ({prepared.origin}): {shown} eV")
     n_parameters = sum(p.numel() for p in prepared.potential.parameters())
     potential = prepared.potential
