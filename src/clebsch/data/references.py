@@ -86,12 +86,12 @@ def nearest_image(frame: Frame) -> float:
     periodic = frame.cell[frame.pbc]
     if len(periodic) == 0:
         return float("inf")
-    from vesin import NeighborList
+    from clebsch.neighbors import complete_cell, find_pairs
 
     # the shortest of the given vectors is an upper bound; a skewed cell has shorter combinations
     bound = float(np.linalg.norm(periodic, axis=1).min())
-    finder = NeighborList(cutoff=bound * 1.001, full_list=True, n_threads=1)
-    (distances,) = finder.compute(np.zeros((1, 3)), frame.cell, frame.pbc, "d")
+    box = complete_cell(frame.cell, frame.pbc)
+    (distances,) = find_pairs(np.zeros((1, 3)), box, frame.pbc, bound * 1.001, "d")
     return float(np.min(distances, initial=bound))
 
 
