@@ -577,7 +577,7 @@ def test_a_setting_without_its_value_is_no_mystery(run: Run) -> None:
     status, _, err = run("train", "training.lr")
     assert status == 2
     assert "training.lr: no such file" in err
-    assert "a setting is written KEY=VALUE" in err
+    assert "A setting is written KEY=VALUE" in err
 
 
 def test_a_report_of_no_run_is_refused_as_resume_refuses_it(run: Run, tmp_path: Path) -> None:

@@ -46,8 +46,12 @@ def no_such_file(path: Path, kind: str = "a file") -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"{path}: no such file (nor is there a folder {folder})"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    return f"{path}: no such file. {did_you_mean(path.name, names, 'Files there')}"
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    except OSError:  # it cannot be listed
+        names = []
+    hint = f" {did_you_mean(path.name, names, 'Files there')}" if names else ""
+    return f"{path}: no such file.{hint}"
 
 
 def check_output(

@@ -76,12 +76,16 @@ def neighbor_graph(
         receivers=receivers,
         images=images,
     )
-    _check_distances(graph)
+    check_distances(graph)
     return graph
 
 
-def _check_distances(graph: AtomGraph) -> None:
-    """Atoms at one place have no direction to each other, and no finite energy."""
+def check_distances(graph: AtomGraph) -> None:
+    """Atoms at one place have no direction to each other, and no finite energy.
+
+    Raises:
+        DataError: two are; names them.
+    """
     vectors = edge_vectors(graph, graph.positions.detach())
     together = torch.nonzero(vectors.square().sum(1) < ONE_PLACE**2)
     if len(together):
@@ -150,7 +154,7 @@ def _too_thin_for_vesin(box: np.ndarray, cutoff: float) -> bool:
     heights = 1 / np.linalg.norm(np.linalg.inv(box), axis=0)
     cells = np.maximum(heights / cutoff, 1.0)
     left = cells.min() * np.cbrt(VESIN_CELLS / cells.prod())
-    return bool(cells.prod() > VESIN_CELLS / 2 and left < 2)
+    return bool(cells.prod() > VESIN_CELLS / 2 and left < 4)  # it rounds down several times
 
 
 def _tree_pairs(positions: np.ndarray, box: np.ndarray, cutoff: float) -> dict[str, np.ndarray]:

@@ -148,6 +148,13 @@ def test_atoms_at_one_place_and_energies_that_are_no_numbers_are_refused(
             ask()
     atoms.positions[3] = where
     assert np.isfinite(atoms.get_potential_energy())
+    atoms.positions[3] = atoms.positions[1] + 0.001
+    # now within the skin: the neighbours stay listed
+    assert np.isfinite(atoms.get_potential_energy())
+    atoms.positions[3] = atoms.positions[1]
+    with pytest.raises(DataError, match="atoms 1 and 3 are at one place"):
+        atoms.get_forces()
+    atoms.positions[3] = where
     broken = copy.deepcopy(potential)
     with torch.no_grad():
         for parameter in broken.parameters():

@@ -127,6 +127,18 @@ def test_what_binds_atoms_is_no_part_of_a_single_fitted_reference() -> None:
     assert free.energies == pytest.approx({s: e - 3.4 for s, e in atoms.items()}, abs=1e-9)
     one = fit_references(frames[1:2], known={"Cu": 3.51})  # gold and binding cannot be told apart
     assert (one.binding, one.residual_rms) == (0.0, pytest.approx(0.0, abs=1e-9))
+    assert not one.determined
+    assert "do not tell them from what binds atoms" in one.describe()
+
+
+def test_an_element_without_energies_gets_the_mean_without_what_binds() -> None:
+    atoms = {"Cu": 3.51, "Au": 3.80}
+    frames = [
+        frame(formula, energy=sum(atoms[s] - 3.4 for s in frame(formula).symbols))
+        for formula in ("Cu50", "Cu50Au")
+    ]
+    fit = fit_references([*frames, frame("Ag2")], known={"Cu": 3.51})
+    assert fit.energies == pytest.approx(atoms | {"Ag": 3.8}, abs=1e-6)
 
 
 def test_an_element_without_reference_names_the_frame() -> None:

@@ -14,6 +14,7 @@ from clebsch.calculators.verlet import VerletList
 from clebsch.conventions import VOIGT
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph
+from clebsch.neighbors import check_distances
 from clebsch.potential import Potential
 
 _VOIGT_INDEX = tuple(np.array(VOIGT).T)
@@ -124,6 +125,7 @@ class ClebschCalculator(Calculator):
         prediction = self.potential(self._graph, ("energy", *outputs))
         energy = float(prediction.energy)
         if not math.isfinite(energy):
+            check_distances(self._graph)  # atoms may have met since the last neighbour search
             raise ClebschError("the model's energy of this structure is not a finite number")
         self.results["energy"] = self.results["free_energy"] = energy
         if prediction.forces is not None:

@@ -103,8 +103,9 @@ class ReferenceFit:
         energies: eV, one per element.
         rank: rank of the composition matrix over the fitted elements.
         n_species: number of fitted elements.
-        determined: rank == n_species: the data tell the energies of the elements apart. If not,
-            those nearest to a common value are taken.
+        determined: the data tell the energies of the elements apart (rank == n_species), and from
+            what binds atoms where some references are known. If not the former, those nearest to a
+            common value are taken.
         residual_rms: what the fit leaves of the energies, root mean square, eV per atom.
         binding: what was found beside the references and is no part of them, eV per atom; 0 where
             all elements were fitted.
@@ -121,6 +122,8 @@ class ReferenceFit:
         """One sentence on how far the energies can be trusted."""
         if self.determined:
             verdict = "compositions determine every element"
+        elif self.rank == self.n_species:
+            verdict = "compositions do not tell them from what binds atoms, which is part of them"
         else:
             verdict = (
                 f"compositions have rank {self.rank} for {self.n_species} elements: the energies "
@@ -169,31 +172,33 @@ def fit_references(
     weights /= weights.mean()
     n_free = weights @ free.sum(axis=1)
     # an element that is in no labelled frame gets the mean
+    root, atoms, binding, bound = np.sqrt(weights), counts.sum(axis=1), 0.0, False
+    if fixed.any():
+        both = root[:, None] * np.column_stack([free, atoms])
+        solution, rank = _least_squares(both, root * target)
+        bound = rank > _least_squares(both[:, :-1], root * target)[1]
+        binding = float(solution[-1]) if bound else 0.0
+    target = target - binding * atoms
     mean = weights @ target / n_free if n_free > 0 else 0.0
-    root = np.sqrt(weights)
     rest = target - mean * free.sum(axis=1)
-    atoms = counts.sum(axis=1)
-    columns, rank = free, _rank_of(root[:, None] * free)
-    if known and _rank_of(root[:, None] * np.column_stack([free, atoms])) > rank:
-        columns = np.column_stack([free, atoms])
-    solution = np.linalg.lstsq(root[:, None] * columns, root * rest, rcond=RCOND)[0]
-    deviation, binding = solution[: free.shape[1]], float(solution[free.shape[1] :].sum())
+    deviation, rank = _least_squares(root[:, None] * free, root * rest)
     fitted = mean + deviation
-    residual = root * (target - free @ fitted - binding * atoms) / atoms
+    residual = root * (target - free @ fitted) / atoms
     found = dict(zip([s for s in symbols if s not in known], fitted.tolist(), strict=True))
     return ReferenceFit(
         energies={symbol: (known | found)[symbol] for symbol in symbols},
         rank=rank,
         n_species=int((~fixed).sum()),
-        determined=rank == int((~fixed).sum()),
+        determined=rank == int((~fixed).sum()) and bound == bool(fixed.any()),
         residual_rms=float(np.sqrt(np.mean(residual**2))),
         binding=binding,
     )
 
 
-def _rank_of(columns: np.ndarray) -> int:
-    """The rank as least squares see it."""
-    return int(np.linalg.lstsq(columns, np.zeros(len(columns)), rcond=RCOND)[2])
+def _least_squares(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, int]:
+    """The shortest solution, and the rank."""
+    solution, _, rank, _ = np.linalg.lstsq(columns, target, rcond=RCOND)
+    return solution, int(rank)
 
 
 def energy_weights(frames: Sequence[Frame]) -> np.ndarray:

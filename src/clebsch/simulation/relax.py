@@ -263,11 +263,13 @@ def _write(path: Path, atoms: Atoms, output: Path) -> None:
 
 
 def _finite_energy(atoms: Atoms, step: int, name: str) -> float:
-    energy = float(atoms.get_potential_energy())
-    if not (np.isfinite(energy) and np.isfinite(atoms.get_forces()).all()):
-        raise ClebschError(
-            f"{name}: step {step} of the relaxation: energy or forces are no finite numbers"
-        )
+    place = f"{name}: step {step} of the relaxation"
+    try:
+        energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
+    except ClebschError as error:
+        raise type(error)(f"{place}: {error}") from None
+    if not (np.isfinite(energy) and np.isfinite(forces).all()):
+        raise ClebschError(f"{place}: energy or forces are no finite numbers")
     return energy
 
 

@@ -110,8 +110,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
-            if re.fullmatch(r"\w+:\S+", str(key)) and value_node.tag == "tag:yaml.org,2002:null":
-                problem = f"a blank belongs after the colon in {key!r}"
+            plain = isinstance(key_node, yaml.ScalarNode) and key_node.style is None
+            if plain and re.fullmatch(r"\w+:\S+", key_node.value) and value_node.value == "":
+                problem = f"a blank belongs after the colon in {key_node.value!r}"
                 raise yaml.MarkedYAMLError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(None, None, f"{key!r} twice", key_node.start_mark)
@@ -133,7 +134,7 @@ def _read(path: Path) -> Tree:
     try:
         tree = _yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{no_such_file(path)}; a setting is written KEY=VALUE") from None
+        raise ConfigError(f"{no_such_file(path)} A setting is written KEY=VALUE.") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"{path}: cannot read the configuration ({reason})") from None

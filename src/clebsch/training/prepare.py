@@ -279,7 +279,7 @@ def choose_references(
     if all(frame.energy is None for frame in frames):
         say("No energies to train on: references are zero, and so is the meaning of energies.")
         return dict.fromkeys(species, 0.0), "none"
-    if known and config.references == "auto":
+    if len(missing) < len(species) and config.references == "auto":
         say(
             f"No isolated atom of {', '.join(missing)} with an energy in the data: to be fitted "
             "beside the others (data.isolated_atoms, data.references=fit)"
