@@ -185,7 +185,7 @@ def test_a_stress_that_is_not_finite_names_the_frame(monkeypatch):
         return prediction
 
     monkeypatch.setattr(ToyPotential, "forward", broken)
-    with pytest.raises(ClebschError, match=r"crystal.xyz:1: .* stress are not finite"):
+    with pytest.raises(ClebschError, match=r"crystal.xyz:1: .* derivatives are not finite"):
         evaluate(ToyPotential(), [labelled(molecule(0)), labelled(crystal(1))])
 
 

@@ -183,8 +183,8 @@ def _split(
 def not_finite(name: str) -> ClebschError:
     """The error of a structure for which a model gives no numbers."""
     return ClebschError(
-        f"{name}: the model's energy, forces or stress are not finite numbers; look for atoms that "
-        "are too close with `clebsch check`"
+        f"{name}: the model's energy or its derivatives are not finite numbers; look for atoms "
+        "that are too close with `clebsch check`"
     )
 
 
