@@ -149,6 +149,16 @@ def fit_anew(run: Path, data: Path, *settings: str, console: Console | None = No
     return train(config, data.parent / "cut", console)
 
 
+def kill_before(
+    monkeypatch: pytest.MonkeyPatch, place: str, call: int, run: Path, data: Path, *settings: str
+) -> None:
+    """A fit that ``kill -9`` ends before a certain call."""
+    with monkeypatch.context() as patch:
+        signal_before(patch, place, call, signal.SIGKILL)
+        with pytest.raises(Killed):
+            fit_anew(run, data, *settings)
+
+
 def assert_same_fit(one: Path, other: Path) -> None:
     first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
     assert first.keys() == second.keys()
@@ -202,10 +212,7 @@ def test_a_killed_fit_goes_on_from_the_state_saved_last(
 ) -> None:
     data = Path(shutil.copy(run.parent / "data.xyz", tmp_path))
     fit_anew(run, data).run.rename(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        signal_before(patch, "structure", 7, signal.SIGKILL)
-        with pytest.raises(Killed):
-            fit_anew(run, data, "fit.checkpoint_minutes=0")
+    kill_before(monkeypatch, "structure", 7, run, data, "fit.checkpoint_minutes=0")
     with pytest.raises(ConfigError, match=r"holds a run already: continue it with clebsch resume"):
         fit_anew(run, data)
     resume(tmp_path / "cut")
@@ -219,10 +226,7 @@ def test_a_fit_killed_before_it_wrote_its_model_is_done_again(
     """It had no state yet: a line of metrics is all that tells of it."""
     data = Path(shutil.copy(run.parent / "data.xyz", tmp_path))
     fit_anew(run, data).run.rename(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        signal_before(patch, "model", 1, signal.SIGKILL)
-        with pytest.raises(Killed):
-            fit_anew(run, data)
+    kill_before(monkeypatch, "model", 1, run, data)
     assert not (tmp_path / "cut" / "state").exists()
     assert resume(tmp_path / "cut").reason == "fitted"
     assert_same_fit(tmp_path / "whole", tmp_path / "cut")

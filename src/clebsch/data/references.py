@@ -171,17 +171,19 @@ def fit_references(
     weights = energy_weights(labelled)
     weights /= weights.mean()
     n_free = weights @ free.sum(axis=1)
-    # an element that is in no labelled frame gets the mean
-    root, atoms, binding, bound = np.sqrt(weights), counts.sum(axis=1), 0.0, False
+    root, atoms = np.sqrt(weights), counts.sum(axis=1)
+    columns = root[:, None] * free
+    binding, told_apart = 0.0, True
     if fixed.any():
-        both = root[:, None] * np.column_stack([free, atoms])
-        solution, rank = _least_squares(both, root * target)
-        bound = rank > _least_squares(both[:, :-1], root * target)[1]
-        binding = float(solution[-1]) if bound else 0.0
+        both = np.column_stack([columns, root * atoms])
+        solution, rank_of_both = _least_squares(both, root * target)
+        told_apart = rank_of_both > _least_squares(columns, root * target)[1]
+        binding = float(solution[-1]) if told_apart else 0.0
     target = target - binding * atoms
+    # an element that is in no labelled frame gets the mean
     mean = weights @ target / n_free if n_free > 0 else 0.0
     rest = target - mean * free.sum(axis=1)
-    deviation, rank = _least_squares(root[:, None] * free, root * rest)
+    deviation, rank = _least_squares(columns, root * rest)
     fitted = mean + deviation
     residual = root * (target - free @ fitted) / atoms
     found = dict(zip([s for s in symbols if s not in known], fitted.tolist(), strict=True))
@@ -189,7 +191,7 @@ def fit_references(
         energies={symbol: (known | found)[symbol] for symbol in symbols},
         rank=rank,
         n_species=int((~fixed).sum()),
-        determined=rank == int((~fixed).sum()) and bound == bool(fixed.any()),
+        determined=rank == int((~fixed).sum()) and told_apart,
         residual_rms=float(np.sqrt(np.mean(residual**2))),
         binding=binding,
     )
