@@ -91,9 +91,9 @@ def check(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     virial_key: VirialKey = None,
-    stress_convention: StressConvention = "ase",
-    virial_convention: VirialConvention = "virial",
-    pbc: Pbc = "file",
+    stress_convention: StressConvention = None,
+    virial_convention: VirialConvention = None,
+    pbc: Pbc = None,
     as_json: AsJSON = False,
 ) -> None:
     """Say what is in a data set and what is wrong with it, before any training."""
@@ -103,7 +103,7 @@ def check(
     keys = label_keys(
         energy_key, forces_key, stress_key, virial_key, stress_convention, virial_convention
     )
-    report = check_frames(*read_with_census(data, keys, pbc=periodicity(pbc)))
+    report = check_frames(*read_with_census(data, keys, pbc=periodicity(pbc) or "file"))
     if as_json:
         print(report.to_json())
     else:
@@ -167,9 +167,9 @@ def evaluate(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     virial_key: VirialKey = None,
-    stress_convention: StressConvention = "ase",
-    virial_convention: VirialConvention = "virial",
-    pbc: Pbc = "file",
+    stress_convention: StressConvention = None,
+    virial_convention: VirialConvention = None,
+    pbc: Pbc = None,
     as_json: AsJSON = False,
     head: Head = None,
     device: Device = "cpu",
@@ -177,7 +177,11 @@ def evaluate(
     tf32: TF32 = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Judge a model on labelled structures: errors of energy, forces and stress."""
+    """Judge a model on labelled structures: errors of energy, forces and stress.
+
+    Labels are read as in the training that made the model, as far as the data have its keys. As
+    soon as an option says where a label is or which sign it has, options alone count.
+    """
     from clebsch.evaluation.run import run_evaluate
     from clebsch.files import check_outputs
     from clebsch.rounding import allow_tf32
@@ -403,7 +407,7 @@ def scan(
         str, typer.Option(help="Zero of both curves: minimum (of the reference) or first.")
     ] = "minimum",
     energy_key: EnergyKey = None,
-    pbc: Pbc = "file",
+    pbc: Pbc = None,
     as_json: AsJSON = False,
     head: Head = None,
     device: Device = "cpu",
@@ -422,7 +426,7 @@ def scan(
     keys = label_keys(energy_key, "none", "none", "none")
     result = run_scan(
         load_model(model, device, dtype, head),
-        read_frames(frames, keys, pbc=periodicity(pbc)),
+        read_frames(frames, keys, pbc=periodicity(pbc) or "file"),
         relative_to=relative_to,
     )
     if as_json:

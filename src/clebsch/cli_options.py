@@ -64,13 +64,15 @@ VirialKey = Annotated[
     str | None, typer.Option(help="Key of the virial (eV). Usual names are found.")
 ]
 StressConvention = Annotated[
-    str, typer.Option(help="Sign of the stress: ase (tension positive) or negative (VASP).")
+    str | None,
+    typer.Option(help="Sign of the stress: ase (tension positive; usual) or negative (VASP)."),
 ]
 VirialConvention = Annotated[
-    str, typer.Option(help="Sign of the virial: virial (-dE/d strain) or dE_dstrain.")
+    str | None, typer.Option(help="Sign of the virial: virial (-dE/d strain; usual) or dE_dstrain.")
 ]
 Pbc = Annotated[
-    str, typer.Option(help="Periodicity: file (as it says) or none (boxes around molecules).")
+    str | None,
+    typer.Option(help="Periodicity: file (as it says; usual) or none (boxes around molecules)."),
 ]
 
 
@@ -139,43 +141,47 @@ def usable_device(name: str) -> str:
 
 
 def label_keys(
-    energy: str | None,
-    forces: str | None,
-    stress: str | None,
-    virial: str | None,
-    stress_convention: str = "ase",
-    virial_convention: str = "virial",
-) -> LabelKeys:
-    """Where the labels are, from the options.
+    energy: str | None = None,
+    forces: str | None = None,
+    stress: str | None = None,
+    virial: str | None = None,
+    stress_convention: str | None = None,
+    virial_convention: str | None = None,
+) -> LabelKeys | None:
+    """Where the labels are, from the options; None if there are none.
 
     Raises:
         ConfigError: an unknown convention.
     """
     from clebsch.data.read import LabelKeys
 
-    for option, given, known in (
+    for option, chosen, known in (
         ("--stress-convention", stress_convention, ("ase", "negative")),
         ("--virial-convention", virial_convention, ("virial", "dE_dstrain")),
     ):
-        if given not in known:
-            raise ConfigError(f"unknown {option} {given!r}. {did_you_mean(given, known)}")
-    return LabelKeys(
-        energy=energy,
-        forces=forces,
-        stress=stress,
-        virial=virial,
-        stress_convention=stress_convention,
-        virial_convention=virial_convention,
-    )
+        if chosen not in (None, *known):
+            raise ConfigError(f"unknown {option} {chosen!r}. {did_you_mean(chosen, known)}")
+    options = {
+        "energy": energy,
+        "forces": forces,
+        "stress": stress,
+        "virial": virial,
+        "stress_convention": stress_convention,
+        "virial_convention": virial_convention,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return LabelKeys(**given) if given else None
 
 
-def periodicity(choice: str) -> Periodicity:
-    """How to take the periodicity of data files.
+def periodicity(choice: str | None) -> Periodicity | None:
+    """How to take the periodicity of data files; None if nothing is chosen.
 
     Raises:
         ConfigError: neither "file" nor "none".
     """
     choices: dict[str, Periodicity] = {"file": "file", "none": "none"}
+    if choice is None:
+        return None
     if choice not in choices:
         raise ConfigError(f"unknown --pbc {choice!r}. {did_you_mean(choice, choices)}")
     return choices[choice]

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 import clebsch
+from clebsch.data.labels import LabelKeys
 from clebsch.errors import DataError, UnknownElementError
 from clebsch.evaluation.evaluate import evaluate
 from clebsch.evaluation.run import run_evaluate
@@ -73,6 +74,35 @@ def test_evaluate_prints_nothing_but_json_when_asked(model, data, tmp_path):
     summary = json.loads(text)
     assert summary["sets"]["frames.xyz"]["metrics"] == sets["frames.xyz"][1].metrics
     assert summary["predictions"] == str(out)
+
+
+def test_labels_are_read_as_in_training(model, data, tmp_path):
+    """Keys, signs and boxes of the training, which a user would otherwise have to say again."""
+    potential = clebsch.load(model)
+    keys = LabelKeys(energy="E0", forces="F0", stress="none", stress_convention="negative")
+    told = {"keys": keys.model_dump(mode="json"), "pbc": "none"}
+    trained = tmp_path / "trained.safetensors"
+    potential.save(trained, provenance={"config": {"data": told}})
+    frames = [labelled(molecule(i, "HCO"), seed=i).to_atoms() for i in range(3)]
+    for atoms in frames:
+        atoms.info["E0"] = atoms.get_potential_energy() + 1.0
+        atoms.arrays["F0"] = atoms.get_forces()
+        atoms.set_cell([9, 9, 9])
+        atoms.pbc = True
+    both = tmp_path / "both.xyz"
+    ase.io.write(both, frames)
+
+    sets, text = printed(model=trained, data=[both, data])
+    assert "Labels as in training: energy E0, forces F0" in text
+    judged = sets["both.xyz"][0]
+    assert [frame.energy for frame in judged] == [atoms.info["E0"] for atoms in frames]
+    assert not judged[0].pbc.any()
+    assert sets["frames.xyz"][0][0].energy is not None  # under its usual name, in the other file
+
+    asked, text = printed(model=trained, data=[both], keys=LabelKeys(), pbc="file")
+    assert "as in training" not in text
+    assert asked["both.xyz"][0][0].energy == pytest.approx(judged[0].energy - 1.0)
+    assert asked["both.xyz"][0][0].pbc.all()
 
 
 def test_files_of_the_same_name_are_told_apart(model, data, tmp_path):

@@ -170,8 +170,12 @@ def _shape(value: Any, n_atoms: int, per_atom: bool) -> str:
 # --- which key is which label ---------------------------------------------------------------------
 
 
-def resolve_keys(keys: LabelKeys, files: dict[Path, list[RawFrame]]) -> dict[Path, dict[str, str]]:
+def resolve_keys(
+    keys: LabelKeys, files: dict[Path, list[RawFrame]], strict: bool = True
+) -> dict[Path, dict[str, str]]:
     """The key of each label that each file has.
+
+    Unless ``strict``, a label whose key a file does not have is looked for under its usual names.
 
     Raises:
         DataError: a key that was asked for is in none of the files; a file has a label under
@@ -180,23 +184,30 @@ def resolve_keys(keys: LabelKeys, files: dict[Path, list[RawFrame]]) -> dict[Pat
     """
     censuses = {path: take_census([path], frames) for path, frames in files.items()}
     resolved: dict[Path, dict[str, str]] = {path: {} for path in files}
-    for label in ALIASES:
-        asked = getattr(keys, label)
-        if asked == NOT_READ:
-            continue
-        if asked is not None:
-            _require(label, asked, censuses)
-        for path, frames in files.items():
+    for path, frames in files.items():
+        wanted = keys if strict else _those_held(keys, censuses[path])
+        for label in ALIASES:
+            asked = getattr(wanted, label)
+            if asked == NOT_READ:
+                continue
+            if asked is not None:
+                _require(label, asked, censuses)
             key = _resolve(label, asked, censuses[path], frames)
             if key is not None:
                 resolved[path][label] = key
-    # who asks for one of stress and virial does not want the other
-    for path in files:
-        if keys.stress not in (None, NOT_READ) and keys.virial is None:
+        # who asks for one of stress and virial does not want the other
+        if wanted.stress not in (None, NOT_READ) and wanted.virial is None:
             resolved[path].pop("virial", None)
-        if keys.virial not in (None, NOT_READ) and keys.stress is None:
+        if wanted.virial not in (None, NOT_READ) and wanted.stress is None:
             resolved[path].pop("stress", None)
     return resolved
+
+
+def _those_held(keys: LabelKeys, census: Census) -> LabelKeys:
+    """``keys`` without those that the file does not have."""
+    held = {entry.key for entry in census.entries}
+    absent = [label for label in ALIASES if getattr(keys, label) not in held | {None, NOT_READ}]
+    return keys.model_copy(update=dict.fromkeys(absent))
 
 
 def _require(label: str, asked: str, censuses: dict[Path, Census]) -> None:

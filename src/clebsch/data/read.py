@@ -32,7 +32,11 @@ Paths = Path | str | Sequence[Path | str]
 
 
 def read_frames(
-    paths: Paths, keys: LabelKeys | None = None, *, pbc: Literal["file", "none"] = "file"
+    paths: Paths,
+    keys: LabelKeys | None = None,
+    *,
+    pbc: Literal["file", "none"] = "file",
+    strict: bool = True,
 ) -> list[Frame]:
     """All frames of one or several files, with the labels that ``keys`` finds in them.
 
@@ -43,6 +47,8 @@ def read_frames(
         keys: where the labels are; by their usual names if None. Keys are looked for file by file.
         pbc: "file" as the files say; "none" reads every structure as a molecule: no cell, not
             periodic, and no stress unless it is asked for. For dummy boxes around molecules.
+        strict: a key that is asked for has to be there. Otherwise, in a file that does not have it,
+            the label is looked for under its usual names.
 
     Returns:
         The frames in the order of the files. A label that a frame lacks, or that has the weight
@@ -53,11 +59,15 @@ def read_frames(
             nowhere, or which of several is meant is unclear; a label has a wrong shape, is
             asymmetric, nan or infinite, or a weight negative; a stress comes without a cell.
     """
-    return read_with_census(paths, keys, pbc=pbc)[0]
+    return read_with_census(paths, keys, pbc=pbc, strict=strict)[0]
 
 
 def read_with_census(
-    paths: Paths, keys: LabelKeys | None = None, *, pbc: Literal["file", "none"] = "file"
+    paths: Paths,
+    keys: LabelKeys | None = None,
+    *,
+    pbc: Literal["file", "none"] = "file",
+    strict: bool = True,
 ) -> tuple[list[Frame], Census]:
     """The frames as ``read_frames`` gives them and the census of their files, read once."""
     keys = LabelKeys() if keys is None else keys
@@ -65,7 +75,7 @@ def read_with_census(
     if pbc == "none":
         unasked = {"stress": keys.stress or "none", "virial": keys.virial or "none"}
         keys = keys.model_copy(update=unasked)
-    resolved = resolve_keys(keys, files)
+    resolved = resolve_keys(keys, files, strict)
     frames = [
         _to_frame(raw, keys, resolved[path], pbc == "none")
         for path, raws in files.items()

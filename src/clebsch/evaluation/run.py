@@ -34,7 +34,7 @@ def run_evaluate(
     data: Sequence[Path],
     *,
     keys: LabelKeys | None = None,
-    pbc: Literal["file", "none"] = "file",
+    pbc: Literal["file", "none"] | None = None,
     out: Path | None = None,
     as_json: bool = False,
     max_edges: int = MAX_EDGES,
@@ -48,8 +48,10 @@ def run_evaluate(
     Args:
         model: the model file.
         data: anything that ``read_frames`` reads.
-        keys: names of the labels; found by the census if None.
-        pbc: "none" treats every structure as a molecule, whatever box the file gives it.
+        keys: names and conventions of the labels; those of the training that made the model if
+            None, where the files have them, and else what the census finds.
+        pbc: "none" treats every structure as a molecule, whatever box the file gives it; "file"
+            does not; None does as the training did.
         out: write the predictions of all sets to this extended XYZ file.
         as_json: print one JSON object instead of tables, in eV and Angstrom.
         max_edges: edges in a batch.
@@ -69,7 +71,15 @@ def run_evaluate(
     if out is not None:
         check_suffix(out)
     potential = clebsch.load(model, dtype=dtype, device=device, head=head)
-    sets = evaluate_files(potential, data, keys=keys, pbc=pbc, max_edges=max_edges)
+    trained = potential.provenance.get("config", {}).get("data", {})
+    strict = keys is not None
+    keys = keys or LabelKeys(**trained.get("keys", {}))
+    pbc = pbc or trained.get("pbc", "file")
+    sets = evaluate_files(potential, data, keys=keys, pbc=pbc, strict=strict, max_edges=max_edges)
+    as_trained = {} if strict else keys.model_dump(exclude_defaults=True)
+    if as_trained and not as_json:
+        told = ", ".join(f"{name} {value}" for name, value in as_trained.items())
+        console.print(f"Labels as in training: {told}", markup=False, soft_wrap=True)
     if as_json:
         judged = {name: evaluation.to_json() for name, (_, evaluation) in sets.items()}
         summary = {"model": str(model), "predictions": out and str(out), "sets": judged}
@@ -90,16 +100,19 @@ def evaluate_files(
     *,
     keys: LabelKeys | None = None,
     pbc: Literal["file", "none"] = "file",
+    strict: bool = True,
     max_edges: int = MAX_EDGES,
 ) -> dict[str, tuple[list[Frame], Evaluation]]:
     """Read and judge each file, with a progress bar on standard error.
+
+    ``keys``, ``pbc`` and ``strict`` are those of ``read_frames``.
 
     Raises:
         DataError: there are none, one is given twice or cannot be read.
     """
     sets = {}
     for name, path in _set_names(data).items():
-        frames = read_frames(path, keys, pbc=pbc)
+        frames = read_frames(path, keys, pbc=pbc, strict=strict)
         with progress_bar(f"Evaluating {name}") as progress:
             judged = evaluate(potential, frames, max_edges=max_edges, progress=progress)
         sets[name] = (frames, judged)
