@@ -519,6 +519,115 @@ def test_thousands_of_frames_take_seconds() -> None:
     assert time.perf_counter() - start < 15
 
 
+def test_a_stress_in_the_order_that_vasp_prints_is_an_error() -> None:
+    def as_vasp(f: Frame) -> np.ndarray:
+        assert f.stress is not None
+        stress = np.diag(np.diag(f.stress))
+        # xy, yz, zx were taken for yz, xz, xy
+        (a, b), (c, d), (e, g) = (1, 2), (0, 2), (0, 1)
+        stress[a, b] = stress[b, a] = f.stress[0, 1]
+        stress[c, d] = stress[d, c] = f.stress[1, 2]
+        stress[e, g] = stress[g, e] = f.stress[0, 2]
+        return stress
+
+    good = strained(0.02, 0.02)
+    assert check_frames(good).count("error") == 0
+    ((severity, text), *_) = messages(check_frames(changed(good, stress=as_vasp)), "derivatives")
+    assert severity == "error"
+    assert "xx, yy, zz, xy, yz, zx, which VASP prints" in text
+
+
+def test_energies_that_forces_do_not_belong_to_are_a_warning(tmp_path: Path) -> None:
+    """VASP's energy without smearing beside the free energy, of which forces are derivatives."""
+    rng = np.random.default_rng(0)
+
+    def file(name: str, spread: float) -> Path:
+        frames = [copper(seed) for seed in range(20)]
+        for atoms in frames:
+            energy = atoms.get_potential_energy()
+            atoms.calc.results["free_energy"] = energy - 0.3 + spread * rng.normal()
+        write_xyz(tmp_path / name, frames)
+        return tmp_path / name
+
+    constant = check_frames(read_frames(file("constant.xyz", 0.0)))
+    assert messages(constant, "free energy") == []
+    path = file("smeared.xyz", 0.02)
+    ((severity, text),) = messages(check_frames(read_frames(path)), "free energy")
+    assert severity == "warning"
+    assert "data.keys.energy=free_energy" in text
+    asked = read_frames(path, LabelKeys(energy="free_energy"))
+    assert messages(check_frames(asked), "free energy") == []
+
+
+def test_energies_per_atom_are_an_error() -> None:
+    per_atom = changed(GOOD, energy=lambda f: f.energy / len(f))
+    ((severity, text),) = messages(check_frames(per_atom), "derivatives")
+    assert severity == "error"
+    assert "energies are per atom" in text
+
+
+def test_files_with_different_zeros_of_energy_are_told_apart() -> None:
+    one = changed(GOOD[:20], source=lambda f: f.source.replace("springs", "one"))
+    other = changed(
+        GOOD[20:],
+        source=lambda f: f.source.replace("springs", "other"),
+        energy=lambda f: f.energy + 20,
+    )
+    assert check_frames([*one, *GOOD[20:]]).count("warning") == 0
+    first, second = messages(check_frames([*one, *other]), "derivatives")
+    assert first[0] == "warning"
+    assert "energies of different files do not go together" in first[1]
+    assert second[0] == "info"  # within each file all is right
+
+
+def test_one_broken_calculation_is_named_and_spoils_no_other_check() -> None:
+    def broken(f: Frame) -> np.ndarray | None:
+        if f.source != "springs.xyz:7":
+            return f.forces
+        assert f.forces is not None
+        forces = f.forces.copy()
+        forces[3] = [3e4, 0, 0]
+        return forces
+
+    report = check_frames(changed(GOOD, forces=broken))
+    ((severity, text),) = messages(report, "force outliers")
+    assert severity == "warning"
+    assert "3e+04 eV/A on atom 3" in text
+    assert text.endswith("springs.xyz:7")
+    assert messages(report, "forces") == messages(report, "net force") == []
+    assert [severity for severity, _ in messages(report, "derivatives")] == ["info"]
+
+
+def test_forces_that_a_constraint_took_away_are_recognised() -> None:
+    def held(f: Frame) -> np.ndarray:
+        assert f.forces is not None
+        forces = f.forces.copy()
+        forces[[0, 2]] = 0
+        return forces
+
+    report = check_frames(changed(GOOD, forces=held))
+    ((severity, text),) = messages(report, "zero forces")
+    assert severity == "warning"
+    assert "such as atom 0 of the first" in text
+    assert "apply_constraint=False" in text
+    assert messages(report, "net force") == messages(report, "net torque") == []
+
+
+def test_energies_without_any_forces_are_a_warning(tmp_path: Path) -> None:
+    path = write(tmp_path / "g.xyz", water_text(4, forces_key="gradient"))
+    ((severity, text),) = messages(check_frames(*read_with_census(path)), "no forces")
+    assert severity == "warning"
+    assert "'gradient' would have their shape" in text
+
+
+def test_a_lone_atom_in_a_small_box_may_be_a_reference() -> None:
+    lone = frame("Cu", [[0, 0, 0]], cell=7 * np.eye(3), energy=-0.1, source="cu.xyz:99")
+    crystal = frame("Cu", [[0, 0, 0]], cell=2.6 * np.eye(3), energy=-3.0, source="cu.xyz:98")
+    ((_, text),) = messages(check_frames([*strained(0.02, 0.02), crystal, lone]), "lone atoms")
+    assert "config_type=isolated_atom" in text
+    assert text.endswith(": cu.xyz:99")
+
+
 def test_one_composition_in_several_states_is_a_warning() -> None:
     def charged(*charges: int) -> list[Frame]:
         return [

@@ -112,7 +112,7 @@ def test_a_blank_line_between_frames_hides_nothing(tmp_path: Path) -> None:
         ("O 0.0", "Qq 0.0", r"frame 0 .*atom 0: 'Qq' is not an element$"),
         ("O 0.0", "C1 0.0", r"frame 0 .*'C1' is not an element\. Did you mean 'C'\?$"),
         ("O 0.0", "Xx 0.0", r"frame 0 .*'Xx' is not an element\. Did you mean 'Xe'\?$"),
-        ("O 0.0", "X 0.0", r"frame 0 .*'X' is not an element\. Did you mean 'Xe'\?$"),
+        ("O 0.0", "X 0.0", r"frame 0 .*atom 0: 'X' is no element but a ghost or dummy atom"),
         ("pos:R:3", "pos:R:2", r"frame 0 .*7 columns where Properties names 6"),
         ("pos:R:3", "pos:R:-3", r"frame 0 .*Properties: 'pos' has '-3' columns"),
         ("pos:R:3", "pos:Q:3", r"frame 0 .*'pos' is 'Q'"),

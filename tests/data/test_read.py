@@ -553,3 +553,29 @@ def test_missing_empty_and_unknown_files_are_named(tmp_path: Path) -> None:
         read_frames([tmp_path / "train.xyz", tmp_path / "train.xyz"])
     with pytest.raises(DataError, match="no files"):
         read_frames([])
+
+
+def test_symbols_and_other_names_of_npz_files_are_read(tmp_path: Path) -> None:
+    positions = np.stack([WATER, WATER + 0.1])
+    path = tmp_path / "ani.npz"
+    np.savez(path, coordinates=positions, species=np.array(["O", "H", "H"]), energies=[1.0, 2.0])
+    assert [f.formula for f in read_frames(path)] == ["H2O", "H2O"]
+    np.savez(path, _positions=positions, _atomic_numbers=[8, 1, 1], energy=[1.0, 2.0])
+    assert [f.energy for f in read_frames(path)] == [1.0, 2.0]
+    np.savez(path, coordinates=positions, species=np.array(["O", "H", "Q"]), energies=[1.0, 2.0])
+    with pytest.raises(DataError, match="'species' holds numbers that are no elements"):
+        read_frames(path)
+
+
+def test_a_molecule_with_a_cell_of_zeros_is_read_if_it_is_said_to_be_one(tmp_path: Path) -> None:
+    text = water_text(1).replace('pbc="F F F"', 'Lattice="0 0 0 0 0 0 0 0 0" pbc="T T T"')
+    path = write(tmp_path / "zero.xyz", text)
+    with pytest.raises(DataError, match=r"without independent cell vectors.*--pbc none"):
+        read_frames(path)
+    assert not read_frames(path, pbc="none")[0].pbc.any()
+
+
+def test_a_file_without_frames_says_what_it_was_taken_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "md.out", "a line of another program\n")
+    with pytest.raises(DataError, match=r"taken for .espresso-out..*ase convert"):
+        read_frames(path)

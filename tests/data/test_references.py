@@ -47,6 +47,14 @@ def test_a_lone_atom_is_isolated_only_if_its_images_are_far() -> None:
     assert rest == [crystal, skewed, unlabelled]
 
 
+@pytest.mark.parametrize(
+    "name", ["IsolatedAtom", "isolated_atom", "isolated-atom", "Isolated Atom"]
+)
+def test_isolated_atoms_are_known_by_any_spelling(name: str) -> None:
+    lone = frame("O", cell=4 * np.eye(3), energy=-1.0, info={"config_type": name})
+    assert isolated_atoms([lone]) == ({"O": -1.0}, [])
+
+
 def test_conflicting_isolated_atoms_are_refused() -> None:
     one = frame("H", energy=-13.6, source="a.xyz:0")
     two = frame("H", energy=-12.5, source="b.xyz:4")

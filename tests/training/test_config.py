@@ -284,3 +284,20 @@ def test_a_recipe_sets_what_is_not_set_and_no_more(tmp_path: Path) -> None:
     assert (fast.energy, fast.forces) == (50.0, 10.0)
     assert load_config(None, [*data, "training.loss.energy=3"]).training.loss.energy == 3.0
     assert load_config(None, [*data, "recipe=paper"]).training.loss.energy == 1.0
+
+
+def test_a_pattern_is_the_files_that_match(tmp_path: Path) -> None:
+    """They are listed, so that a file that is added later does not change a run."""
+    names = [tmp_path / name for name in ("b.xyz", "a.xyz", "c.txt", "odd[1].xyz")]
+    for name in names:
+        name.write_text("")
+    settings = ["model=mace_tiny", "training.max_epochs=1"]
+
+    def found(train: object) -> object:
+        return load_config(None, [f"data.train={train}", *settings]).data.train
+
+    assert found(tmp_path / "?.xyz") == (tmp_path / "a.xyz", tmp_path / "b.xyz")
+    assert found(f"[{tmp_path}/c*, {tmp_path}/a.xyz]") == (tmp_path / "c.txt", tmp_path / "a.xyz")
+    assert found(tmp_path / "c*") == tmp_path / "c.txt"
+    assert found(tmp_path / "odd[1].xyz") == tmp_path / "odd[1].xyz"
+    assert found(tmp_path / "none*") == tmp_path / "none*"

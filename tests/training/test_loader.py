@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ import clebsch
 from clebsch.data.frame import Frame
 from clebsch.data.loader import BatchSampler, LabelledGraphs
 from clebsch.errors import UnknownElementError
+from clebsch.graph import AtomGraph
 
 
 def frame(n: int, **labels: object) -> Frame:
@@ -39,6 +43,21 @@ def test_an_epoch_holds_every_frame_once_in_an_order_of_its_own(kind: dict[str, 
     assert len({str(joined(batches)) for batches in epochs}) == 3
     assert sampler.in_order() == BatchSampler(sampler.n_edges, seed=4, **kind).in_order()
     assert joined(sampler.in_order()) == list(range(23))
+
+
+def test_graphs_travel_to_other_processes_in_one_piece(potential: clebsch.Potential) -> None:
+    """Tensors by the thousand would be pickled one by one: minutes, for large sets."""
+    frames = [frame(1 + i % 3, energy=float(i)) for i in range(200)]
+    graphs = LabelledGraphs(potential, frames)
+    sent = pickle.dumps(graphs)
+    assert sent.count(b"_rebuild_tensor") < 50
+    received = pickle.loads(sent)
+    assert received.fingerprint() == graphs.fingerprint()
+    assert received.n_edges == graphs.n_edges
+    ours, theirs = graphs.batch([150, 3, 77]), received.batch([150, 3, 77])
+    for field in dataclasses.fields(AtomGraph):
+        name = field.name
+        assert torch.equal(getattr(ours.graph, name), getattr(theirs.graph, name))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:

@@ -91,3 +91,15 @@ def test_too_few_structures_name_the_file_and_the_key(
     data = data_file(tmp_path, [cluster(seed) for seed in range(5)])
     with pytest.raises(DataError, match=rf"^{data}: {message}"):
         prepare(config(data, *settings), lambda _: None)
+
+
+def test_labels_in_wrong_units_are_said_before_training(tmp_path: Path) -> None:
+    frames = [cluster(seed) for seed in range(16)]
+    lines: list[str] = []
+    prepare(config(data_file(tmp_path, frames)), lines.append)
+    assert not [line for line in lines if line.startswith("Data, ")]
+    for atoms in frames:
+        atoms.calc.results["forces"] = atoms.calc.results["forces"] * 1000
+    prepare(config(data_file(tmp_path, frames, "wrong.xyz")), lines.append)
+    (said,) = [line for line in lines if line.startswith("Data, warning: forces are")]
+    assert said.endswith("(clebsch check says more)")

@@ -118,12 +118,14 @@ def check_periodicity(frames: Sequence[Frame]) -> list[Finding]:
     odd: list[Frame] = []
     for group in groups.values():
         counts = Counter(_directions(frame) for frame in group)
+        if len(counts) == 1:
+            continue
         usual = max(counts, key=lambda directions: (counts[directions], directions))
-        volumes = np.array([_volume(frame) for frame in group if _directions(frame) == usual])
+        volumes = np.sort([_volume(frame) for frame in group if _directions(frame) == usual])
         for frame in group:
             volume = _volume(frame)  # 0 without a cell: like none
-            alike = np.abs(volumes - volume).min() < ALIKE * volume
-            if alike and _directions(frame) != usual:
+            low, high = np.searchsorted(volumes, [(1 - ALIKE) * volume, (1 + ALIKE) * volume])
+            if low < high and _directions(frame) != usual:
                 odd.append(frame)
     if not odd:
         return []
@@ -162,11 +164,11 @@ def check_duplicates(frames: Sequence[Frame]) -> list[Finding]:
     conflicting = [pair for pair in same if _energies_differ(*pair)]
     if conflicting:
         one, other = conflicting[0]
+        sources = tuple(dict.fromkeys(frame.source for pair in conflicting for frame in pair))
         text = (
-            f"{len(conflicting)} structures are there twice with different energies, such as "
+            f"{len(sources)} structures are there more than once with different energies, such as "
             f"{one.energy} eV in {where(one.source)} and {other.energy} eV in {where(other.source)}"
         )
-        sources = tuple(frame.source for pair in conflicting for frame in pair)
         findings.append(Finding("error", "conflicting labels", text, sources))
     for pairs, code, what in (
         (same, "duplicates", "are there more than once"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase.units import Hartree
 
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame
+from clebsch.data.labels import how_to_name
 from clebsch.data.references import fit_references
 from clebsch.data.work import work_and_energy
 
@@ -24,6 +26,13 @@ STATES = ("charge", "total_charge", "spin", "total_spin", "multiplicity")
 
 #: Pairs of similar structures from which energies and their derivatives are compared.
 FEWEST_PAIRS = 10
+
+#: Energies and free energies that differ by amounts within this of each other, eV per atom, do not
+#: matter.
+LEAST_GAP = 1e-4
+
+#: Forces are outliers from so many times the usual largest force of a structure on.
+OUTLYING = 20.0
 
 #: The code of the finding that derivatives were not compared.
 NOT_COMPARED = "not compared"
@@ -68,42 +77,79 @@ def check_energy_unit(frames: Sequence[Frame]) -> list[Finding]:
     return []
 
 
+def check_free_energy(frames: Sequence[Frame]) -> list[Finding]:
+    """Whether forces belong to another energy than the one that was read.
+
+    Where electrons are smeared out over levels, forces and stress are derivatives of the free
+    energy; what codes call the energy is often extrapolated to zero temperature.
+    """
+    smeared = [f for f in frames if f.energy is not None and f.free_energy is not None]
+    if not smeared:
+        return []
+    gaps = np.array([(f.energy - f.free_energy) / len(f) for f in smeared])  # type: ignore[operator]
+    if gaps.std() < LEAST_GAP:
+        return []
+    text = (
+        f"the energy differs from free_energy, which forces and stress are derivatives of, by "
+        f"{1e3 * gaps.min():.3g} to {1e3 * gaps.max():.3g} meV/atom in {len(smeared)} structures: "
+        f"to read that one, {how_to_name('energy', 'free_energy')}"
+    )
+    return [Finding("warning", "free energy", text)]
+
+
 def check_derivatives(frames: Sequence[Frame]) -> list[Finding]:
     """Whether energies change as the forces (and stress) say, between similar structures."""
-    energy, force_work, stress_work = work_and_energy(frames)
-    works = np.stack([force_work, stress_work], axis=1)
+    outlying = {id(frame) for frame, _ in _outlying_forces(frames)}
+    frames = [frame for frame in frames if id(frame) not in outlying]
+    works, fit = _compare([frames])
     findings = _not_compared(frames, works)
-    if len(energy) < FEWEST_PAIRS:
+    if fit is None:
         return findings
-    # few pairs of large differences, which are the least harmonic, must not decide alone
-    size = np.abs(energy) + np.abs(works).sum(axis=1)
-    weight = 1 / np.sqrt(size + 1e-3 * size.mean() + 1e-300)
-    works, energy = works * weight[:, None], energy * weight
-    used = np.abs(works).max(axis=0) > 0
-    slopes = np.zeros(2)
-    slopes[used] = np.linalg.lstsq(works[:, used], energy, rcond=None)[0]
-    left = energy - works @ slopes
-    leeway = np.zeros(2)
-    leeway[used] = _leeway(works[:, used], left)
-    explained = 1 - float(np.sum(left**2) / max(np.sum(energy**2), 1e-300))
-    if explained < 0.5:
+    files: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        files[frame.source.rpartition(":")[0]].append(frame)
+    if len(files) > 1:
+        _, within = _compare(list(files.values()))
+        if within is not None and within.is_better_than(fit):
+            text = (
+                f"energies of different files do not go together: R2 {fit.explained:.3f} of what "
+                f"forces say, within each file {within.explained:.3f}; are they of different "
+                "calculations?"
+            )
+            findings.append(Finding("warning", "derivatives", text))
+            fit = within
+    if fit.used[1]:
+        _, reordered = _compare([[_shears_reordered(frame) for frame in frames]])
+        if reordered is not None and reordered.is_better_than(fit):
+            text = (
+                "six numbers of the stress are in the order xx, yy, zz, xy, yz, zx, which VASP "
+                f"prints, not in ASE's, xx, yy, zz, yz, xz, xy (R2 {fit.explained:.3f}, with the "
+                f"other order {reordered.explained:.3f}, {fit.n_pairs} pairs)"
+            )
+            findings.append(Finding("error", "derivatives", text))
+            fit = reordered
+    if fit.explained < 0.5:
         text = (
-            f"energies do not change as forces say (R2 {explained:.2f} over {len(energy)} pairs of "
-            "similar structures): either no structures are similar enough, or forces and "
+            f"energies do not change as forces say (R2 {fit.explained:.2f} over {fit.n_pairs} "
+            "pairs of similar structures): either no structures are similar enough, or forces and "
             "energies are not of the same calculation"
         )
-        if explained < 0.25:
+        if fit.explained < 0.25:
             return [*findings, Finding("warning", "derivatives", text)]
         return [*findings, Finding("info", NOT_COMPARED, text)]
-    for name, slope, off, mistakes, tolerance, present in (
-        ("the forces say", slopes[0], leeway[0], _MISTAKES, 1.4, used[0]),
-        ("the stress says", slopes[1], leeway[1], _STRESS_MISTAKES, 2.0, used[1]),
+    mistakes = _MISTAKES
+    sizes = {len(frame) for frame in frames if frame.forces is not None}
+    if len(sizes) == 1 and (n_atoms := sizes.pop()) > 1:
+        mistakes = {1 / n_atoms: "energies are per atom, not of the whole structure"} | mistakes
+    for name, slope, off, causes, tolerance, present in (
+        ("the forces say", fit.slopes[0], fit.leeway[0], mistakes, 1.4, fit.used[0]),
+        ("the stress says", fit.slopes[1], fit.leeway[1], _STRESS_MISTAKES, 2.0, fit.used[1]),
     ):
         if not present:
             continue
         measured = (
             f"between similar structures energies change by {slope:.3g} times what {name} "
-            f"(R2 {explained:.3f}, {len(energy)} pairs)"
+            f"(R2 {fit.explained:.3f}, {fit.n_pairs} pairs)"
         )
         if max(abs(slope - 1), abs(slope + 1)) < off:  # of either sign
             text = f"{measured}, give or take {off:.2g}: that tells neither unit nor sign"
@@ -112,14 +158,72 @@ def check_derivatives(frames: Sequence[Frame]) -> list[Finding]:
         if _may_be(slope, 1.0, tolerance, off):
             findings.append(Finding("info", "derivatives", measured))
             continue
-        guess = min(mistakes, key=lambda m: abs(slope / m - 1))
+        guess = min(causes, key=lambda m: abs(slope / m - 1))
         if _may_be(slope, guess, tolerance, off):
-            text = f"{measured}: {mistakes[guess]}"
+            text = f"{measured}: {causes[guess]}"
             findings.append(Finding("error", "derivatives", text))
         else:
             text = f"{measured}: labels of different calculations, or of unknown units?"
             findings.append(Finding("warning", "derivatives", text))
     return findings
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Energy differences as a sum of multiples of the work of the forces and of the stress.
+
+    Attributes:
+        slopes: [2], the multiples; 1 if units and signs are right.
+        leeway: [2], how far each may be off.
+        used: [2] bool, whether there is any such work.
+        explained: part of the energy differences, squared, that the sum explains.
+        n_pairs: pairs of structures.
+    """
+
+    slopes: np.ndarray
+    leeway: np.ndarray
+    used: np.ndarray
+    explained: float
+    n_pairs: int
+
+    def is_better_than(self, other: _Fit) -> bool:
+        """Whether the other leaves something of the energy differences, and this clearly less."""
+        return other.explained < 0.99 and 1 - self.explained < 0.3 * (1 - other.explained)
+
+
+def _compare(sets: Sequence[Sequence[Frame]]) -> tuple[np.ndarray, _Fit | None]:
+    """Works, [n_pairs, 2] of forces and stress, and how energies follow them; None if too few.
+
+    Structures of each of ``sets`` are compared among themselves.
+    """
+    rows = np.hstack([np.stack(work_and_energy(frames)) for frames in sets])
+    energy, force_work, stress_work = rows
+    works = np.stack([force_work, stress_work], axis=1)
+    if len(energy) < FEWEST_PAIRS:
+        return works, None
+    # few pairs of large differences, which are the least harmonic, must not decide alone
+    size = np.abs(energy) + np.abs(works).sum(axis=1)
+    weight = 1 / np.sqrt(size + 1e-3 * size.mean() + 1e-300)
+    columns, energy = works * weight[:, None], energy * weight
+    used = np.abs(columns).max(axis=0) > 0
+    slopes, leeway = np.zeros(2), np.zeros(2)
+    slopes[used] = np.linalg.lstsq(columns[:, used], energy, rcond=None)[0]
+    left = energy - columns @ slopes
+    leeway[used] = _leeway(columns[:, used], left)
+    explained = 1 - float(np.sum(left**2) / max(np.sum(energy**2), 1e-300))
+    return works, _Fit(slopes, leeway, used, explained, len(energy))
+
+
+def _shears_reordered(frame: Frame) -> Frame:
+    """The frame as it is if its six numbers of the stress were xx, yy, zz, xy, yz, zx."""
+    if frame.stress is None:
+        return frame
+    xy, yz, xz = frame.stress[1, 2], frame.stress[0, 2], frame.stress[0, 1]  # as they were read
+    stress = np.diag(np.diag(frame.stress))
+    stress[0, 1] = stress[1, 0] = xy
+    stress[1, 2] = stress[2, 1] = yz
+    stress[0, 2] = stress[2, 0] = xz
+    return replace(frame, stress=stress)
 
 
 def _not_compared(frames: Sequence[Frame], works: np.ndarray) -> list[Finding]:
@@ -157,8 +261,8 @@ def check_forces(frames: Sequence[Frame]) -> list[Finding]:
     if not labelled:
         return []
     forces = [f.forces for f in labelled if f.forces is not None]
-    rms = float(np.sqrt(np.mean(np.concatenate(forces) ** 2)))
-    if rms == 0:
+    rms = float(np.median([np.sqrt(np.mean(f**2)) for f in forces]))
+    if not any(f.any() for f in forces):
         return [Finding("error", "forces", "all forces are zero")]
     findings = []
     if rms > 10:
@@ -167,17 +271,63 @@ def check_forces(frames: Sequence[Frame]) -> list[Finding]:
     elif rms < 0.02 and len(labelled) > 10:
         text = f"forces are {rms:.3g} eV/A rms: usual in Hartree/Bohr, or near minima"
         findings.append(Finding("warning", "forces", text))
-    net = np.array([np.linalg.norm(f.sum(axis=0)) for f in forces])
-    sizes = np.array([np.sqrt(np.sum(f**2)) for f in forces])
-    findings += _unbalanced("net force", labelled, net, sizes, "eV/A")
-    free = [i for i, f in enumerate(labelled) if not f.pbc.any() and len(f) > 1]
-    if free:
-        arms = [labelled[i].positions - labelled[i].positions.mean(axis=0) for i in free]
-        pairs = list(zip(arms, (forces[i] for i in free), strict=True))
+    outlying = _outlying_forces(labelled)
+    if outlying:
+        worst, atom = outlying[0]
+        assert worst.forces is not None
+        text = (
+            f"{len(outlying)} structures have forces more than {OUTLYING:g} times as large as "
+            f"usual, worst first ({np.linalg.norm(worst.forces[atom]):.3g} eV/A on atom {atom}); "
+            "such as of a calculation that did not converge"
+        )
+        frames_of = [frame for frame, _ in outlying]
+        findings.append(Finding.about("warning", "force outliers", frames_of, text))
+    held = [f for f in labelled if _held_atoms(f)]
+    if held:
+        text = (
+            f"{len(held)} structures have atoms whose force is exactly zero, such as atom "
+            f"{_held_atoms(held[0])[0]} of the first, beside others: of atoms that were held, ASE "
+            "gives true forces with get_forces(apply_constraint=False)"
+        )
+        findings.append(Finding.about("warning", "zero forces", held, text))
+    odd = {id(frame) for frame in (*held, *(frame for frame, _ in outlying))}
+    free = [f for f in labelled if id(f) not in odd]
+    net = np.array([np.linalg.norm(_sum_of_forces(f)) for f in free])
+    sizes = np.array([np.linalg.norm(f.forces) for f in free if f.forces is not None])
+    findings += _unbalanced("net force", free, net, sizes, "eV/A")
+    turning = [f for f in free if not f.pbc.any() and len(f) > 1]
+    if turning:
+        arms = [f.positions - f.positions.mean(axis=0) for f in turning]
+        pairs = list(zip(arms, (f.forces for f in turning if f.forces is not None), strict=True))
         torque = np.array([np.linalg.norm(np.cross(r, f).sum(axis=0)) for r, f in pairs])
         size = np.array([np.sqrt(np.sum(r**2) * np.sum(f**2) / len(r)) for r, f in pairs])
-        findings += _unbalanced("net torque", [labelled[i] for i in free], torque, size, "eV")
+        findings += _unbalanced("net torque", turning, torque, size, "eV")
     return findings
+
+
+def _sum_of_forces(frame: Frame) -> np.ndarray:
+    assert frame.forces is not None
+    return np.asarray(frame.forces.sum(axis=0))
+
+
+def _outlying_forces(frames: Sequence[Frame]) -> list[tuple[Frame, int]]:
+    """Structures whose largest force is far above what is usual, with its atom; worst first."""
+    labelled = [frame for frame in frames if frame.forces is not None]
+    if not labelled:
+        return []
+    sizes = [np.linalg.norm(frame.forces, axis=1) for frame in labelled]  # type: ignore[arg-type]
+    largest = np.array([size.max() for size in sizes])
+    far = np.flatnonzero((largest > OUTLYING * np.median(largest)) & (largest > 10))
+    return [(labelled[i], int(sizes[i].argmax())) for i in far[np.argsort(-largest[far])]]
+
+
+def _held_atoms(frame: Frame) -> list[int]:
+    """Atoms with forces of exactly zero and a net force on all others: they were held."""
+    if frame.forces is None:
+        return []
+    still = ~frame.forces.any(axis=1)
+    others = np.linalg.norm(_sum_of_forces(frame))
+    return np.flatnonzero(still).tolist() if others > 0.02 and not still.all() else []
 
 
 def _unbalanced(

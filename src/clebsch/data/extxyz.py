@@ -370,6 +370,8 @@ def _atomic_number(atom: int, word: str) -> int:
     if word.isascii() and word.isdigit() and len(word) < 4:
         number = int(word)
     if not 0 < number < 119:
+        if word.upper() == "X":
+            raise _Malformed("'X' is no element but a ghost or dummy atom: take it out", atom)
         nearest = get_close_matches(word[:3].capitalize(), ELEMENTS, n=1, cutoff=0.5)
         hint = f". Did you mean {nearest[0]!r}?" if nearest else ""
         raise _Malformed(f"{shorten(word)} is not an element{hint}", atom)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers
+from ase.io.formats import filetype
 
 from clebsch.data.extxyz import OPENERS, iter_extxyz
 from clebsch.data.rawframe import RawFrame, shorten
@@ -18,10 +20,18 @@ from clebsch.files import no_such_file
 
 #: Names under which .npz files keep what a structure is, in order of preference.
 NPZ_KEYS = {
-    "positions": ("R", "pos", "positions", "coords", "coordinates"),
-    "numbers": ("z", "Z", "atomic_numbers", "nuclear_charges", "numbers"),
-    "cell": ("cell", "cells", "lattice"),
-    "pbc": ("pbc",),
+    "positions": ("R", "pos", "positions", "coords", "coordinates", "_positions"),
+    "numbers": (
+        "z",
+        "Z",
+        "atomic_numbers",
+        "nuclear_charges",
+        "numbers",
+        "species",
+        "_atomic_numbers",
+    ),
+    "cell": ("cell", "cells", "lattice", "_cell"),
+    "pbc": ("pbc", "_pbc"),
 }
 
 #: What compressed files begin with.
@@ -90,12 +100,13 @@ def _iter_ase(path: Path) -> Iterator[RawFrame]:
                 f"{shorten(reason, 200)}"
             ) from error
     if index == 0:
-        raise DataError(f"{path}: the file holds no frames")
+        raise DataError(
+            f"{path}: the file holds no frames; it was taken for {filetype(str(path))!r}, one of "
+            "ASE's formats. If it is another, convert it: ase convert -i FORMAT FILE frames.xyz"
+        )
 
 
 def _ase_images(path: Path) -> Iterator[Atoms]:
-    from ase.io.formats import filetype
-
     kind = filetype(str(path))
     if kind == "sqlite3" or path.suffix == ".db":
         _check_sqlite_size(path)
@@ -255,6 +266,9 @@ def _npz_numbers(
             f"the file holds {', '.join(stored)}"
         )
     values = stored[name]
+    if values.dtype.kind in "SU":  # symbols; unknown ones are no elements below
+        symbols = values.astype(str)
+        values = np.vectorize(lambda s: atomic_numbers.get(s.strip().capitalize(), 0))(symbols)
     if values.shape not in ((n_atoms,), (n_frames, n_atoms)) or values.dtype.kind not in "iuf":
         raise DataError(
             f"{path}: key {name!r} has shape {values.shape}, not [{n_atoms}] or "

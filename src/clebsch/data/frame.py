@@ -28,6 +28,8 @@ class Frame:
         energy: total energy in eV.
         forces: [n, 3] float64, eV/Angstrom.
         stress: [3, 3] float64 symmetric, eV/Angstrom^3, ASE's sign.
+        free_energy: eV, where the file tells one beside the energy (electrons smeared out over
+            levels); it is no label, but forces and stress are derivatives of it.
         weight: multiplies all loss terms of this structure; the three below one term each.
         energy_weight: factor on the energy term.
         forces_weight: factor on the forces term.
@@ -45,6 +47,7 @@ class Frame:
     energy: float | None = None
     forces: np.ndarray | None = None
     stress: np.ndarray | None = None
+    free_energy: float | None = None
     weight: float = 1.0
     energy_weight: float = 1.0
     forces_weight: float = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -118,8 +118,25 @@ def collate(
     return Batch(batch_graphs(graphs), Labels(**joined), tuple(frame_indices), counts)
 
 
+_Item = TypeVar("_Item", AtomGraph, Labels)
+
+
+def _joined(items: Sequence[_Item]) -> dict[str, tuple[Tensor, list[int]]]:
+    """Each field of some graphs or labels as one tensor, and how much of it belongs to each."""
+    columns = {f.name: [getattr(item, f.name) for item in items] for f in fields(type(items[0]))}
+    return {name: (torch.cat(parts), [len(p) for p in parts]) for name, parts in columns.items()}
+
+
+def _apart(kind: type[_Item], columns: dict[str, tuple[Tensor, list[int]]]) -> list[_Item]:
+    """The items that ``_joined`` joined, as views of what it made."""
+    parts = [whole.split(sizes) for whole, sizes in columns.values()]
+    return [kind(**dict(zip(columns, values, strict=True))) for values in zip(*parts, strict=True)]
+
+
 class LabelledGraphs:
-    """Frames with their graphs, built once and kept in main memory: 48 bytes an edge, about.
+    """Frames with their graphs, built once and kept in main memory.
+
+    That takes about 48 bytes an edge and 15 kB a frame.
 
     Attributes:
         frames: the frames, for messages.
@@ -137,6 +154,14 @@ class LabelledGraphs:
         self._graphs = [potential.graph(frame).to("cpu") for frame in self.frames]
         self._labels = [frame_labels(frame) for frame in self.frames]
         self.n_edges = [graph.n_edges for graph in self._graphs]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: tensors joined, since each of them is pickled by itself."""
+        return self.__dict__ | {"_graphs": _joined(self._graphs), "_labels": _joined(self._labels)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        graphs, labels = _apart(AtomGraph, state["_graphs"]), _apart(Labels, state["_labels"])
+        self.__dict__ |= state | {"_graphs": graphs, "_labels": labels}
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -111,12 +112,9 @@ def path_list(paths: Paths) -> list[Path]:
 
 
 def _to_frame(raw: RawFrame, keys: LabelKeys, found: dict[str, str], molecule: bool) -> Frame:
-    _check_geometry(raw)
     if molecule:
-        raw = RawFrame(
-            raw.numbers, raw.positions, np.zeros((3, 3)), np.zeros(3, dtype=bool),
-            raw.info, raw.arrays, raw.results, raw.source,
-        )  # fmt: skip
+        raw = replace(raw, cell=np.zeros((3, 3)), pbc=np.zeros(3, dtype=bool))
+    _check_geometry(raw)
     used = set(found.values())
     weights = {kind: weight_label(raw, found.get(kind), kind) for kind in WEIGHTS}
     left_out = _left_out(raw, weights, found)
@@ -128,12 +126,20 @@ def _to_frame(raw: RawFrame, keys: LabelKeys, found: dict[str, str], molecule: b
         energy=None if "energy" in left_out else scalar_label(raw, found.get("energy"), "energy"),
         forces=None if "forces" in left_out else forces_label(raw, found.get("forces")),
         stress=None if "stress" in left_out else stress_label(raw, keys, found),
+        free_energy=_free_energy(raw),
         **weights,
         left_out=left_out,
         source=raw.source,
         # ASE refuses to write info keys that a calculator also has
         info={k: v for k, v in raw.info.items() if k not in used and k not in all_properties},
     )
+
+
+def _free_energy(raw: RawFrame) -> float | None:
+    for _, value in raw.lookup("free_energy"):
+        if isinstance(value, (int, float, np.number)) and np.isfinite(value):
+            return float(value)
+    return None
 
 
 def _left_out(raw: RawFrame, weights: dict[str, float], found: dict[str, str]) -> tuple[str, ...]:
@@ -175,5 +181,6 @@ def _check_geometry(raw: RawFrame) -> None:
         if volume < 1e-4:
             raise DataError(
                 f"{raw.where}: periodic (pbc {raw.pbc.tolist()}) without independent cell "
-                f"vectors: {raw.cell.tolist()}"
+                f"vectors: {raw.cell.tolist()}; molecules are read with --pbc none, in a training "
+                "data.pbc=none"
             )

@@ -78,7 +78,8 @@ def is_isolated_atom(frame: Frame) -> bool:
 
 def calls_itself_isolated(info: Mapping[str, Any]) -> bool:
     """Whether a frame's ``config_type`` says isolated_atom."""
-    return str(info.get("config_type", "")).replace("_", "").lower() == ISOLATED_ATOM
+    letters = filter(str.isalpha, str(info.get("config_type", "")))
+    return "".join(letters).lower() == ISOLATED_ATOM
 
 
 def nearest_image(frame: Frame) -> float:

@@ -26,6 +26,9 @@ from clebsch.data.frame import Frame
 #: Structures of one kind that are compared, and how many of them look for their nearest one.
 COMPARED, ANCHORS = 300, 60
 
+#: So many pairs tell enough: further kinds of structures are not looked at.
+ENOUGH = 1000
+
 #: Larger molecules have too many distances.
 LARGEST_MOLECULE = 100
 
@@ -48,9 +51,11 @@ def work_and_energy(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray, np
             groups[frame.pbc.tobytes() + frame.numbers.tobytes()].append(frame)
     rows: list[tuple[float, float, float]] = []
     for group in groups.values():
-        chosen = _spread(group, COMPARED)
+        if len(rows) >= ENOUGH:
+            break
         if len(group) < 2:
             continue
+        chosen = _spread(group, COMPARED)
         if group[0].pbc.any() and not all(is_boxed_molecule(frame) for frame in chosen):
             rows += _crystals(chosen)
         elif len(group[0]) <= LARGEST_MOLECULE:

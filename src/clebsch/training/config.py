@@ -5,11 +5,13 @@ A configuration is a YAML file, a recipe's defaults under it and ``key=value`` s
 
 from __future__ import annotations
 
+import os
+from glob import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from clebsch.data.read import LabelKeys
 from clebsch.elements import not_an_element
@@ -22,6 +24,17 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def _expanded(value: Any) -> Any:
+    """Patterns such as data/*.xyz become the files that match now; others stay what they are."""
+    several = isinstance(value, (list, tuple))
+    files: list[Any] = []
+    for item in value if several else [value]:
+        is_pattern = isinstance(item, (str, Path)) and not set("*?[").isdisjoint(str(item))
+        named = is_pattern and not Path(item).exists()
+        files += (named and sorted(glob(os.path.expanduser(item)))) or [item]
+    return tuple(files) if several or len(files) > 1 else files[0]
+
+
 def _device(name: str) -> str:
     try:
         torch.device(name)
@@ -31,7 +44,7 @@ def _device(name: str) -> str:
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-Paths = AbsolutePath | tuple[AbsolutePath, ...]
+Paths = Annotated[AbsolutePath | tuple[AbsolutePath, ...], BeforeValidator(_expanded)]
 Device = Annotated[str, AfterValidator(_device)]
 
 #: Ways to say which structures validate, and the part of the training file that a configuration
@@ -56,7 +69,10 @@ Metric = Literal[
 class DataConfig(Section):
     """Where structures and labels come from."""
 
-    train: Paths = Field(description="file or files with labelled structures")
+    train: Paths = Field(
+        description="file or files with labelled structures; a pattern such as data/*.xyz is "
+        "several, those that match when training starts"
+    )
     valid: Paths | None = Field(None, description="file or files to validate on")
     valid_fraction: float | None = Field(None, gt=0, lt=1, description="of the training file")
     valid_count: int | None = Field(None, ge=1, description="structures of the training file")

@@ -13,6 +13,7 @@ import torch
 from ase.data import chemical_symbols
 
 import clebsch
+from clebsch.data.check import check_labels
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import BatchSampler, LabelledGraphs
@@ -78,6 +79,9 @@ def prepare(config: Config, say: Say) -> Prepared:
         ConfigError: the chosen validation metric has no labels.
     """
     train_frames, valid_frames, known = read_data(config.data, config.seed)
+    for finding in check_labels(train_frames):
+        if finding.severity != "info":
+            say(f"Data, {finding.severity}: {finding.message} (clebsch check says more)")
     numbers = sorted({int(z) for frame in train_frames for z in frame.numbers})
     species = [chemical_symbols[z] for z in numbers]
     start = None if config.initial is None else load_start(config, species)
@@ -394,8 +398,11 @@ def _advise(config: Config, n_train: int, say: Say) -> None:
 
 def checksums(paths: Path | Sequence[Path]) -> dict[str, str]:
     """SHA-256 of files, by path."""
-    listed = [paths] if isinstance(paths, Path) else paths
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in listed}
+    sums = {}
+    for path in [paths] if isinstance(paths, Path) else paths:
+        with path.open("rb") as file:
+            sums[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def _names(paths: Path | Sequence[Path]) -> str:

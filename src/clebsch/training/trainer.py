@@ -31,7 +31,7 @@ from clebsch.training.optimizer import (
     swapped_in,
     trained_parameters,
 )
-from clebsch.training.prepare import Prepared, data_provenance, run_provenance
+from clebsch.training.prepare import BATCH_EDGES, Prepared, data_provenance, run_provenance
 from clebsch.training.state import (
     TrainingState,
     grouped,
@@ -90,7 +90,9 @@ class Trainer:
         self._ahead = None if device.type == "cpu" else BatchesAhead(prepared.train, device)
         size, edges = self.settings.batch_size, self.settings.batch_edges
         self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
-        self.valid_batches = BatchSampler(prepared.valid.n_edges, size, edges).in_order()
+        self.valid_batches = BatchSampler(
+            prepared.valid.n_edges, batch_edges=min(edges or BATCH_EDGES, BATCH_EDGES)
+        ).in_order()
         self.history = History(run / "metrics.jsonl")
         self.state = TrainingState(fingerprint=prepared.fingerprint(), config=config_dict(config))
         self._train_sums = LossSums()
