@@ -23,7 +23,6 @@ import clebsch
 from clebsch.data.frame import Frame
 from clebsch.data.read import LabelKeys, path_list, read_frames
 from clebsch.evaluation.evaluate import Evaluation, evaluate
-from clebsch.evaluation.predict import MAX_EDGES
 from clebsch.evaluation.predictions import check_suffix, write_predictions
 from clebsch.evaluation.tables import print_table
 from clebsch.potential import Potential
@@ -37,7 +36,6 @@ def run_evaluate(
     pbc: Literal["file", "none"] | None = None,
     out: Path | None = None,
     as_json: bool = False,
-    max_edges: int = MAX_EDGES,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     head: str | None = None,
@@ -54,7 +52,6 @@ def run_evaluate(
             does not; None does as the training did.
         out: write the predictions of all sets to this extended XYZ file.
         as_json: print one JSON object instead of tables, in eV and Angstrom.
-        max_edges: edges in a batch.
         device: where to compute.
         dtype: precision of the network; that of the model file if None.
         head: of a model with several, which.
@@ -75,7 +72,7 @@ def run_evaluate(
     strict = keys is not None
     keys = keys or LabelKeys(**trained.get("keys", {}))
     pbc = pbc or trained.get("pbc", "file")
-    sets = evaluate_files(potential, data, keys=keys, pbc=pbc, strict=strict, max_edges=max_edges)
+    sets = evaluate_files(potential, data, keys=keys, pbc=pbc, strict=strict)
     as_trained = {} if strict else keys.model_dump(exclude_defaults=True)
     if as_trained and not as_json:
         told = ", ".join(f"{name} {value}" for name, value in as_trained.items())
@@ -101,7 +98,6 @@ def evaluate_files(
     keys: LabelKeys | None = None,
     pbc: Literal["file", "none"] = "file",
     strict: bool = True,
-    max_edges: int = MAX_EDGES,
 ) -> dict[str, tuple[list[Frame], Evaluation]]:
     """Read and judge each file, with a progress bar on standard error.
 
@@ -114,7 +110,7 @@ def evaluate_files(
     for name, path in _set_names(data).items():
         frames = read_frames(path, keys, pbc=pbc, strict=strict)
         with progress_bar(f"Evaluating {name}") as progress:
-            judged = evaluate(potential, frames, max_edges=max_edges, progress=progress)
+            judged = evaluate(potential, frames, progress=progress)
         sets[name] = (frames, judged)
     return sets
 

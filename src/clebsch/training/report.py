@@ -6,15 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import clebsch
 from clebsch.data.frame import Frame
-from clebsch.data.read import LabelKeys
 from clebsch.errors import DataError
 from clebsch.evaluation.evaluate import Evaluation, evaluate
-from clebsch.evaluation.page import Section
-from clebsch.evaluation.predict import MAX_EDGES
 from clebsch.evaluation.report import potential_facts, write_report
 from clebsch.evaluation.run import evaluate_files, progress_bar
 from clebsch.potential import Potential
@@ -27,27 +24,15 @@ from clebsch.training.prepare import checksums, read_data
 MAX_TRAINING_FRAMES = 1000
 
 
-def report_run(
-    run: Path,
-    data: Sequence[Path] = (),
-    *,
-    keys: LabelKeys | None = None,
-    pbc: Literal["file", "none"] | None = None,
-    sets: Mapping[str, Sequence[Frame]] | None = None,
-    extra: Sequence[Section] = (),
-    max_edges: int = MAX_EDGES,
-) -> Path:
+def report_run(run: Path, data: Sequence[Path] = ()) -> Path:
     """Write RUN/report.html from config.yaml, metrics.jsonl and model.safetensors.
+
+    The run's validation and training structures are read again and judged; they are left out if
+    their files are gone or changed.
 
     Args:
         run: the folder of a training run.
-        data: test files, judged and shown beside training and validation structures.
-        keys: names of the labels of ``data``; those of the run's configuration if None.
-        pbc: how to read ``data``; as the run's configuration says if None.
-        sets: frames to judge first, by name; if None, the run's validation and training
-            structures are read again, or left out if their files are gone or changed.
-        extra: further sections.
-        max_edges: edges in a batch.
+        data: test files, read as the run's configuration says, judged and shown beside them.
 
     Returns:
         The path of the report.
@@ -61,19 +46,13 @@ def report_run(
     potential = clebsch.load(run / "model.safetensors", device=config.device)
     tests = {}
     if data:
-        tests = evaluate_files(
-            potential,
-            data,
-            keys=keys or config.data.keys,
-            pbc=pbc or config.data.pbc,
-            max_edges=max_edges,
-        )
-    if sets is None:
-        sets = run_sets(config) if _are_unchanged(config, potential) else {}
+        of_run = config.data
+        tests = evaluate_files(potential, data, keys=of_run.keys, pbc=of_run.pbc, strict=False)
+    sets = run_sets(config) if _are_unchanged(config, potential) else {}
     evaluations: dict[str, tuple[Sequence[Frame], Evaluation]] = {}
     for name, frames in sets.items():
         with progress_bar(f"Evaluating {name}") as progress:
-            judged = evaluate(potential, frames, max_edges=max_edges, progress=progress)
+            judged = evaluate(potential, frames, progress=progress)
         evaluations[name] = (frames, judged)
     evaluations |= tests
     return write_report(
@@ -82,7 +61,6 @@ def report_run(
         facts=run_facts(config, history, potential, sets),
         history=history,
         evaluations=evaluations,
-        extra=extra,
     )
 
 
