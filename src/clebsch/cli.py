@@ -187,10 +187,6 @@ def evaluate(
     from clebsch.rounding import allow_tf32
 
     check_outputs((predictions, report), overwrite=overwrite, inputs=[model, *data])
-    if report is not None:
-        from clebsch.evaluation.report import check_suffix
-
-        check_suffix(report)
     with allow_tf32(tf32):
         judged = run_evaluate(
             model,
@@ -200,18 +196,12 @@ def evaluate(
             ),
             pbc=periodicity(pbc),
             out=predictions,
+            report=report,
             as_json=as_json,
             device=usable_device(device),
             dtype=precision(dtype),
             head=head,
         )
-    if report is not None:
-        from clebsch.evaluation.report import potential_facts, write_report
-
-        facts = {"Model": str(model), **potential_facts(load_model(model, device, dtype, head))}
-        write_report(report, title="Evaluation", facts=facts, evaluations=judged)
-        if not as_json:
-            _say(f"Report: {report}")
     if predictions is None and not any(evaluation.metrics for _, evaluation in judged.values()):
         raise typer.Exit(BAD_ANSWER)  # nothing was judged, and nothing else was asked for
 

@@ -1,4 +1,4 @@
-"""What ``clebsch evaluate`` and ``clebsch report`` do, as functions."""
+"""What ``clebsch evaluate`` does, as functions; reports of runs and the demonstration use them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def run_evaluate(
     keys: LabelKeys | None = None,
     pbc: Literal["file", "none"] | None = None,
     out: Path | None = None,
+    report: Path | None = None,
     as_json: bool = False,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
@@ -51,6 +52,7 @@ def run_evaluate(
         pbc: "none" treats every structure as a molecule, whatever box the file gives it; "file"
             does not; None does as the training did.
         out: write the predictions of all sets to this extended XYZ file.
+        report: write parity plots and histograms to this HTML file.
         as_json: print one JSON object instead of tables, in eV and Angstrom.
         device: where to compute.
         dtype: precision of the network; that of the model file if None.
@@ -62,11 +64,15 @@ def run_evaluate(
 
     Raises:
         ClebschError: the model or a data file cannot be read, a file is given twice, an element is
-            unknown to the model, or ``out`` is not the name of an extended XYZ file.
+            unknown to the model, or ``out`` or ``report`` has another suffix than its format has.
     """
     console = console or Console()
     if out is not None:
         check_suffix(out)
+    if report is not None:
+        from clebsch.evaluation.report import check_suffix as check_report_suffix
+
+        check_report_suffix(report)
     potential = clebsch.load(model, dtype=dtype, device=device, head=head)
     trained = potential.provenance.get("config", {}).get("data", {})
     strict = keys is not None
@@ -88,6 +94,13 @@ def run_evaluate(
         write_predictions(out, sets.values())
         if not as_json:
             console.print(f"Predictions: {out}", markup=False, soft_wrap=True)
+    if report is not None:
+        from clebsch.evaluation.report import potential_facts, write_report
+
+        facts = {"Model": str(model), **potential_facts(potential)}
+        write_report(report, title="Evaluation", facts=facts, evaluations=sets)
+        if not as_json:
+            console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
     return sets
 
 
