@@ -26,12 +26,6 @@ class Statistics:
         mean_interaction_energy: mean over structures of (energy - references) per atom, eV/atom,
             weighted as in the loss.
         interaction_energy_std: its standard deviation, eV/atom, likewise.
-        cutoff: Angstrom.
-        n_frames: structures.
-        n_atoms: atoms in all of them.
-        n_energies: structures with an energy.
-        n_force_components: labelled force components.
-        n_stresses: structures with a stress.
         assumed: names of the fields above that could not be measured (no such labels, no
             neighbours, or all zero) and hold 1 instead, 0 for the mean energy.
     """
@@ -40,12 +34,6 @@ class Statistics:
     forces_rms: float
     mean_interaction_energy: float
     interaction_energy_std: float
-    cutoff: float
-    n_frames: int
-    n_atoms: int
-    n_energies: int
-    n_force_components: int
-    n_stresses: int
     assumed: tuple[str, ...] = ()
 
 
@@ -88,12 +76,6 @@ def compute_statistics(
         forces_rms=measured("forces_rms", forces_rms, 1.0, forces_rms > 0),
         mean_interaction_energy=measured("mean_interaction_energy", mean, 0.0, bool(labelled)),
         interaction_energy_std=measured("interaction_energy_std", std, 1.0, std > NO_SPREAD),
-        cutoff=cutoff,
-        n_frames=len(frames),
-        n_atoms=n_atoms,
-        n_energies=len(interaction),
-        n_force_components=len(components),
-        n_stresses=sum(frame.stress is not None for frame in frames),
         assumed=tuple(assumed),
     )
 
