@@ -55,7 +55,6 @@ class ACE(Network):
         self.config = config
         self.kernels: Kernels = load_backend("reference")
         self.avg_num_neighbors = avg_num_neighbors
-        self.n_readouts = 1
         limits = [config.max_degrees(element) for element in species]
         extra = tuple(config.neighbor_degree.get(element, 0.0) for element in species)
         for element, degrees in zip(species, limits, strict=True):

@@ -189,7 +189,6 @@ class Allegro(Network):
         self.config = config
         self.kernels: Kernels = load_backend("reference")
         self.avg_num_neighbors = avg_num_neighbors
-        self.n_readouts = 1
         self.two_body = TwoBodyLatents(config, n_species)
         self.weights = HarmonicWeights(config.latent, config.l_max, config.channels)
         irreps = edge_irreps(config.l_max, config.parity, config.layers)

@@ -207,7 +207,6 @@ class MessagePassing(Network):
             node_irreps = layer.irreps
         self.layers = nn.ModuleList(layers)
         self.readouts = nn.ModuleList(readouts)
-        self.n_readouts = len(readouts)
 
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """The readouts of equation 13, before scale and references.

@@ -27,15 +27,13 @@ class Network(nn.Module, ABC):
 
     Attributes:
         avg_num_neighbors: <n> of the training set, by which sums over neighbours are divided.
-        n_readouts: energies that it gives of each atom, T.
     """
 
     avg_num_neighbors: float
-    n_readouts: int
 
     @abstractmethod
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
-        """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, T]."""
+        """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, layers read]."""
 
     @abstractmethod
     def tabulate(self, spacing: float) -> None:
