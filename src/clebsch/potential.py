@@ -125,7 +125,6 @@ class Potential(nn.Module):
         model: Network,
         head: EnergyHead,
         prior: nn.Module | None = None,
-        provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -133,7 +132,7 @@ class Potential(nn.Module):
         self.model = model
         self.head = head
         self.prior = prior
-        self.provenance = provenance or {}
+        self.provenance: dict[str, Any] = {}
         self._kernels: Kernels = load_backend("reference")
         self._choose_again = False
         self.is_tabulated = False

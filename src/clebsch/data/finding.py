@@ -10,6 +10,9 @@ from clebsch.data.frame import Frame
 
 Severity = Literal["error", "warning", "info"]
 
+#: Frames that a message names.
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -31,10 +34,10 @@ class Finding:
     def about(cls, severity: Severity, code: str, frames: Sequence[Frame], text: str) -> Finding:
         """A remark on some frames; the message names the first ones."""
         sources = tuple(frame.source for frame in frames)
-        return cls(severity, code, f"{text}: {frame_list(sources)}", sources)
+        return cls(severity, code, f"{text}: {_first_of(sources)}", sources)
 
 
-def frame_list(sources: Sequence[str], shown: int = 3) -> str:
+def _first_of(sources: Sequence[str]) -> str:
     """The first few of ``sources``, and how many more there are."""
-    more = f" and {len(sources) - shown} more" if len(sources) > shown else ""
-    return ", ".join(sources[:shown]) + more
+    more = f" and {len(sources) - _SHOWN} more" if len(sources) > _SHOWN else ""
+    return ", ".join(sources[:_SHOWN]) + more

@@ -170,12 +170,7 @@ _CU_LATTICE, _AU_LATTICE = 3.59, 4.06
 _L10_RATIO = 0.92
 
 
-def sample_emt_cuau(
-    n_strained: int = 200,
-    n_dynamics: int = 50,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> list[Atoms]:
+def sample_emt_cuau(n_strained: int = 200, n_dynamics: int = 50, seed: int = 0) -> list[Atoms]:
     """Copper-gold crystals with EMT's energies, forces and stresses.
 
     Strained and rattled cells of 4 to 32 atoms: pure metals, ordered L1_2 and (tetragonal) L1_0,
@@ -186,15 +181,10 @@ def sample_emt_cuau(
         n_strained: strained and rattled cells.
         n_dynamics: snapshots, ten from each trajectory.
         seed: of everything.
-        progress: called after every frame.
     """
     rng = np.random.default_rng(seed)
     total = n_strained + n_dynamics
-    frames: list[Atoms] = []
-    for index in range(n_strained):
-        frames.append(labelled(_strained(_crystal(index, rng), rng), EMT()))
-        if progress is not None:
-            progress(len(frames), total)
+    frames = [labelled(_strained(_crystal(index, rng), rng), EMT()) for index in range(n_strained)]
     while len(frames) < total:
         atoms = _crystal(len(frames), rng, repeats=(2, 2, 2), skewed=False)
         atoms.info["config_type"] += "_md"
@@ -210,8 +200,6 @@ def sample_emt_cuau(
             equilibration=50,
             progress=None,
         )
-        if progress is not None:
-            progress(len(frames), total)
     return frames
 
 

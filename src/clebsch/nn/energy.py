@@ -92,10 +92,9 @@ class ZBLRepulsion(Float64Module):
     """The universal screened nuclear repulsion of Ziegler, Biersack and Littmark (1985).
 
     E_ij = k Z_i Z_j / r phi(r / a), a = 0.46850 Angstrom / (Z_i^0.23 + Z_j^0.23), times a
-    polynomial envelope that ends at the sum of the covalent radii, where it would meet real bonds,
-    or at the cut-off if that is shorter.
-    Half of each pair's energy goes to each atom. It is in eV and never scaled by the network's
-    scale.
+    polynomial envelope (p = 6) that ends at the sum of the covalent radii, where it would meet real
+    bonds, or at the cut-off if that is shorter. Half of each pair's energy goes to each atom. It is
+    in eV and never scaled by the network's scale.
     """
 
     coefficients: Tensor
@@ -103,17 +102,16 @@ class ZBLRepulsion(Float64Module):
     numbers: Tensor
     radii: Tensor
 
-    def __init__(self, atomic_numbers: Sequence[int], cutoff: float, exponent: int = 6) -> None:
+    def __init__(self, numbers: Sequence[int], cutoff: float) -> None:
         super().__init__()
         self.kernels: Kernels = load_backend("reference")
         self.cutoff = cutoff
-        self.exponent = exponent
-        radii = [float(ase.data.covalent_radii[z]) for z in atomic_numbers]
+        radii = [float(ase.data.covalent_radii[z]) for z in numbers]
         self.hold(
             stored=False,
             coefficients=[0.18175, 0.50986, 0.28022, 0.02817],
             exponents=[3.19980, 0.94229, 0.40290, 0.20162],
-            numbers=[float(z) for z in atomic_numbers],
+            numbers=[float(z) for z in numbers],
             radii=radii,
         )
 
@@ -125,8 +123,7 @@ class ZBLRepulsion(Float64Module):
         reduced = lengths / screening
         phi = (self.coefficients * torch.exp(-self.exponents * reduced[:, None])).sum(1)
         reach = (self.radii[first] + self.radii[second]).clamp(max=self.cutoff)
-        envelope = PolynomialEnvelope(1.0, self.exponent)(lengths / reach)
-        energy = 0.5 * COULOMB * z1 * z2 / lengths * phi * envelope
+        energy = 0.5 * COULOMB * z1 * z2 / lengths * phi * polynomial_envelope(lengths / reach, 6)
         return self.kernels.segment_sum(energy, graph.row_ptr)
 
 

@@ -15,6 +15,7 @@ from clebsch.training.adam import Adam
 #: Coefficients of the quintic iteration (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+_MOMENTUM = 0.95
 #: Elements of matrices that CPUs iterate together: few enough to stay in the cache.
 _CACHED = 2**17
 
@@ -34,7 +35,6 @@ class Muon(Adam):
         matrices: parameters whose last two dimensions are matrices.
         others: groups of parameters, each with its ``decay``, for AMSGrad.
         lr: learning rate of both kinds.
-        momentum: of matrices.
     """
 
     def __init__(
@@ -42,9 +42,7 @@ class Muon(Adam):
         matrices: Iterable[nn.Parameter],
         others: Iterable[dict[str, Any]],
         lr: float,
-        momentum: float = 0.95,
     ) -> None:
-        self._momentum = momentum
         turned = {"params": list(matrices)}
         super().__init__([turned, *others], lr=lr, amsgrad=True)
 
@@ -70,8 +68,8 @@ class Muon(Adam):
             gradient, momentum = parameter.grad, state["momentum"]
             has_any = gradient.abs().amax((-2, -1), keepdim=True) != 0
             gradient = torch.where(has_any, gradient, momentum)  # momentum stays equal to it
-            momentum.lerp_(gradient, 1 - self._momentum)
-            ahead = gradient.lerp(momentum, self._momentum) * has_any
+            momentum.lerp_(gradient, 1 - _MOMENTUM)
+            ahead = gradient.lerp(momentum, _MOMENTUM) * has_any
             rows, columns = parameter.shape[-2:]
             lying = ahead.mT if rows > columns else ahead
             lying = lying.reshape(-1, *lying.shape[-2:])
