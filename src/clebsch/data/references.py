@@ -14,6 +14,7 @@ from ase.formula import Formula
 from clebsch.data.frame import Frame
 from clebsch.data.rawframe import where
 from clebsch.errors import DataError
+from clebsch.neighbors import complete_cell, find_pairs
 
 #: ``config_type`` of a frame that is meant as a reference, without case and underscores.
 ISOLATED_ATOM = "isolatedatom"
@@ -87,8 +88,6 @@ def nearest_image(frame: Frame) -> float:
     periodic = frame.cell[frame.pbc]
     if len(periodic) == 0:
         return float("inf")
-    from clebsch.neighbors import complete_cell, find_pairs
-
     # the shortest of the given vectors is an upper bound; a skewed cell has shorter combinations
     bound = float(np.linalg.norm(periodic, axis=1).min())
     box = complete_cell(frame.cell, frame.pbc)

@@ -7,6 +7,7 @@ is asked for; it runs fastest in a process with OMP_NUM_THREADS=1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ase.io.extxyz import write_xyz as write_extxyz
 from ase.md.langevin import Langevin
 
 from clebsch.errors import ClebschError, DataError
+from clebsch.files import atomic_write
 
 #: Called with the frames done and the frames wanted.
 Progress = Callable[[int, int], None]
@@ -264,10 +266,6 @@ def write_xyz(path: Path, frames: Sequence[Atoms]) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    from io import StringIO
-
-    from clebsch.files import atomic_write
-
     text = StringIO()
     write_extxyz(text, list(frames))
     atomic_write(Path(path), text.getvalue())
