@@ -63,23 +63,23 @@ class ScanResult:
 
     @property
     def barrier(self) -> float:
-        """EV between the highest and the lowest point of the model's curve."""
+        """The highest less the lowest energy of the model's curve, eV."""
         return float(np.ptp(self.energies))
 
     @property
     def reference_barrier(self) -> float | None:
-        """EV between the highest and the lowest point of the reference curve."""
+        """The highest less the lowest energy of the reference curve, eV."""
         return None if self.reference is None else float(np.ptp(self.reference))
 
     @property
     def max_error(self) -> float | None:
-        """EV: the largest error of a relative energy."""
+        """The largest error of a relative energy, eV."""
         errors = self._errors()
         return None if errors is None else float(np.abs(errors).max())
 
     @property
     def rmse(self) -> float | None:
-        """EV: root mean square error of the relative energies, the frame ``origin`` left out."""
+        """Root mean square error of the relative energies, eV; the frame ``origin`` is left out."""
         errors = self._errors()
         if errors is None or len(errors) < 2:
             return None
