@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -50,6 +50,9 @@ from clebsch.cli_options import (
 )
 from clebsch.errors import BlowUpError, ClebschError, ConfigError
 from clebsch.reproduce.command import reproduce
+
+if TYPE_CHECKING:
+    from clebsch.training.loop import TrainingResult
 
 app = typer.Typer(
     help="Machine-learned interatomic potentials: train them, judge them, run them.",
@@ -133,7 +136,7 @@ def train(
     overrides = [argument for argument in config or [] if "=" in argument]
     settings = load_config(files[0] if files else None, overrides)
     result = run_training(settings, console=Console())
-    _end_of_training(result.run, result.reason == "interrupted", result.model is not None)
+    _end_of_training(result)
 
 
 @app.command()
@@ -150,7 +153,7 @@ def resume(
     from clebsch.training.loop import resume as resume_training
 
     result = resume_training(run, Console(), max_epochs=max_epochs, max_minutes=max_minutes)
-    _end_of_training(result.run, result.reason == "interrupted", result.model is not None)
+    _end_of_training(result)
 
 
 @app.command()
@@ -483,15 +486,15 @@ def _say(text: str, error: bool = False) -> None:
     Console(stderr=error).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _end_of_training(run: Path, interrupted: bool, has_model: bool) -> None:
+def _end_of_training(result: TrainingResult) -> None:
     """Write the report of a finished run; an interrupted one is finished first.
 
     A run that is finished without a model has nothing to report, and is no success.
     """
-    if interrupted:
+    if result.reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
-    if not has_model:
+    if result.model is None:
         raise typer.Exit(BAD_ANSWER)
     from clebsch.training.report import report_run
 
-    _say(f"Report: {report_run(run)}")
+    _say(f"Report: {report_run(result.run)}")
