@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clebsch.nn.energy import Float64Module
+from clebsch.nn.float64 import Float64Module
 
 
 class FoldedCouplings(Float64Module):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import ase.data
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.reference import polynomial_envelope
+from clebsch.nn.float64 import Float64Module
 from clebsch.nn.radial import PolynomialEnvelope
 
 #: Coulomb constant e^2 / (4 pi eps0), eV Angstrom (CODATA 2018).
@@ -21,23 +22,6 @@ COULOMB = 14.399645478425668
 BOHR = 0.529177210903
 
 MeanEnergyForm = Literal["none", "constant", "density"]
-
-
-class Float64Module(nn.Module):
-    """A module whose buffers stay in float64 whatever the network is cast to."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float64Module:
-        device = fn(torch.empty(0)).device
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(device)
-        return self
-
-    def hold(self, *, stored: bool, **tables: float | Sequence[float]) -> None:
-        """Register numbers as buffers, which model files hold if they are ``stored``."""
-        for name, values in tables.items():
-            table = torch.tensor(values, dtype=torch.float64)
-            self.register_buffer(name, table, persistent=stored)
 
 
 class EnergyHead(Float64Module):

@@ -12,7 +12,7 @@ from ase.data import atomic_numbers, covalent_radii
 from torch import Tensor
 
 from clebsch.graph import AtomGraph
-from clebsch.nn.energy import Float64Module
+from clebsch.nn.float64 import Float64Module
 from clebsch.nn.radial import PolynomialEnvelope
 
 

@@ -14,7 +14,7 @@ from ase.data import covalent_radii
 from torch import Tensor
 
 from clebsch.graph import AtomGraph
-from clebsch.nn.energy import Float64Module
+from clebsch.nn.float64 import Float64Module
 
 
 class DistanceTransform(Float64Module):

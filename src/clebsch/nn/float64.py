@@ -1,0 +1,25 @@
+"""What is computed in float64 whatever the network is cast to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Float64Module(nn.Module):
+    """A module whose buffers stay in float64 whatever the network is cast to."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float64Module:
+        device = fn(torch.empty(0)).device
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(device)
+        return self
+
+    def hold(self, *, stored: bool, **tables: float | Sequence[float]) -> None:
+        """Register numbers as buffers, which model files hold if they are ``stored``."""
+        for name, values in tables.items():
+            table = torch.tensor(values, dtype=torch.float64)
+            self.register_buffer(name, table, persistent=stored)
