@@ -15,8 +15,8 @@ from clebsch.interop.blocks import E3NN_SILU_GAIN, Path, linear_blocks
 from clebsch.interop.inert import Global
 from clebsch.interop.modules import Module, one_multiplicity, refuse
 from clebsch.kernels.reference import SILU_GAIN
-from clebsch.nn.gated_basis import ChannelMap, EdgeNetwork, GatedAtomicBasis
-from clebsch.nn.linear import IrrepsLinear
+from clebsch.nn.gated_basis import EdgeNetwork, GatedAtomicBasis
+from clebsch.nn.linear import ChannelMap, IrrepsLinear
 
 #: What e3nn multiplies the logistic function by.
 E3NN_SIGMOID_GAIN = 1.8467055342154763

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
 from clebsch.models.section import RadialBasisConfig
-from clebsch.nn.gated_basis import ChannelMap
-from clebsch.nn.linear import IrrepsLinear, SpeciesLinear
+from clebsch.nn.linear import ChannelMap, IrrepsLinear, SpeciesLinear
 from clebsch.nn.radial import (
     BernsteinBasis,
     BesselBasis,

@@ -26,55 +26,8 @@ from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import ConvolutionPlan
 from clebsch.nn.gate import Gate, gates
-from clebsch.nn.linear import IrrepsLinear
+from clebsch.nn.linear import ChannelMap, IrrepsLinear
 from clebsch.nn.radial import EdgeGeometry
-
-
-class ChannelMap(nn.Module):
-    """A linear map between features of different numbers of channels, a matrix for each irrep.
-
-    As ``IrrepsLinear``, but for the channels; irreps that the input lacks are zero in the output.
-
-    Args:
-        irreps: of the input.
-        copies: of each input irrep.
-        channels: of the input.
-        irreps_out: of the output; one that occurs several times has a matrix each time.
-        channels_out: of the output.
-    """
-
-    def __init__(
-        self,
-        irreps: Irreps,
-        copies: tuple[int, ...],
-        channels: int,
-        irreps_out: Irreps,
-        channels_out: int,
-    ) -> None:
-        super().__init__()
-        self.irreps, self.irreps_out = irreps, irreps_out
-        self.sizes = [irrep.dim * n for irrep, n in zip(irreps, copies, strict=True)]
-        self.present = Irreps(irrep for irrep in irreps_out if irrep in irreps)
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(copies[irreps.index(irrep)] * channels, channels_out))
-            for irrep in self.present
-        )
-        self.channels_out = channels_out
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Args: features [N, sum of copies x (2l + 1), K]. Returns: [N, irreps_out.dim, K']."""
-        parts = features.split(self.sizes, dim=1)
-        n_atoms = features.shape[0]  # of any number in recordings, where len() would fix it
-        weights = iter(self.weights)
-        made = []
-        for irrep in self.irreps_out:
-            if irrep not in self.irreps:
-                made.append(features.new_zeros(n_atoms, irrep.dim, self.channels_out))
-                continue
-            weight = next(weights)
-            rows = parts[self.irreps.index(irrep)].reshape(n_atoms, irrep.dim, len(weight))
-            made.append(rows @ (weight / math.sqrt(len(weight))))
-        return torch.cat(made, dim=1)
 
 
 class EdgeNetwork(nn.Module):
