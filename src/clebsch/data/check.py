@@ -16,6 +16,7 @@ from clebsch.data.check_geometry import (
     check_boxes,
     check_contacts,
     check_duplicates,
+    check_lone_atoms,
     check_periodicity,
 )
 from clebsch.data.check_labels import (
@@ -31,14 +32,26 @@ from clebsch.data.check_labels import (
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NO_NUMBER, QUANTITIES, Census, how_to_name
-from clebsch.data.references import fit_references, isolated_atoms, nearest_image
+from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.errors import DataError
 
 #: Names are nearly the same from this ratio of ``difflib`` on; "kinetic_energy" is at 0.67.
 NEAR = 0.7
 
-#: No element's crystal of one atom has its nearest image so far away, Angstrom.
-LONE = 5.5
+#: What tells whether labels are in the units and signs that training takes them for; quick.
+LABEL_CHECKS = (check_energy_unit, check_derivatives, check_free_energy, check_forces)
+
+#: What else looks at all structures but isolated atoms.
+_CHECKS = (
+    check_energy_grid,
+    check_outliers,
+    check_states,
+    check_lone_atoms,
+    check_contacts,
+    check_duplicates,
+    check_boxes,
+    check_periodicity,
+)
 
 _STYLE = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -138,15 +151,8 @@ def check_frames(
         findings.append(Finding("error", "isolated atoms", str(error)))
     findings += _check_label_presence(rest, census)
     findings += _check_references(rest, known)
-    findings += check_labels(rest)
-    findings += check_energy_grid(rest)
-    findings += check_outliers(rest)
-    findings += check_states(rest)
-    findings += _check_lone_atoms(rest)
-    findings += check_contacts(rest)
-    findings += check_duplicates(rest)
-    findings += check_boxes(rest)
-    findings += check_periodicity(rest)
+    for check in (*LABEL_CHECKS, *_CHECKS):
+        findings += check(rest)
     findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.severity))
     sizes = [len(frame) for frame in frames]
     formulas = Counter(frame.formula for frame in frames)
@@ -163,12 +169,6 @@ def check_frames(
         census=census,
         findings=tuple(findings),
     )
-
-
-def check_labels(frames: Sequence[Frame]) -> list[Finding]:
-    """Whether labels are in the units and signs that training takes them for; quick."""
-    checks = (check_energy_unit, check_derivatives, check_free_energy, check_forces)
-    return [finding for check in checks for finding in check(frames)]
 
 
 def _check_label_presence(frames: list[Frame], census: Census | None) -> list[Finding]:
@@ -191,7 +191,7 @@ def _check_label_presence(frames: list[Frame], census: Census | None) -> list[Fi
             text = f"{len(without)} structures have no label"
             findings.append(Finding.about("warning", "no labels", without, text))
     for label in ("energy", "forces", "stress"):
-        lacking = [f for f in frames if not _has(f, label) and f not in bare]
+        lacking = [f for f in frames if f.has_labels and not _has(f, label)]
         if label == "forces" and 0 < len(lacking) == len(frames) - len(bare):
             findings.append(_no_forces(census))
         if 0 < len(lacking) < len(frames) - len(bare):
@@ -249,18 +249,6 @@ def _has(frame: Frame, label: str) -> bool:
     """Whether a frame has a label, be it one of weight 0."""
     name = "stress" if label == "virial" else label
     return getattr(frame, name) is not None or name in frame.left_out
-
-
-def _check_lone_atoms(frames: list[Frame]) -> list[Finding]:
-    """Single atoms in boxes that are rather large for a crystal and too small to say it all."""
-    lone = [f for f in frames if len(f) == 1 and f.energy is not None and nearest_image(f) > LONE]
-    if not lone or len(lone) == len(frames):
-        return []
-    text = (
-        f"{len(lone)} structures are a single atom with images more than {LONE:g} A away: isolated "
-        "atoms, whose energies are references, say config_type=isolated_atom"
-    )
-    return [Finding.about("warning", "lone atoms", lone, text)]
 
 
 def _check_references(frames: list[Frame], known: dict[str, float]) -> list[Finding]:

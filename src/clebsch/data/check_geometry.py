@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame
 from clebsch.data.rawframe import where
+from clebsch.data.references import nearest_image
 from clebsch.data.statistics import neighbor_pairs
 from clebsch.neighbors import ONE_PLACE
 
@@ -23,6 +24,9 @@ CLOSE = 0.65
 
 #: An atom is detached if no other is within this multiple of the sum of their covalent radii.
 DETACHED = 2.5
+
+#: No element's crystal of one atom has its nearest image so far away, Angstrom.
+LONE = 5.5
 
 #: Atom pairs are looked for up to this distance, Angstrom.
 REACH = 6.0
@@ -108,6 +112,18 @@ def _vacuum(frame: Frame) -> float:
     fractional = np.sort(np.linalg.solve(frame.cell.T, frame.positions.T).T % 1.0, axis=0)
     gaps = np.diff(np.vstack([fractional, fractional[:1] + 1]), axis=0).max(axis=0)
     return float((gaps * heights).min())
+
+
+def check_lone_atoms(frames: Sequence[Frame]) -> list[Finding]:
+    """Single atoms in boxes that are rather large for a crystal and too small to say it all."""
+    lone = [f for f in frames if len(f) == 1 and f.energy is not None and nearest_image(f) > LONE]
+    if not lone or len(lone) == len(frames):
+        return []
+    text = (
+        f"{len(lone)} structures are a single atom with images more than {LONE:g} A away: isolated "
+        "atoms, whose energies are references, say config_type=isolated_atom"
+    )
+    return [Finding.about("warning", "lone atoms", lone, text)]
 
 
 def check_periodicity(frames: Sequence[Frame]) -> list[Finding]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from ase.data import chemical_symbols
 
 import clebsch
-from clebsch.data.check import check_labels
+from clebsch.data.check import LABEL_CHECKS
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import BatchSampler, LabelledGraphs
@@ -79,7 +80,7 @@ def prepare(config: Config, say: Say) -> Prepared:
         ConfigError: the chosen validation metric has no labels.
     """
     train_frames, valid_frames, known = read_data(config.data, config.seed)
-    for finding in check_labels(train_frames):
+    for finding in chain.from_iterable(check(train_frames) for check in LABEL_CHECKS):
         if finding.severity != "info":
             say(f"Data, {finding.severity}: {finding.message} (clebsch check says more)")
     numbers = sorted({int(z) for frame in train_frames for z in frame.numbers})
