@@ -22,6 +22,7 @@ LAYERS = (
     "elements",
     "files",
     "memory",
+    "processor",
     "interrupt",
     "rounding",
     "graph",

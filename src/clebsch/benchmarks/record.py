@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -20,6 +19,7 @@ from rich.table import Table
 from clebsch.benchmarks.compare import Row, memory, pairs, ratios
 from clebsch.benchmarks.jobs import OURS
 from clebsch.files import atomic_write
+from clebsch.processor import processor_name, usable_cores
 
 FORMAT = "clebsch-bench"
 FORMAT_VERSION = 1
@@ -73,13 +73,9 @@ def write_record(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -
 def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory in GiB, system."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
     return {
-        "cpu": _cpu_model(),
-        "cores": cores,
+        "cpu": processor_name(),
+        "cores": usable_cores(),
         "memory_gib": round(pages / 2**30, 1),
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
@@ -118,15 +114,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return platform.processor() if found is None else found[1]
 
 
 def _versions(rows: Sequence[Row]) -> dict[str, dict[str, str]]:

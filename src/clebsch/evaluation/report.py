@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -28,6 +27,7 @@ from clebsch.evaluation.predict import FramePrediction, wants_stress
 from clebsch.evaluation.tables import milli, short_source, worst_atom_text
 from clebsch.evaluation.viewer import StructureView
 from clebsch.files import atomic_write
+from clebsch.processor import processor_name, usable_cores
 
 if TYPE_CHECKING:
     from clebsch.potential import Potential
@@ -115,16 +115,8 @@ def potential_facts(potential: Potential) -> dict[str, str]:
 
 def machine() -> str:
     """Processor, usable cores and Python, in one line."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
-    return f"{name}, {cores} cores, {platform.system()}, Python {platform.python_version()}"
+    system, python = platform.system(), platform.python_version()
+    return f"{processor_name()}, {usable_cores()} cores, {system}, Python {python}"
 
 
 def _per_set(
