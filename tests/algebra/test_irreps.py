@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clebsch.algebra import Irrep, Irreps, parse_irreps, spherical_irreps
+from clebsch.algebra import Irrep, Irreps, spherical_irreps
 from clebsch.errors import ConfigError
 
 
@@ -49,23 +49,3 @@ def test_components_lie_one_irrep_after_another():
     assert irreps[1:] == Irreps.parse("1o+2e+3o")
     assert spherical_irreps(3) == irreps
     assert hash(spherical_irreps(3)) == hash(irreps)
-
-
-def test_a_channel_count_and_irreps_are_read_together():
-    assert parse_irreps("128x0e + 128x1o") == (128, spherical_irreps(1))
-    assert parse_irreps("0e+1o") == (1, spherical_irreps(1))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("128x0e+64x1o", r"one channel count.*'128x0e\+128x1o'"),
-        ("0x0e", "at least 1"),
-        ("128x0e,128x1o", "Cannot read"),
-        ("128x0e+", "Cannot read ''"),
-        ("64x0e+64x0e", "0e occurs twice"),
-    ],
-)
-def test_irreps_that_do_not_fit_the_layout_are_refused(text, message):
-    with pytest.raises(ConfigError, match=message):
-        parse_irreps(text)

@@ -22,7 +22,6 @@ from clebsch.algebra.irreps import (
     Irrep,
     Irreps,
     all_irreps,
-    parse_irreps,
     spherical_irreps,
 )
 from clebsch.algebra.rotation import irrep_matrix, irreps_matrix, random_rotation, wigner_d
@@ -40,7 +39,6 @@ __all__ = [
     "coupling_basis",
     "irrep_matrix",
     "irreps_matrix",
-    "parse_irreps",
     "random_rotation",
     "spherical_harmonics",
     "spherical_irreps",

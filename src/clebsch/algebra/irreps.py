@@ -16,7 +16,7 @@ from typing import overload
 from clebsch.errors import ConfigError
 
 _PARITY_LETTERS = {1: "e", -1: "o"}
-_TERM = re.compile(r"(?:(\d+)\s*x\s*)?(\d+)\s*([eo])")
+_IRREP = re.compile(r"(\d+)\s*([eo])")
 
 
 @total_ordering
@@ -43,12 +43,12 @@ class Irrep:
     @classmethod
     def parse(cls, text: str) -> Irrep:
         """Read "2e" or "1o"."""
-        match = _TERM.fullmatch(text.strip())
-        if match is None or match[1] is not None:
+        match = _IRREP.fullmatch(text.strip())
+        if match is None:
             raise ConfigError(
                 f"{text!r} is not an irrep: write l and e (even) or o (odd), such as '0e' or '1o'."
             )
-        return cls(int(match[2]), 1 if match[3] == "e" else -1)
+        return cls(int(match[1]), 1 if match[2] == "e" else -1)
 
     @property
     def dim(self) -> int:
@@ -162,35 +162,3 @@ def all_irreps(l_max: int) -> Irreps:
     """
     natural = spherical_irreps(l_max)
     return Irreps(Irrep(ir.l, parity) for ir in natural for parity in (ir.parity, -ir.parity))
-
-
-def parse_irreps(text: str) -> tuple[int, Irreps]:
-    """Read "128x0e+128x1o": one channel count and the irreps.
-
-    A missing multiplicity means 1.
-
-    Raises:
-        ConfigError: the text is not a sum of irreps, an irrep occurs twice, or the multiplicities
-            differ: features are [n_nodes, components, channels] with one channel count.
-    """
-    channels: dict[Irrep, int] = {}
-    for term in text.split("+"):
-        match = _TERM.fullmatch(term.strip())
-        if match is None:
-            raise ConfigError(
-                f"Cannot read {term.strip()!r} in irreps {text!r}: write multiplicity x l parity, "
-                "terms joined by '+', such as '128x0e+128x1o'."
-            )
-        irrep = Irrep.parse(match[2] + match[3])
-        if irrep in channels:
-            raise ConfigError(f"{irrep} occurs twice in irreps {text!r}: give it once.")
-        channels[irrep] = int(match[1] or 1)
-    counts = sorted(set(channels.values()))
-    if len(counts) > 1 or counts[0] == 0:
-        most = max(counts[-1], 1)
-        wanted = "+".join(f"{most}x{irrep}" for irrep in channels)
-        raise ConfigError(
-            f"Irreps {text!r} have multiplicities {', '.join(map(str, counts))}: all irreps share "
-            f"one channel count of at least 1, such as {wanted!r}."
-        )
-    return counts[0], Irreps(channels)

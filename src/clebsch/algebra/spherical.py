@@ -21,7 +21,7 @@ from torch import Tensor
 
 @cache
 def _recurrence(degree: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The factors [2l-1, 1] of y Y_(l-1) and [2l-3, 1] of r^2 Y_(l-2), m ascending."""
+    """The factors [2l-1, 1] of y Y_(l-1) and [2l-3, 1] of Y_(l-2), m ascending."""
     # Built outside inference mode: a tensor born inside it could never be used in training.
     with torch.inference_mode(False):
         m = torch.arange(1 - degree, degree, dtype=torch.float64)[:, None]
@@ -31,11 +31,11 @@ def _recurrence(degree: int, dtype: torch.dtype, device: torch.device) -> tuple[
         return upper.to(device, dtype), lower[1:-1].to(device, dtype)
 
 
-def spherical_harmonics(vectors: Tensor, l_max: int, normalize: bool = True) -> Tensor:
-    """Real spherical harmonics Y_lm of degrees 0 to ``l_max``.
+def spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
+    """Real spherical harmonics Y_lm of degrees 0 to ``l_max``, of the directions of vectors.
 
     Only torch operations, differentiable any number of times; everything is polynomial, so the
-    polar axis is no special place. At fixed m
+    polar axis is no special place. Of vectors divided by their length, so that r = 1, at fixed m
 
         Y_lm = a_lm (y Y_(l-1)m - b_lm r^2 Y_(l-2)m),
         a_lm^2 = (4 l^2 - 1) / (l^2 - m^2),  b_lm^2 = ((l-1)^2 - m^2) / (4 (l-1)^2 - 1),
@@ -43,11 +43,8 @@ def spherical_harmonics(vectors: Tensor, l_max: int, normalize: bool = True) -> 
     and the two outermost components are the imaginary and real part of (z + i x)^l.
 
     Args:
-        vectors: [..., 3] x, y, z in any unit; float32 or float64.
+        vectors: [..., 3] x, y, z in any unit; float32 or float64. The zero vector gives NaN.
         l_max: highest degree, 0 or more.
-        normalize: divide by the length first; the zero vector then gives NaN. Without it the
-            harmonics are homogeneous polynomials of degree l, r^l times those of the direction,
-            and unit vectors give the same as with it.
 
     Returns:
         [..., (l_max+1)^2], degree l at ``l**2:(l+1)**2``, contiguous, in the dtype of ``vectors``.
@@ -59,28 +56,24 @@ def spherical_harmonics(vectors: Tensor, l_max: int, normalize: bool = True) -> 
         raise ValueError(f"vectors must be [..., 3], not {tuple(vectors.shape)}")
     if l_max < 0:
         raise ValueError(f"l_max must be 0 or more, not {l_max}")
-    if normalize:
-        vectors = vectors * vectors.square().sum(-1, keepdim=True).rsqrt()
+    vectors = vectors * vectors.square().sum(-1, keepdim=True).rsqrt()
     # Components lead inside, so that every operation runs along contiguous vectors.
     xyz = vectors.reshape(-1, 3).t().contiguous()  # [3, n]
-    degrees = _degrees(xyz, l_max, unit=normalize)
+    degrees = _degrees(xyz, l_max)
     harmonics = torch.cat(degrees).t().contiguous()  # [n, (l_max+1)^2]
     return harmonics.reshape(*vectors.shape[:-1], (l_max + 1) ** 2)
 
 
-def _degrees(xyz: Tensor, l_max: int, unit: bool) -> list[Tensor]:
-    """[2l+1, n] of each degree, for x, y and z in [3, n]; ``unit`` promises unit vectors."""
+def _degrees(xyz: Tensor, l_max: int) -> list[Tensor]:
+    """[2l+1, n] of each degree, for x, y and z of unit vectors, [3, n]."""
     degrees = [torch.ones_like(xyz[:1])]
     if l_max == 0:
         return degrees
     degrees.append(sqrt(3) * xyz)
     x, y, z = xyz.split(1)
-    radius_squared = None if unit else xyz.square().sum(0, keepdim=True)
     for degree in range(2, l_max + 1):
         upper, lower = _recurrence(degree, xyz.dtype, xyz.device)
         previous, before = degrees[-1], degrees[-2]
-        if radius_squared is not None:
-            before = radius_squared * before
         inner = upper * (y * previous)  # [2l-1, n]: |m| < l
         inner = inner - torch.nn.functional.pad(lower * before, (0, 0, 1, 1))
         outermost = sqrt(1 + 1 / (2 * degree))
