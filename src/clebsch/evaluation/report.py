@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import atomic_numbers
 
+import clebsch
 from clebsch.conventions import VOIGT
 from clebsch.data.frame import Frame
 from clebsch.errors import ClebschError
@@ -98,16 +98,12 @@ def check_suffix(path: Path) -> None:
 def potential_facts(potential: Potential) -> dict[str, str]:
     """What a reader must know of the model and of where the numbers were made."""
     n_parameters = sum(p.numel() for p in potential.parameters())
-    try:
-        package = version("clebsch")
-    except PackageNotFoundError:
-        package = "not installed"
     return {
         "Elements": ", ".join(potential.species),
         "Parameters": f"{n_parameters:,}".replace(",", "\u202f"),
         "Cut-off": f"{potential.cutoff:g} Å",
         "Precision": str(potential.dtype).removeprefix("torch."),
-        "Clebsch version": package,
+        "Clebsch version": clebsch.__version__,
         "Machine": machine(),
         "Date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
