@@ -11,8 +11,6 @@ import torch
 from clebsch.errors import BackendError, did_you_mean
 from clebsch.kernels.backend import Kernels
 
-VERSION = str(torch.__version__)
-
 #: Backends by name, fastest first, with the module that holds each.
 BACKENDS = {
     "llvm": "clebsch.kernels.cpu",
@@ -39,7 +37,7 @@ def load_backend(name: str) -> Kernels:
         module = importlib.import_module(BACKENDS[name])
     except (ImportError, RuntimeError, OSError) as error:
         mend = isinstance(error, ImportError) and name == "triton"
-        hint = f" (pip install triton; torch is {VERSION})" if mend else ""
+        hint = f" (pip install triton; torch is {torch.__version__})" if mend else ""
         reason = f"the {name} backend cannot be used on this machine: {error}{hint}"
         raise BackendError(reason) from None
     return Kernels(name, *(getattr(module, field.name) for field in fields(Kernels)[1:]))
@@ -68,14 +66,16 @@ def _check_device(device: torch.device) -> None:
         BackendError: there is none for it, or it is not one that the backend was written for.
     """
     if device.type not in FASTEST:
-        raise BackendError(f"there is no fast backend for {device.type} devices (torch {VERSION})")
+        raise BackendError(
+            f"there is no fast backend for {device.type} devices (torch {torch.__version__})"
+        )
     if device.type != "cuda" or not torch.cuda.is_available():
         return
     name = torch.cuda.get_device_name(device)
     if torch.version.hip:
         raise BackendError(
             f"the triton backend has never been tried on AMD's GPUs, as this {name} with torch "
-            f'{VERSION} and ROCm {torch.version.hip} (use_backend("triton") tries it)'
+            f'{torch.__version__} and ROCm {torch.version.hip} (use_backend("triton") tries it)'
         )
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
