@@ -1,11 +1,10 @@
 """The CPU backend: the heavy operations as machine code written for one plan, through LLVM.
 
-``machine`` compiles, ``emit`` is the language that kernels are written in, ``convolution_code``,
-``edge_product_code``, ``polynomial_code`` and ``tree_code`` write them, ``convolution``,
-``edge_product``, ``product`` and ``tree`` are the operators that torch sees, with first and second
-derivatives. Values and derivatives equal those of ``clebsch.kernels.reference`` to rounding. Third
-derivatives do not exist here, but for what is linear in each of its factors: asking for them raises
-an error.
+``machine`` compiles, ``emit`` is the language that kernels are written in, the modules that end in
+``_code`` write them, and those that are imported here hold the operators that torch sees, with
+first and second derivatives. Values and derivatives equal those of ``clebsch.kernels.reference`` to
+rounding. Third derivatives do not exist here, but for what is linear in each of its factors: asking
+for them raises an error.
 """
 
 from __future__ import annotations

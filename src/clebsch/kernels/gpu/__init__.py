@@ -1,15 +1,15 @@
 """The GPU backend: convolution, product basis and harmonics in Triton's language, for one plan.
 
-``source`` is what kernels are written with, ``convolution_code``, ``polynomial_code``,
-``harmonics_code`` and ``bessel_code`` write them, ``machine`` has Triton take them and launches
-them as ``tuning`` found fastest, ``convolution``, ``product``, ``harmonics`` and ``bessel`` are the
-operators that torch sees, with first and second derivatives. Values and derivatives equal those of
-``clebsch.kernels.reference`` to rounding, and have the same bits in every run: ``rows`` takes and
-sums rows without atomics. Linear maps and products on edges are made of it and of torch's matrix
-products in ``linear_maps`` and ``edge_product``. Nothing waits for the device, so that evaluations
-can be captured as CUDA graphs, except while ``tuning`` times launches at first use. Linear ACE's
-polynomial alone is the reference's, which does wait and adds with atomics. With
-``TRITON_INTERPRET=1`` kernels are interpreted on the CPU: slow, and meant for tests.
+``source`` is what kernels are written with, the modules that end in ``_code`` write them,
+``machine`` has Triton take them and launches them as ``tuning`` found fastest, and the modules that
+are imported here hold the operators that torch sees, with first and second derivatives (tabulated
+path weights: with first ones). Values and derivatives equal those of ``clebsch.kernels.reference``
+to rounding, and have the same bits in every run: ``rows`` takes and sums rows without atomics.
+Linear maps and products on edges are made of it and of torch's matrix products in ``linear_maps``
+and ``edge_product``. Nothing waits for the device, so that evaluations can be captured as CUDA
+graphs, except while ``tuning`` times launches at first use. Linear ACE's polynomial alone is the
+reference's, which does wait and adds with atomics. With ``TRITON_INTERPRET=1`` kernels are
+interpreted on the CPU: slow, and meant for tests.
 """
 
 from __future__ import annotations
