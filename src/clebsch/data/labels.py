@@ -136,8 +136,7 @@ def take_census(paths: Sequence[Path], frames: Iterable[RawFrame]) -> Census:
     n_frames = 0
     for frame in frames:
         n_frames += 1
-        places = (("info", frame.info), ("arrays", frame.arrays), ("calculator", frame.results))
-        for place, held in places:
+        for place, held in frame.places.items():
             for key, value in held.items():
                 shape = _shape(value, len(frame.numbers), per_atom=place == "arrays")
                 old = seen.get((place, key))

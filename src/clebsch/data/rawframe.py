@@ -33,10 +33,14 @@ class RawFrame:
     results: dict[str, Any] = field(default_factory=dict)
     source: str = ""
 
+    @property
+    def places(self) -> dict[str, dict[str, Any]]:
+        """What is held, by the place where it stands: info, arrays or calculator."""
+        return {"info": self.info, "arrays": self.arrays, "calculator": self.results}
+
     def lookup(self, key: str) -> list[tuple[str, Any]]:
-        """All places that hold ``key``, as (place, value); place is info, arrays or calculator."""
-        places = (("info", self.info), ("arrays", self.arrays), ("calculator", self.results))
-        return [(place, held[key]) for place, held in places if key in held]
+        """All places that hold ``key``, as (place, value)."""
+        return [(place, held[key]) for place, held in self.places.items() if key in held]
 
     @property
     def where(self) -> str:
