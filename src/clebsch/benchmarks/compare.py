@@ -122,14 +122,7 @@ def _published(system: System, channels: int, message_l: int, cutoff: float = 5.
         cutoff=cutoff,
         update=UpdateConfig(first_layer="residual"),
     )
-    return Case(system, config, hidden_irreps(channels, message_l), system.species)
-
-
-def hidden_irreps(channels: int, message_l: int) -> str:
-    """Node features in the usual notation: 128x0e+1o."""
-    return f"{channels}x" + "+".join(
-        f"{degree}{'eo'[degree % 2]}" for degree in range(message_l + 1)
-    )
+    return Case(system, config, f"{channels}x{config.messages}", system.species)
 
 
 def measure_all(
