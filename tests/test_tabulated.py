@@ -96,6 +96,11 @@ def test_it_can_be_neither_trained_nor_saved(tmp_path: Path) -> None:
         tested(tested.graph(ethanol()), "hessian")
 
 
+def test_tables_are_made_of_networks_not_of_tables() -> None:
+    with pytest.raises(ClebschError, match="tabulate the one that it was made from"):
+        potential("mace three layers with ZBL").tabulated().tabulated(0.01)
+
+
 def test_the_original_is_left_as_it_was() -> None:
     exact = potential()
     graph = exact.graph(ethanol())

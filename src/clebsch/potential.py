@@ -552,7 +552,10 @@ class Potential(nn.Module):
 
         Raises:
             ConfigError: another spacing.
+            ClebschError: the potential is tabulated already.
         """
+        if self.is_tabulated:
+            raise ClebschError("a tabulated potential: tabulate the one that it was made from")
         if not 0 < spacing <= self.cutoff / 20:
             raise ConfigError(
                 f"tables with a spacing of {spacing} Angstrom: it is above 0 and at most "

@@ -254,10 +254,10 @@ class MessagePassing(Network):
         for layer in self.layers:
             assert isinstance(layer, Layer)
             radial = layer.atomic_basis.radial
-            if isinstance(radial, RadialNetwork):
-                layer.atomic_basis.radial = RadialTable(
-                    radial, self.radial_basis, self.config.cutoff, spacing, self.envelope
-                )
+            assert isinstance(radial, RadialNetwork)
+            layer.atomic_basis.radial = RadialTable(
+                radial, self.radial_basis, self.config.cutoff, spacing, self.envelope
+            )
 
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """What MACE's recipe decays: the weights of equations 10 and 11 (appendix A.5.1)."""
