@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from ase.symbols import Symbols
 from pydantic import BaseModel, ConfigDict
 
 from clebsch.data.extxyz import BROKEN_STREAM, OPENERS
@@ -194,7 +193,7 @@ def difference(facts: DataFile, frames: Sequence[Frame]) -> str | None:
     """In what structures differ from the published ones; None if in nothing that is known."""
     if facts.frames is not None and len(frames) != facts.frames:
         return f"{len(frames)} structures instead of {facts.frames}"
-    formulas = {str(Symbols(frame.numbers).get_chemical_formula("hill")) for frame in frames}
+    formulas = {frame.formula for frame in frames}
     if facts.formulas and formulas != set(facts.formulas):
         return f"structures of {', '.join(sorted(formulas))}, not of {', '.join(facts.formulas)}"
     if facts.energy_mean is not None and facts.energy_std is not None:
