@@ -1,7 +1,8 @@
 """The command line: parse, call one function, say where the results are.
 
 Exit status: 0 done; 1 done, but the answer is bad (a relaxation that did not converge, dynamics
-that blew up, data with errors, a training that kept no model); 2 an error in what was given; 130
+that blew up, data with errors or files that are missing, a training that kept no model, a
+measurement that failed, a model that computes wrongly); 2 an error in what was given; 130
 interrupted: what was saved is said.
 
 Imports that cost time are inside the commands, so that ``clebsch --help`` is quick.
@@ -25,6 +26,9 @@ from clebsch.cli_convert import convert
 from clebsch.cli_data import data as data_command
 from clebsch.cli_doctor import doctor
 from clebsch.cli_options import (
+    BAD_ANSWER,
+    BAD_INPUT,
+    INTERRUPTED,
     TF32,
     AsJSON,
     Data,
@@ -61,8 +65,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-BAD_ANSWER, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 @app.callback(invoke_without_command=True)

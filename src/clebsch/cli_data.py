@@ -10,13 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clebsch.cli_options import AsJSON
+from clebsch.cli_options import BAD_ANSWER, AsJSON
 from clebsch.errors import ConfigError
 
 if TYPE_CHECKING:
     from clebsch.data.datasets import DataSet, FoundFile
-
-MISSING = 1
 
 
 def data(
@@ -55,7 +53,7 @@ def data(
     else:
         _print(chosen, found)
     if lacking:
-        raise typer.Exit(MISSING)
+        raise typer.Exit(BAD_ANSWER)
 
 
 def _list(known: dict[str, DataSet], as_json: bool) -> None:

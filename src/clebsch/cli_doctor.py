@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clebsch.cli_options import AsJSON, Fix, Head, Model, fixed_properties, precision
+from clebsch.cli_options import BAD_ANSWER, AsJSON, Fix, Head, Model, fixed_properties, precision
 from clebsch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def doctor(
     else:
         _print(found, Console())
     if found.failures:
-        raise typer.Exit(1)
+        raise typer.Exit(BAD_ANSWER)
 
 
 def _read(path: Path) -> dict[str, Atoms]:

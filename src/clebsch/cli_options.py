@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and what is made of them."""
+"""Options, arguments and exit statuses that several commands share; what is made of options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from clebsch.data.labels import LabelKeys
     from clebsch.potential import Potential
+
+#: Exit statuses; ``clebsch.cli`` says when each is given.
+BAD_ANSWER, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 Periodicity = Literal["file", "none"]
 

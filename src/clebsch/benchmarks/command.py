@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clebsch.cli_options import precision, usable_device
+from clebsch.cli_options import BAD_ANSWER, precision, usable_device
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.files import check_output
 
@@ -118,7 +118,7 @@ def bench(
     for line in failed:
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
-        raise typer.Exit(1)
+        raise typer.Exit(BAD_ANSWER)
 
 
 def _print_whole(table: Table) -> None:

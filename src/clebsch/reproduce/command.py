@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from clebsch.cli_options import precision
+from clebsch.cli_options import INTERRUPTED, precision
 from clebsch.errors import ConfigError
 
 if TYPE_CHECKING:
     from clebsch.reproduce.suites import Suite
-
-INTERRUPTED = 130
 
 
 def reproduce(
