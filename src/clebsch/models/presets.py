@@ -231,7 +231,7 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     settings = dict(model)
     preset = settings.pop("preset", None)
     if preset is not None:
-        settings = _merged(preset_to_change(preset, settings), settings)
+        settings = merged(preset_to_change(preset, settings), settings)
     kind = CONFIGS[architecture(settings)]
     try:
         return kind.model_validate(settings)
@@ -257,12 +257,13 @@ def preset_to_change(
     return {"name": config.name, **config.model_dump(mode=mode, exclude_unset=True)}
 
 
-def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others in their place; of sections that both have, key by key."""
+    found = dict(base)
     for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if nested else value
-    return merged
+        nested = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if nested else value
+    return found
 
 
 def _explain(error: ValidationError, kind: type[ModelConfig]) -> str:

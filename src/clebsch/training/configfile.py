@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from clebsch.errors import ClebschError, ConfigError, did_you_mean
 from clebsch.files import atomic_write, no_such_file
 from clebsch.modelfile import read_potential
 from clebsch.models.config import CONFIGS, architecture
-from clebsch.models.presets import preset_to_change
+from clebsch.models.presets import merged, preset_to_change
 from clebsch.training.config import (
     ALTERNATIVES,
     DEFAULT_MODEL,
@@ -203,7 +203,7 @@ def _resolve(tree: Tree, place: Any) -> Tree:
             base = preset_to_change(str(model["preset"]), changes, "json")
         except ConfigError as error:
             raise ConfigError(f"{place('model')}: model: {error}") from None
-        model = _merged(base, changes)
+        model = merged(base, changes)
     if isinstance(model, dict):
         try:
             model = {**model, "name": architecture(model)}
@@ -218,7 +218,7 @@ def _resolve(tree: Tree, place: Any) -> Tree:
         for group in ALTERNATIVES:
             if any(training.get(name) is not None for name in group):
                 base = {key: value for key, value in base.items() if key not in group}
-        training = _merged(base, training)
+        training = merged(base, training)
     resolved["training"] = training
     data = resolved.get("data")
     if isinstance(data, dict) and all(data.get(name) is None for name in VALIDATION_SETS):
@@ -238,7 +238,7 @@ def _model_of_file(tree: Tree, place: Any) -> Tree:
     except ClebschError as error:
         raise ConfigError(f"{place('initial')}: initial: {error}") from None
     given = tree.get("model", {})
-    changed = _merged(found, given) if isinstance(given, dict) else None
+    changed = merged(found, given) if isinstance(given, dict) else None
     if changed != found:
         raise ConfigError(
             f"{place('model')}: model: it is that of {path}, from which training starts "
@@ -260,14 +260,6 @@ def _check_sections(architecture: Any, tree: Tree, place: Any) -> None:
             given = tree[section]
             key = f"{section}.{next(iter(given))}" if isinstance(given, dict) else section
             raise ConfigError(f"{place(key)}: {key}: of no use here: {reason}")
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if nested else value
-    return merged
 
 
 def _explain(error: ValidationError, place: Any) -> str:
