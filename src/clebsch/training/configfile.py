@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +27,8 @@ from clebsch.training.config import (
 )
 
 Tree = dict[str, Any]
+#: Where a key was given, for messages: a file, or the command line.
+Place = Callable[[str], str]
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -171,7 +173,7 @@ def _parse(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r}: {error}") from None
 
 
-def _assign(tree: Tree, key: str, value: Any, place: Any) -> None:
+def _assign(tree: Tree, key: str, value: Any, place: Place) -> None:
     *sections, name = key.split(".")
     for depth, section in enumerate(sections, 1):
         inner = {} if tree.get(section) is None else tree[section]
@@ -187,46 +189,60 @@ def _assign(tree: Tree, key: str, value: Any, place: Any) -> None:
     tree[name] = value
 
 
-def _resolve(tree: Tree, place: Any) -> Tree:
+def _resolve(tree: Tree, place: Place) -> Tree:
     """The tree with preset, recipe and validation set filled in."""
     resolved = {
         key: {} if value is None and key != "initial" else value for key, value in tree.items()
     }
     if resolved.get("initial") is not None:
         resolved["model"] = _model_of_file(resolved, place)
-    model = resolved.get("model", DEFAULT_MODEL)
-    if isinstance(model, str):
-        model = {"preset": model}
-    if isinstance(model, dict) and "preset" in model:
-        changes = {key: value for key, value in model.items() if key != "preset"}
-        try:
-            base = preset_to_change(str(model["preset"]), changes, "json")
-        except ConfigError as error:
-            raise ConfigError(f"{place('model')}: model: {error}") from None
-        model = merged(base, changes)
+    model = _with_preset(resolved.get("model", DEFAULT_MODEL), place)
     if isinstance(model, dict):
-        try:
-            model = {**model, "name": architecture(model)}
-        except ConfigError as error:
-            raise ConfigError(f"{place('model.name')}: {error}") from None
         _check_sections(model["name"], tree, place)
-    resolved["model"] = model
     recipe = resolved.setdefault("recipe", DEFAULT_RECIPE)
-    training = resolved.get("training", {})
-    if isinstance(recipe, str) and recipe in RECIPES and isinstance(training, dict):
-        base = dict(RECIPES[recipe])
-        for group in ALTERNATIVES:
-            if any(training.get(name) is not None for name in group):
-                base = {key: value for key, value in base.items() if key not in group}
-        training = merged(base, training)
-    resolved["training"] = training
+    training = _with_recipe(resolved.get("training", {}), recipe)
+    resolved |= {"model": model, "training": training}
     data = resolved.get("data")
     if isinstance(data, dict) and all(data.get(name) is None for name in VALIDATION_SETS):
         resolved["data"] = data | {"valid_fraction": DEFAULT_VALID_FRACTION}
     return resolved
 
 
-def _model_of_file(tree: Tree, place: Any) -> Tree:
+def _with_preset(model: Any, place: Place) -> Any:
+    """The section ``model`` with what its preset says, and with its architecture's name.
+
+    Raises:
+        ConfigError: an unknown preset or architecture, or one that does not go with the other.
+    """
+    if isinstance(model, str):
+        model = {"preset": model}
+    if not isinstance(model, dict):
+        return model
+    if "preset" in model:
+        changes = {key: value for key, value in model.items() if key != "preset"}
+        try:
+            base = preset_to_change(str(model["preset"]), changes, "json")
+        except ConfigError as error:
+            raise ConfigError(f"{place('model')}: model: {error}") from None
+        model = merged(base, changes)
+    try:
+        return {**model, "name": architecture(model)}
+    except ConfigError as error:
+        raise ConfigError(f"{place('model.name')}: {error}") from None
+
+
+def _with_recipe(training: Any, recipe: Any) -> Any:
+    """The section ``training`` with what the recipe says, unless an alternative is given."""
+    if not (isinstance(recipe, str) and recipe in RECIPES and isinstance(training, dict)):
+        return training
+    base = dict(RECIPES[recipe])
+    for group in ALTERNATIVES:
+        if any(training.get(name) is not None for name in group):
+            base = {key: value for key, value in base.items() if key not in group}
+    return merged(base, training)
+
+
+def _model_of_file(tree: Tree, place: Place) -> Tree:
     """The architecture of the model file that training starts from.
 
     Raises:
@@ -247,7 +263,7 @@ def _model_of_file(tree: Tree, place: Any) -> Tree:
     return found
 
 
-def _check_sections(architecture: Any, tree: Tree, place: Any) -> None:
+def _check_sections(architecture: Any, tree: Tree, place: Place) -> None:
     """Refuse sections that say how to train another kind of model."""
     linear = architecture == "ace"
     for section in ("training", "recipe") if linear else ("fit",):
@@ -262,7 +278,7 @@ def _check_sections(architecture: Any, tree: Tree, place: Any) -> None:
             raise ConfigError(f"{place(key)}: {key}: of no use here: {reason}")
 
 
-def _explain(error: ValidationError, place: Any) -> str:
+def _explain(error: ValidationError, place: Place) -> str:
     """The first problem: where, which key, what was expected, what the key may have meant."""
     problems = error.errors()
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
