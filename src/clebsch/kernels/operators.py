@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _kernels: dict[Any, Callable[..., Any]] = {}
 
@@ -86,6 +87,11 @@ def remember_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """
     ctx.set_materialize_grads(False)
     remember(ctx, inputs, 2)
+
+
+def kept(values: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The values that are wanted, and None for others; there need be none where none is."""
+    return [values[place] if want else None for place, want in enumerate(wanted)]
 
 
 def needed(ctx: Any, index: int) -> bool:

@@ -14,7 +14,7 @@ from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.convolution_code import write_forward, write_gradients, write_second
 from clebsch.kernels.cpu.convolution_spec import BLOCK, TABLE, ConvolutionSpec, Wanted, turned
 from clebsch.kernels.cpu.operators import define, differentiable, last
-from clebsch.kernels.operators import needed, remember_gradients, remember_plan
+from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
@@ -215,16 +215,14 @@ def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]
     gradients = torch.ops.clebsch.convolve_gradients(
         *ctx.settings, wanted, *inputs, cotangent, weight_t, row_ptr, senders, receivers
     )
-    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return (None, *kept, None, None, None)
+    return (None, *kept(gradients, wanted), None, None, None)
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
     plan, returned = ctx.settings
     wanted = [needed(ctx, index) for index in range(2, 6)]
     radial, weight, harmonics, nodes, cotangent, weight_t, *graph = ctx.saved_tensors
-    kept = [d if want else None for d, want in zip(directions, returned, strict=True)]
-    t_radial, t_weight, t_harmonics, t_nodes = kept
+    t_radial, t_weight, t_harmonics, t_nodes = kept(directions, returned)
     results: list[Tensor | None] = [None] * 5
     if t_radial is not None or t_harmonics is not None or t_nodes is not None:
         second = torch.ops.clebsch.convolve_second(
@@ -241,7 +239,7 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
             weight_t,
             *graph,
         )
-        results = [d if want else None for d, want in zip(second, [*wanted, True], strict=True)]
+        results = kept(second, [*wanted, True])
     if t_weight is not None:  # the convolution is linear in the last radial weight
         wanted[1] = False
         more = torch.ops.clebsch.convolve_gradients(

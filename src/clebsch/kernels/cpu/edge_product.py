@@ -17,7 +17,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.edge_product_code import EdgeProductSpec, write_forward, write_gradients
 from clebsch.kernels.cpu.operators import define, differentiable
-from clebsch.kernels.operators import needed, remember_gradients, remember_plan
+from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
@@ -110,7 +110,7 @@ def _product_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
             gradients = torch.ops.clebsch.edge_product_gradients(
                 *ctx.settings, wanted, *inputs[first : first + 2], cotangent, row_ptr
             )
-        results += _kept(gradients, wanted)
+        results += kept(gradients, wanted)
     return (None, *results, None)
 
 
@@ -118,9 +118,7 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
     """Of ``t_tensors . d_tensors + t_environment . d_environment``, linear in all that it holds."""
     plan, returned = ctx.settings
     tensors, environment, cotangent, row_ptr = ctx.saved_tensors
-    t_tensors, t_environment = (
-        d if want else None for d, want in zip(directions, returned, strict=True)
-    )
+    t_tensors, t_environment = kept(directions, returned)
     wanted = [
         t_environment is not None and needed(ctx, 2),
         t_tensors is not None and needed(ctx, 3),
@@ -142,11 +140,7 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
     if pairs and needed(ctx, 4):
         pairs += [None] * (4 - len(pairs))
         d_cotangent = torch.ops.clebsch.edge_product(plan, *pairs, row_ptr)
-    return (None, None, *_kept(gradients, wanted), d_cotangent, None)
-
-
-def _kept(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-    return [gradients[place] if want else None for place, want in enumerate(wanted)]
+    return (None, None, *kept(gradients, wanted), d_cotangent, None)
 
 
 define(

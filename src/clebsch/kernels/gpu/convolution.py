@@ -15,7 +15,7 @@ from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu.convolution_walk import Radial, parts_by_node, parts_by_output
 from clebsch.kernels.gpu.operators import define, differentiable, last
 from clebsch.kernels.gpu.tuning import Setting
-from clebsch.kernels.operators import needed, remember_gradients, remember_plan
+from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 from clebsch.rounding import tf32_is_allowed
 
@@ -175,16 +175,14 @@ def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]
     gradients = torch.ops.clebsch_gpu.convolve_gradients(
         *ctx.settings, wanted, *inputs, cotangent, *graph
     )
-    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return (None, *kept, *(None for _ in graph))
+    return (None, *kept(gradients, wanted), *(None for _ in graph))
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
     plan, returned = ctx.settings
     wanted = [needed(ctx, index) for index in range(2, 5)]
     path_weights, harmonics, nodes, cotangent, *graph = ctx.saved_tensors
-    kept = [d if want else None for d, want in zip(directions, returned, strict=True)]
-    t_weights, t_harmonics, t_nodes = kept
+    t_weights, t_harmonics, t_nodes = kept(directions, returned)
     results: list[Tensor | None] = [None] * 4
     if t_weights is not None or t_harmonics is not None or t_nodes is not None:
         second = torch.ops.clebsch_gpu.convolve_second(
@@ -199,7 +197,7 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
             t_nodes,
             *graph,
         )
-        results = [d if want else None for d, want in zip(second, [*wanted, True], strict=True)]
+        results = kept(second, [*wanted, True])
     return (None, None, *results, *(None for _ in graph))
 
 

@@ -29,7 +29,7 @@ from clebsch.kernels.gpu.convolution import (
     walked,
 )
 from clebsch.kernels.gpu.operators import define, differentiable, last
-from clebsch.kernels.operators import needed, remember_gradients, remember_plan
+from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan
 
 #: Bytes of path weights that are stored at once, at most.
@@ -192,19 +192,18 @@ def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]
     gradients = torch.ops.clebsch_gpu.convolve_radial_gradients(
         *ctx.settings, wanted, *inputs, cotangent, *graph
     )
-    kept = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return (None, *kept, *(None for _ in graph))
+    return (None, *kept(gradients, wanted), *(None for _ in graph))
 
 
 def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
     plan, returned = ctx.settings
     wanted = [needed(ctx, index) for index in range(2, 6)]
     inputs, graph = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    kept = [d if want else None for d, want in zip(directions, returned, strict=True)]
+    given = kept(directions, returned)
     results: list[Tensor | None] = [None] * 5
-    if any(direction is not None for direction in kept):
-        second = torch.ops.clebsch_gpu.convolve_radial_second(plan, wanted, *inputs, *kept, *graph)
-        results = [d if want else None for d, want in zip(second, [*wanted, True], strict=True)]
+    if any(direction is not None for direction in given):
+        second = torch.ops.clebsch_gpu.convolve_radial_second(plan, wanted, *inputs, *given, *graph)
+        results = kept(second, [*wanted, True])
     return (None, None, *results, *(None for _ in graph))
 
 

@@ -22,7 +22,7 @@ from clebsch.kernels.gpu.convolution import (
     walked,
 )
 from clebsch.kernels.gpu.operators import define, differentiable, last
-from clebsch.kernels.operators import needed, remember_plan
+from clebsch.kernels.operators import kept, needed, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan
 
 
@@ -91,9 +91,7 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.clebsch_gpu.convolve_table_gradients(
         *ctx.settings, wanted, *inputs, cotangent, *graph
     )
-    places, harmonics, nodes = (
-        gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
-    )
+    places, harmonics, nodes = kept(gradients, wanted)
     return (None, places, None, harmonics, nodes, *(None for _ in graph))
 
 
