@@ -79,32 +79,6 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device))
 
 
-def frame_labels(frame: Frame) -> Labels:
-    """The labels of one frame as tensors."""
-    n = len(frame)
-    weights = (frame.energy_weight, frame.forces_weight, frame.stress_weight)
-    energy_weight, forces_weight, stress_weight = (
-        torch.tensor([frame.weight * weight], dtype=torch.float64) for weight in weights
-    )
-    return Labels(
-        energy=torch.tensor([frame.energy or 0.0], dtype=torch.float64),
-        forces=_tensor(frame.forces, (n, 3)),
-        stress=_tensor(frame.stress, (3, 3))[None],
-        has_energy=torch.tensor([frame.energy is not None]),
-        has_forces=torch.tensor([frame.forces is not None]),
-        has_stress=torch.tensor([frame.stress is not None]),
-        energy_weight=energy_weight,
-        forces_weight=forces_weight,
-        stress_weight=stress_weight,
-    )
-
-
-def _tensor(values: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
-    if values is None:
-        return torch.zeros(shape, dtype=torch.float64)
-    return torch.tensor(np.asarray(values), dtype=torch.float64).reshape(shape)
-
-
 def collate(
     graphs: Sequence[AtomGraph], labels: Sequence[Labels], frame_indices: Sequence[int]
 ) -> Batch:
@@ -133,6 +107,25 @@ def _apart(kind: type[_Item], columns: dict[str, tuple[Tensor, list[int]]]) -> l
     return [kind(**dict(zip(columns, values, strict=True))) for values in zip(*parts, strict=True)]
 
 
+def _labels(frames: Sequence[Frame]) -> list[Labels]:
+    """The labels of each frame, made together: tensors by the thousand take their time."""
+
+    each = [1] * len(frames)
+    sizes = [len(frame) for frame in frames]
+    forces = [np.zeros((len(f), 3)) if f.forces is None else f.forces for f in frames]
+    stress = [np.zeros((3, 3)) if f.stress is None else f.stress for f in frames]
+    columns = {
+        "energy": (torch.tensor([f.energy or 0.0 for f in frames], dtype=torch.float64), each),
+        "forces": (torch.from_numpy(np.concatenate(forces, dtype=np.float64)), sizes),
+        "stress": (torch.from_numpy(np.array(stress, dtype=np.float64)), each),
+    }
+    for term in ("energy", "forces", "stress"):
+        columns[f"has_{term}"] = torch.tensor([getattr(f, term) is not None for f in frames]), each
+        weights = [f.weight * getattr(f, f"{term}_weight") for f in frames]
+        columns[f"{term}_weight"] = torch.tensor(weights, dtype=torch.float64), each
+    return _apart(Labels, columns)
+
+
 class LabelledGraphs:
     """Frames with their graphs, built once and kept in main memory.
 
@@ -152,7 +145,7 @@ class LabelledGraphs:
         """
         self.frames = list(frames)
         self._graphs = [potential.graph(frame).to("cpu") for frame in self.frames]
-        self._labels = [frame_labels(frame) for frame in self.frames]
+        self._labels = _labels(self.frames)
         self.n_edges = [graph.n_edges for graph in self._graphs]
 
     def __getstate__(self) -> dict[str, Any]:
