@@ -20,7 +20,18 @@ from clebsch.interop import pickle_reader
 from clebsch.interop.inert import Stub
 from clebsch.interop.torch_archive import is_torch_file, read_torch_file
 
-from .archives import MODEL, archive, call, named, program, storage, tensor, text, whole
+from .archives import (
+    MODEL,
+    archive,
+    call,
+    named,
+    program,
+    storage,
+    tensor,
+    text,
+    torchscript,
+    whole,
+)
 
 FOUR = {"0": np.arange(4, dtype=np.float32).tobytes()}
 
@@ -250,12 +261,7 @@ FILES: dict[str, tuple[Any, str]] = {
     "a path of Windows": (lambda p: archive(p, extra={"archive/..\\x": b""}), "does not write"),
     "two folders": (lambda p: archive(p, extra={"other/data.pkl": b""}), "does not write"),
     "big-endian numbers": (lambda p: archive(p, extra={"archive/byteorder": b"big"}), "big-endian"),
-    "TorchScript": (
-        lambda p: archive(
-            p, extra={"archive/code/__torch__.py": b"", "archive/constants.pkl": b""}
-        ),
-        "TorchScript.*use the .model file",
-    ),
+    "TorchScript": (torchscript, "TorchScript.*use the .model file"),
     "another zip archive": (
         lambda p: (zipfile.ZipFile(p, "w").writestr("a/b.txt", "x"), p)[1],
         "none that torch.save wrote",

@@ -101,7 +101,15 @@ class _Archive:
         listed = self.archive.infolist()
         if len(listed) > MAX_RECORDS:
             raise self._error(f"the archive has {len(listed)} records")
-        # torch never compresses; so no record can be larger than the file, nor all together.
+        # Before sizes are judged: TorchScript compresses its code.
+        inner = {info.filename.partition("/")[2] for info in listed}
+        if any(name.startswith("code/") or name == "constants.pkl" for name in inner):
+            raise ModelFileError(
+                f"{self.path}: a TorchScript archive (such as *_compiled.model or a model for "
+                "LAMMPS), whose architecture is compiled code; use the .model file that was "
+                "written beside it, or that it was made from"
+            )
+        # torch.save never compresses; so no record can be larger than the file, nor all together.
         if sum(info.file_size for info in listed) > self.path.stat().st_size:
             raise self._error("the archive's records claim more bytes than the file has")
         records: dict[str, zipfile.ZipInfo] = {}
@@ -121,12 +129,6 @@ class _Archive:
 
     def read(self) -> Any:
         """The pickled object."""
-        if any(name.startswith("code/") or name == "constants.pkl" for name in self.records):
-            raise ModelFileError(
-                f"{self.path}: a TorchScript archive (such as *_compiled.model or a model for "
-                "LAMMPS), whose architecture is compiled code; use the .model file that was "
-                "written beside it, or that it was made from"
-            )
         if "data.pkl" not in self.records:
             raise ModelFileError(f"{self.path}: a zip archive, but none that torch.save wrote")
         if "byteorder" in self.records and self._record("byteorder", 16).strip() != b"little":
