@@ -141,8 +141,21 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     ),
     "was converted for openequivariance": (named("openequivariance", "X"), "mace_oeq_to_e3nn"),
     "was exported for LAMMPS": (
-        named("mace.calculators.lammps_mliap_mace", "LAMMPS_MLIAP_MACE"),
-        "ML-IAP",
+        named("mace.calculators.lammps_mace", "LAMMPS_MACE"),
+        "export for LAMMPS.*use the .model file",
+    ),
+    "has weights of LoRA beside its own": (
+        named("mace.modules.lora", "LoRAO3Linear"),
+        "LoRA.*merge_lora_weights",
+    ),
+    "was compiled": (
+        named("torch._dynamo.eval_frame", "OptimizedModule"),
+        "save model._orig_mod",
+    ),
+    "averages a model": (named("torch.optim.swa_utils", "AveragedModel"), "save model.module"),
+    "spreads a model over GPUs": (
+        named("torch.nn.parallel.data_parallel", "DataParallel"),
+        "save model.module",
     ),
 }
 

@@ -54,6 +54,8 @@ NAMES = frozenset(
 _CONVERTED = "it was converted for {0}; convert it back with mace-torch's {1}, or use the file it "
 _CONVERTED += "was made from"
 
+_WRAPPED = "a wrapper of the model; save model.module with mace-torch instead"
+
 #: What names of other programs mean, and what to do.
 ADVICE = {
     "cuequivariance": _CONVERTED.format("cuequivariance", "mace_cueq_to_e3nn"),
@@ -61,8 +63,13 @@ ADVICE = {
     "openequivariance": _CONVERTED.format("openequivariance", "mace_oeq_to_e3nn"),
     "builtins.getattr": "nothing is looked up by name; gates of torch.tanh and torch.abs are "
     "written like this, but no gate other than silu is supported",
-    "mace.calculators": "it was exported for LAMMPS (ML-IAP); use the .model file that it was made "
-    "from",
+    "mace.calculators": "an export for LAMMPS, or a calculator; use the .model file that it was "
+    "made from",
+    "mace.modules.lora": "its weights are apart in those of before and low-rank changes (LoRA); "
+    "merge them with mace-torch's merge_lora_weights and save the model again",
+    "torch._dynamo": "compiled by torch.compile; save model._orig_mod with mace-torch instead",
+    "torch.optim.swa_utils": _WRAPPED,
+    "torch.nn.parallel": _WRAPPED,
 }
 
 #: Python's old names of what is in ``builtins`` and ``copyreg``.
