@@ -18,7 +18,7 @@ import torch
 
 import clebsch
 from builders import MODELS, ethanol, potential, skewed_cell
-from clebsch.errors import ConfigError, ModelFileError
+from clebsch.errors import BackendError, ConfigError, ModelFileError
 from clebsch.modelfile import model_heads, read_tensors, save_heads, write_tensors
 
 
@@ -151,6 +151,34 @@ def test_a_potential_that_answers_differently_is_refused(file: Path, tmp_path: P
     write_tensors(tmp_path / "forged.safetensors", tensors, metadata)
     with pytest.raises(ModelFileError, match="does not reproduce the stored"):
         clebsch.load(tmp_path / "forged.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.embedding", "head.references"])
+def test_a_potential_that_is_not_finite_is_not_written(file: Path, name: str) -> None:
+    broken, before = potential(), file.read_bytes()
+    broken.state_dict()[name].view(-1)[0] = float("nan")
+    message = rf"model\.safetensors: not written: {name} of the potential holds NaN or infinity"
+    with pytest.raises(ModelFileError, match=message):
+        broken.save(file)
+    with pytest.raises(ModelFileError, match=message):
+        save_heads({"good": potential(), "broken": broken}, file)
+    assert file.read_bytes() == before
+
+
+def test_a_file_of_a_model_that_diverged_is_not_blamed_on_the_machine(
+    file: Path, tmp_path: Path
+) -> None:
+    """Such as earlier versions wrote."""
+    tensors, metadata = read_tensors(file)
+    path, nan = tmp_path / "old.safetensors", float("nan")
+    write_tensors(path, {**tensors, "model.embedding": tensors["model.embedding"] * nan}, metadata)
+    with pytest.raises(BackendError, match=r"old\.safetensors.*model\.embedding holds NaN"):
+        clebsch.load(path)
+    references = tensors["head.references"] * nan
+    metadata["reference"]["energy"] = nan
+    write_tensors(path, {**tensors, "head.references": references}, metadata)
+    with pytest.raises(ModelFileError, match="stored in it are not finite numbers"):
+        clebsch.load(path)
 
 
 def test_weights_of_another_shape_are_refused(file: Path, tmp_path: Path) -> None:

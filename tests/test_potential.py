@@ -105,6 +105,19 @@ def test_a_backend_with_wrong_second_derivatives_is_refused(
         tested.use_backend("llvm")
 
 
+def test_numbers_that_are_not_finite_are_no_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    tested = potential(backend="reference")
+    with monkeypatch.context() as patch:
+        true = cpu.contract
+        patch.setattr(cpu, "contract", lambda *args: float("nan") * true(*args))
+        with pytest.raises(BackendError, match="llvm backend gives numbers that are not finite"):
+            tested.use_backend("llvm")
+    with torch.no_grad():
+        tested.model.embedding[0] = float("nan")
+    with pytest.raises(BackendError, match=r"whatever computes them.*model\.embedding holds NaN"):
+        tested.use_backend("llvm")
+
+
 def test_a_model_that_rounding_moves_far_is_not_taken_for_a_wrong_backend(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -21,7 +21,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from clebsch.errors import ClebschError, ConfigError, ModelFileError
+from clebsch.errors import BackendError, ClebschError, ConfigError, ModelFileError
 from clebsch.factory import assemble
 from clebsch.files import atomic_write, no_such_file
 from clebsch.interop.mace_torch import choose_head, mace_heads, read_mace_torch
@@ -97,10 +97,11 @@ def save_potential(
 
     Raises:
         ClebschError: the potential is tabulated.
+        ModelFileError: it holds numbers that are not finite.
     """
     structure = example_structure(potential) if reference is None else reference
     metadata = {
-        **_architecture(potential),
+        **_architecture(potential, path),
         "provenance": potential.provenance if provenance is None else provenance,
         "reference": _answers(potential, structure),
     }
@@ -119,8 +120,9 @@ def save_heads(potentials: Mapping[str, Potential], path: Path | str) -> None:
     Raises:
         ConfigError: there are none, or they differ in architecture, elements or precision.
         ClebschError: one is tabulated.
+        ModelFileError: one holds numbers that are not finite.
     """
-    architectures = [_architecture(potential) for potential in potentials.values()]
+    architectures = [_architecture(potential, path) for potential in potentials.values()]
     if not architectures or any(one != architectures[0] for one in architectures):
         raise ConfigError(
             f"{path}: heads of one model have one architecture, with the same elements and "
@@ -144,15 +146,22 @@ def save_heads(potentials: Mapping[str, Potential], path: Path | str) -> None:
     write_tensors(path, tensors, {**architectures[0], "heads": heads})
 
 
-def _architecture(potential: Potential) -> dict[str, Any]:
+def _architecture(potential: Potential, path: Path | str) -> dict[str, Any]:
     """Metadata that heads of one model have in common.
 
     Raises:
         ClebschError: the potential is tabulated.
+        ModelFileError: it holds numbers that are not finite.
     """
     if potential.is_tabulated:
         raise ClebschError(
             "a tabulated potential cannot be saved: save the one that it was made from"
+        )
+    broken = potential.tensor_not_finite()
+    if broken is not None:
+        raise ModelFileError(
+            f"{path}: not written: {broken} of the potential holds NaN or infinity; if its "
+            "training diverged, save the weights of before"
         )
     return {
         "format": FORMAT,
@@ -204,6 +213,7 @@ def load(
     Raises:
         ModelFileError: the file is missing, damaged, of a newer format, hostile, holds what is
             not supported, or the potential gives other numbers here than where it was saved.
+        BackendError: what shall compute it gives other numbers than the reference here, or none.
         ConfigError: the model has no such head, element or property; several heads and none is
             chosen; or embedded properties without a value.
     """
@@ -216,7 +226,10 @@ def load(
     potential, reference = read_potential(path, head=head, species=species, properties=properties)
     saved_dtype = potential.dtype
     potential.model.to(dtype or saved_dtype)
-    potential.to(device).requires_grad_(False).use_backend()
+    try:
+        potential.to(device).requires_grad_(False).use_backend()
+    except BackendError as error:
+        raise BackendError(f"{path}: {error}") from error
     coarser = max(saved_dtype, potential.dtype, key=lambda kind: torch.finfo(kind).eps)
     if reference is not None:
         _verify(potential, reference, TOLERANCES[coarser], path)
@@ -344,6 +357,11 @@ def _verify(
     potential: Potential, stored: dict[str, Any], tolerances: tuple[float, float], path: Path
 ) -> None:
     structure = reference_structure(stored)
+    if not np.isfinite([stored["energy"], *np.ravel(stored["forces"])]).all():
+        raise ModelFileError(
+            f"{path}: energy or forces stored in it are not finite numbers: the model was of no "
+            "use already when it was saved; if its training diverged, use a model of before"
+        )
     here = _answers(potential, structure)
     energy_tolerance, tolerance = tolerances
     largest_force = np.abs(np.array(stored["forces"])).max()

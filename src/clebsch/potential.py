@@ -230,11 +230,23 @@ class Potential(nn.Module):
             exact = copy.deepcopy(self).double()._backend_answers(graph)
             off, rounding = _largest_deviation(found, exact), _largest_deviation(expected, exact)
             allowed = max(allowed, min(10 * rounding, 0.01))
-        if not off <= allowed:
+        if off <= allowed:
+            return
+        if not _are_finite(expected):
             raise BackendError(
-                f"the {kernels.name} backend disagrees with the reference on this machine: "
-                f"off by {off:.2g}, allowed {allowed:.2g}"
+                "the model's energies or their derivatives are not finite numbers, whatever "
+                f"computes them; of its weights {self.tensor_not_finite() or 'none'} holds NaN or "
+                "infinity. If its training diverged, use a model of before"
             )
+        if not _are_finite(found):
+            raise BackendError(
+                f"the {kernels.name} backend gives numbers that are not finite on this machine, "
+                "where the reference gives finite ones"
+            )
+        raise BackendError(
+            f"the {kernels.name} backend disagrees with the reference on this machine: "
+            f"off by {off:.2g}, allowed {allowed:.2g}"
+        )
 
     def _backend_answers(self, graph: AtomGraph) -> list[Tensor]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -566,6 +578,11 @@ class Potential(nn.Module):
         duplicate.model.tabulate(spacing)
         return duplicate.use_backend(self.backend)
 
+    def tensor_not_finite(self) -> str | None:
+        """Name of the first tensor of the state with NaN or infinity in it; None of a sound one."""
+        state = self.state_dict()
+        return next((name for name in state if not state[name].isfinite().all()), None)
+
     def save(
         self,
         path: Path | str,
@@ -632,6 +649,10 @@ def _largest_deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> f
         for here, there in zip(found, expected, strict=True)
     ]
     return math.nan if any(map(math.isnan, deviations)) else max(deviations)
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def refuse_inference_mode(what: str) -> None:

@@ -232,6 +232,25 @@ def test_a_fit_killed_before_it_wrote_its_model_is_done_again(
     assert_same_fit(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_fit_that_is_not_finite_keeps_its_equations(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, judge = Path(shutil.copy(run.parent / "data.xyz", tmp_path)), fit_run._Fit.judge
+
+    def broken(self: Any, fitted: Any) -> Any:
+        record = judge(self, fitted)
+        self.potential.head.references[0] = float("nan")
+        return record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_run._Fit, "judge", broken)
+        with pytest.raises(ModelFileError, match=r"head\.references of the potential holds NaN"):
+            fit_anew(run, data)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    assert resume(tmp_path / "cut").reason == "fitted"
+    assert "after structure 12 of 12" in (tmp_path / "cut" / "log.txt").read_text()
+
+
 def test_what_would_change_an_interrupted_fit_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,24 @@ def test_early_stopping_stops_and_the_best_model_is_kept(
         assert not torch.equal(kept[name], averages[4][name]) or value.numel() == 0
 
 
+def test_weights_that_are_not_finite_are_no_best_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No validation structure may have the element that they belong to."""
+    scripted_losses(monkeypatch, [3.0, 1.0, 2.0])
+    evaluate = Trainer.evaluate
+
+    def broken(self: Trainer) -> None:
+        if self.state.epoch == 2:
+            next(iter(self.average.average.values())).view(-1)[0] = float("inf")
+        evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", broken)
+    result = train(config(data_file(tmp_path), "training.max_epochs=2"), tmp_path / "run")
+    assert [record["best"] for record in history(result.run)] == [True, False]
+    clebsch.load(tmp_path / "run" / "model.safetensors")
+
+
 def test_the_named_metric_chooses_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,12 @@ def _converted(
         if isinstance(potential.prior, StoredZBLRepulsion):
             copy_repulsion(model, potential.prior, elements, scale)
     potential.model.to(_precision(model))
+    broken = potential.tensor_not_finite()
+    if broken is not None:
+        raise ModelFileError(
+            f"{model.place}: {broken} of the potential that it makes holds NaN or infinity; the "
+            "file's numbers are too large, or none"
+        )
     potential.provenance = {
         "imported": {
             "program": "mace-torch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -72,9 +73,14 @@ class Module:
         """A parameter or buffer, in float64 if it is real.
 
         Raises:
-            ModelFileError: there is none of this name.
+            ModelFileError: there is none of this name, or it holds NaN or infinity.
         """
         tensor = self._found(name)
+        if not tensor.isfinite().all():
+            raise ModelFileError(
+                f"{self.place}: its tensor {name!r} holds NaN or infinity; if its training "
+                "diverged, use a model of before"
+            )
         return tensor.double() if tensor.is_floating_point() else tensor
 
     def stored_dtype(self, name: str) -> torch.dtype:
@@ -96,14 +102,14 @@ class Module:
         """A number that is kept as a tensor of one element, or as an attribute.
 
         Raises:
-            ModelFileError: there is none of this name.
+            ModelFileError: there is none of this name, or it is NaN or infinite.
         """
         value = self.tensor(name) if self.has_tensor(name) else self.get(name)
         if isinstance(value, Tensor) and value.numel() == 1:
             return float(value)
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and math.isfinite(value):
             return float(value)
-        raise ModelFileError(f"{self.place}: has no number {name!r}")
+        raise ModelFileError(f"{self.place}: has no finite number {name!r}")
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute; the default where the file, being older, lacks it."""

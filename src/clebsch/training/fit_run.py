@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clebsch.data.loader import BatchSampler
-from clebsch.errors import ModelFileError
+from clebsch.errors import ClebschError, ModelFileError
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.models.ace import ACE
 from clebsch.training.config import Config
@@ -96,7 +96,11 @@ def run_fit(
     history.truncate(0)  # a line without a model is that of a run that was cut off here
     history.append(record)
     path = run / "model.safetensors"
-    fit.potential.save(path, provenance=_provenance(config, prepared, record))
+    try:
+        fit.potential.save(path, provenance=_provenance(config, prepared, record))
+    except ClebschError:
+        fit.save()
+        raise
     remove_fit_state(run)
     log.say(f"Finished: fitted in {duration(record['fit']['seconds'])}; {path}")
     return FitResult(record["seconds"], record, path)

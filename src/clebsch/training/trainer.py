@@ -209,6 +209,8 @@ class Trainer:
         metric = self.settings.metric
         value = valid[metric]
         best = math.isfinite(value) and (state.best is None or value < state.best["valid"][metric])
+        # weights of elements that no validation structure has count too: files refuse them
+        best = best and all(bool(one.isfinite().all()) for one in self.average.average.values())
         record = {
             "epoch": state.epoch,
             "step": state.step,
