@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from clebsch.doctor import read_unverified
 from clebsch.errors import ConfigError, ModelFileError
 from clebsch.interop import mace_torch
 from clebsch.interop.inert import Global, Stub
-from clebsch.interop.mace_torch import mace_heads, read_mace_torch
+from clebsch.interop.mace_torch import choose_head, mace_heads, read_mace_torch
 from clebsch.interop.torch_archive import read_torch_file
 from clebsch.modelfile import model_heads, read_tensors, save_heads
 
@@ -93,10 +94,32 @@ def test_pairs_beyond_the_cutoff_count_for_nothing():
 
 def test_heads_are_listed_and_one_must_be_chosen():
     assert mace_heads(MODEL) == list(HEADS)
-    with pytest.raises(ConfigError, match="heads first, second; choose one"):
+    with pytest.raises(ConfigError, match="heads first, second; choose one: --head=first"):
         clebsch.load(MODEL)
     with pytest.raises(ConfigError, match=r"no head 'frist'\. Did you mean 'first'"):
         clebsch.load(MODEL, head="frist")
+
+
+@pytest.mark.parametrize("head", ["a b", "--json", "it's"])
+def test_the_advice_on_heads_can_be_pasted(head: str):
+    with pytest.raises(ConfigError) as refused:
+        choose_head([head, "other"], None, "my models/old.model")
+    advice = shlex.split(str(refused.value).split("is made by ")[1])
+    assert advice == ["clebsch", "convert", "my models/old.model", "NEW.safetensors", advice[4]]
+    assert advice[4] == f"--head={head}"
+
+
+def test_what_no_check_foresaw_is_the_files_fault_and_keeps_its_cause(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def fails(model: object) -> list[str]:
+        raise OverflowError("too deep")
+
+    monkeypatch.setattr(mace_torch, "heads_of", fails)
+    for read in (mace_heads, read_mace_torch):
+        with pytest.raises(ModelFileError, match=r"mace_torch\.model.*OverflowError") as refused:
+            read(MODEL)
+        assert isinstance(refused.value.__cause__, OverflowError)
 
 
 def test_a_subset_of_the_elements_gives_the_same_numbers():
@@ -217,6 +240,16 @@ def more_channels(model: Stub) -> None:
         inner(model, f"interactions.{t}.linear_up").state["irreps_out"] = f"{wide}x0e"
         inner(model, f"products.{t}.linear").state["irreps_out"] = f"{wide}x0e"
 
+
+def nested(depth: int) -> list[Any]:
+    """A list in a list in a list: its text would take as many calls."""
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+INF = float("inf")
 
 REFUSED: dict[str, tuple[Callable[[Stub], None], str]] = {
     "another class": (kind("", "EnergyDipolesMACE"), "class EnergyDipolesMACE"),
@@ -351,6 +384,11 @@ def test_embedded_properties_are_fixed(altered: Any):
         read_mace_torch(path, head="first", properties={"charge": 1})
     with pytest.raises(ConfigError, match="total_spin is a whole number from -1 to 2, not 3"):
         read_mace_torch(path, head="first", properties={"total_charge": 0, "total_spin": 3})
+    for name in ("total_charge", "total_spin"):
+        for value in (INF, float("nan")):
+            properties = {"total_charge": 0, "total_spin": 1, name: value}
+            with pytest.raises(ConfigError, match=f"{name} is a finite number, not {value}"):
+                read_mace_torch(path, head="first", properties=properties)
     atoms, energies = STRUCTURES["molecule"], set()
     for values in ((0, 1), (1, 1), (0, 2)):
         properties = dict(zip(("total_charge", "total_spin"), values, strict=True))
@@ -416,7 +454,7 @@ def test_convert_keeps_all_heads_in_one_file(tmp_path: Path, capsys: pytest.Capt
     assert run("convert", MODEL, path, "--head", "all") == 0
     assert "heads first, second" in capsys.readouterr().out
     assert model_heads(path) == model_heads(MODEL) == list(HEADS)
-    with pytest.raises(ConfigError, match="heads first, second; choose one: --head first"):
+    with pytest.raises(ConfigError, match="heads first, second; choose one: --head=first"):
         clebsch.load(path)
     for head in HEADS:
         potential = clebsch.load(path, head=head)

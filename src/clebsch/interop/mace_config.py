@@ -325,11 +325,13 @@ def heads_of(model: Module) -> list[str]:
     """Names of a model's heads; older files have one and do not say so.
 
     Raises:
-        ModelFileError: two have the same name.
+        ModelFileError: two have the same name, or one has none.
     """
     heads = model.get("heads")
     if not isinstance(heads, list | tuple) or not heads:
         return ["Default"]
+    if not all(isinstance(head, str | int) for head in heads):
+        raise refuse(model, "heads whose names are no texts")
     names = [str(head) for head in heads]
     if len(set(names)) < len(names):
         raise refuse(model, f"heads of one name ({', '.join(names)})")

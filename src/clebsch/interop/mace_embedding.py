@@ -7,6 +7,8 @@ elements: the model becomes one without these embeddings, for structures of that
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Mapping
 
 import torch
@@ -27,7 +29,7 @@ def embedded_properties(model: Module) -> list[str]:
 
 
 def check_properties(model: Module, properties: Mapping[str, float]) -> None:
-    """Refuse values for what is not embedded, and embeddings without a value.
+    """Refuse values that are none or of what is not embedded, and embeddings without a value.
 
     Raises:
         ConfigError: names the property.
@@ -37,12 +39,15 @@ def check_properties(model: Module, properties: Mapping[str, float]) -> None:
         if name not in known:
             hint = did_you_mean(name, known) if known else "It embeds none."
             raise ConfigError(f"{model.place}: the model embeds no property {name!r}. {hint}")
+        if not math.isfinite(properties[name]):
+            raise ConfigError(f"{model.place}: {name} is a finite number, not {properties[name]}")
     missing = [name for name in known if name not in properties]
     if missing:
         example = ",".join(f"{name}=0" for name in known)
         raise ConfigError(
             f"{model.place}: the model embeds {', '.join(known)} of a structure; fix a value of "
-            f"{', '.join(missing)}: clebsch convert {model.place} NEW.safetensors --fix {example}, "
+            f"{', '.join(missing)}: clebsch convert {shlex.quote(model.place)} NEW.safetensors "
+            f"--fix={shlex.quote(example)}, "
             "or clebsch.load(..., properties={...})"
         )
 

@@ -6,7 +6,9 @@ becomes a configuration (``mace_config``), and the weights are converted (``mace
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -38,10 +40,11 @@ def choose_head(heads: Sequence[str], head: str | None, place: str) -> int:
         ConfigError: there is no such head, or there are several and none is chosen.
     """
     if head is None and len(heads) > 1:
+        option = f"--head={shlex.quote(heads[0])}"  # whatever the name begins with
         raise ConfigError(
-            f"{place}: the model has the heads {', '.join(heads)}; choose one: --head {heads[0]}, "
+            f"{place}: the model has the heads {', '.join(heads)}; choose one: {option}, "
             f"or clebsch.load(..., head={heads[0]!r}). Of one head alone a file is made by "
-            f"clebsch convert {place} NEW.safetensors --head {heads[0]}"
+            f"clebsch convert {shlex.quote(place)} NEW.safetensors {option}"
         )
     if head is None:
         return 0
@@ -56,7 +59,8 @@ def mace_heads(path: Path | str) -> list[str]:
     Raises:
         ModelFileError: the file holds none.
     """
-    return heads_of(_read_model(path))
+    with _blamed_on(path):
+        return heads_of(_read_model(path))
 
 
 def read_mace_torch(
@@ -80,16 +84,30 @@ def read_mace_torch(
         ConfigError: the model has no such head, element or property; several heads and none is
             chosen; or embedded properties without a value.
     """
-    model = _read_model(path)
-    index = choose_head(heads_of(model), head, model.place)
-    values = dict(properties or {})
-    check_properties(model, values)
-    try:
+    with _blamed_on(path):
+        model = _read_model(path)
+        index = choose_head(heads_of(model), head, model.place)
+        values = dict(properties or {})
+        check_properties(model, values)
         return _converted(model, index, species, values, Path(path).name)
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+
+
+@contextmanager
+def _blamed_on(path: Path | str) -> Iterator[None]:
+    """What no check foresaw is the file's fault; the cause stays attached, as it may be ours."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ModelFileError(
             f"{path}: its weights do not fit its architecture ({type(error).__name__}: {error})"
-        ) from None
+        ) from error
 
 
 def _converted(
