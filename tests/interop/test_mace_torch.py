@@ -319,9 +319,83 @@ REFUSED: dict[str, tuple[Callable[[Stub], None], str]] = {
         lambda model: model.state["_buffers"].update(atomic_numbers=torch.tensor([1, 6, 800])),
         "atomic numbers",
     ),
+    "elements by fractions": (
+        lambda model: model.state["_buffers"].update(atomic_numbers=torch.tensor([1, 6, 8.5])),
+        "atomic numbers",
+    ),
+    "an infinite element": (
+        lambda model: model.state["_buffers"].update(atomic_numbers=torch.tensor([1, 6, INF])),
+        "'atomic_numbers' holds NaN or infinity",
+    ),
+    "an element twice": (
+        lambda model: model.state["_buffers"].update(atomic_numbers=torch.tensor([1, 6, 6])),
+        "atomic numbers",
+    ),
+    "weights that diverged": (
+        tensor("products.0.linear", "weight", lambda w: w * float("nan")),
+        r"mace_torch\.model\.products\.0\.linear: its tensor 'weight' holds NaN or infinity",
+    ),
+    "a scale that diverged": (
+        tensor("scale_shift", "scale", lambda w: w + INF),
+        "scale_shift: its tensor 'scale' holds NaN",
+    ),
+    "a shift that diverged": (
+        tensor("scale_shift", "shift", lambda w: w * float("nan")),
+        "scale_shift: its tensor 'shift' holds NaN",
+    ),
+    "references that are none": (
+        tensor("atomic_energies_fn", "atomic_energies", lambda w: w * float("nan")),
+        "atomic_energies_fn: its tensor 'atomic_energies' holds NaN",
+    ),
+    "an activation's constant that is none": (
+        attribute("readouts.1.non_linearity.acts.0", "cst", float("nan")),
+        r"readouts\.1\.outer of the potential that it makes holds NaN",
+    ),
+    "another cut-off than its envelope's": (
+        lambda model: model.state["_buffers"].update(r_max=torch.tensor(2.5)),
+        r"cutoff_fn: r_max is 3, where the model's r_max of 2\.5 makes it 2\.5",
+    ),
+    "another cut-off than its basis": (
+        tensor("radial_embedding.bessel_fn", "r_max", lambda r: r * 1.01),
+        r"bessel_fn: r_max is 3\.03",
+    ),
+    "another prefactor than the cut-off's": (
+        tensor("radial_embedding.bessel_fn", "prefactor", lambda p: p * 1.5),
+        "bessel_fn: prefactor is",
+    ),
+    "an exponent that is not whole": (
+        tensor("radial_embedding.cutoff_fn", "p", lambda p: torch.tensor(5.5)),
+        r"cutoff_fn: an exponent p of 5\.5",
+    ),
+    "an infinite exponent": (
+        tensor("radial_embedding.cutoff_fn", "p", lambda p: torch.tensor(INF)),
+        "cutoff_fn: its tensor 'p' holds NaN",
+    ),
+    "an exponent too large for a float": (
+        lambda model: (
+            tensor("radial_embedding.cutoff_fn", "p", lambda p: None)(model),
+            attribute("radial_embedding.cutoff_fn", "p", 10**400)(model),
+        ),
+        "OverflowError",
+    ),
+    "heads in heads": (attribute("", "heads", nested(3000)), "heads whose names are no texts"),
+    "no scalars in the last layer": (
+        attribute("products.1.linear", "irreps_out", "2x1o"),
+        "last layer of irreps 2x1o, without scalars",
+    ),
+    "what was prepared for torch.compile": (
+        lambda model: (
+            inner(model, "products.0")
+            .state["_modules"]
+            .update(
+                symmetric_contractions=Stub(Global("torch.fx.graph_module", "reduce_graph_module"))
+            )
+        ),
+        r"products\.0\.symmetric_contractions: traced.*torch\.compile",
+    ),
     "a cut-off that is none": (
-        lambda model: model.state["_buffers"].update(r_max=torch.tensor(float("nan"))),
-        "not supported",
+        lambda model: model.state["_buffers"].update(r_max=torch.tensor(-3.0)),
+        "a cut-off r_max of -3: not supported",
     ),
 }
 

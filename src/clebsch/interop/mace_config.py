@@ -120,8 +120,9 @@ def check_class(model: Module) -> None:
     """
     if model.kind not in MODELS:
         raise ModelFileError(
-            f"{model.place}: a model of class {model.kind}, which is not supported. "
-            f"{did_you_mean(model.kind, MODELS)}"
+            f"{model.place}: a model of class {model.kind}, which is not supported: models of "
+            f"energies are, of class {' or '.join(MODELS)}; dipoles and polarisabilities are not "
+            "read"
         )
 
 
@@ -138,6 +139,13 @@ def _check_supported(model: Module) -> None:
             config = interaction.get(accelerated)
             if isinstance(config, Stub) and config.state.get("enabled", False):
                 raise refuse(interaction, f"weights converted for an accelerator ({accelerated})")
+    for product in model.child("products").children():
+        contraction = product.child("symmetric_contractions")
+        if contraction.module.startswith("torch.fx"):
+            raise ModelFileError(
+                f"{contraction.place}: traced into a graph, as mace-torch prepares models for "
+                "torch.compile; use the model that it was prepared from"
+            )
 
 
 def _check_sizes(
@@ -198,6 +206,13 @@ def _updates(interactions: list[Module]) -> tuple[Update, Update]:
 def _messages(interactions: list[Module], products: list[Module]) -> tuple[int, Irreps]:
     """Channels and irreps of the messages; of the last layer scalars alone are read."""
     made = [product.child("linear").irreps("irreps_out") for product in products]
+    if SCALAR not in (irrep for _, irrep in made[-1]):
+        last = "+".join(f"{count}x{irrep}" for count, irrep in made[-1])
+        raise refuse(
+            products[-1],
+            f"a last layer of irreps {last}, without scalars (0e) to read energies from; "
+            "mace-torch keeps the first of hidden_irreps there",
+        )
     channels = {
         one_multiplicity(module, multiplets)
         for module, multiplets in zip(products, made, strict=True)
@@ -226,11 +241,37 @@ def _l_max(interaction: Module) -> int:
     return len(harmonics) - 1
 
 
+def _check_radial(model: Module, basis: Module, cutoff: Module) -> None:
+    """Refuse constants that contradict each other: mace-torch computes with its copies.
+
+    Raises:
+        ModelFileError: names the constant.
+    """
+    r_max, p = model.number("r_max"), cutoff.number("p")
+    if not r_max > 0:
+        raise refuse(model, f"a cut-off r_max of {r_max:g}")
+    if p != int(p):
+        raise refuse(cutoff, f"an exponent p of {p:g}, no whole number")
+    implied = ((cutoff, "r_max", r_max), (basis, "r_max", r_max))
+    for module, name, expected in (*implied, (basis, "prefactor", math.sqrt(2 / r_max))):
+        if not module.has_tensor(name):
+            continue
+        # files of float64 may carry the rounding of float32
+        rounding = max(1e-6, 8 * torch.finfo(model.stored_dtype("r_max")).eps)
+        if not math.isclose(module.number(name), expected, rel_tol=rounding):
+            raise refuse(
+                module,
+                f"{name} is {module.number(name):.7g}, where the model's r_max of {r_max:.7g} "
+                f"makes it {expected:.7g}",
+            )
+
+
 def _radial(model: Module, interactions: list[Module]) -> dict[str, Any]:
     embedding = model.child("radial_embedding")
     basis, cutoff = embedding.child("bessel_fn"), embedding.child("cutoff_fn")
     if basis.kind not in _BASES:
         raise refuse(basis, f"the radial basis {basis.kind}")
+    _check_radial(model, basis, cutoff)
     shapes = {_radial_widths(interaction) for interaction in interactions}
     n_basis, *hidden = next(iter(shapes))
     if len(shapes) > 1 or not 1 <= len(hidden) < MAX_LAYERS:

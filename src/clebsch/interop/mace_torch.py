@@ -117,7 +117,7 @@ def _converted(
     properties: dict[str, float],
     name: str,
 ) -> Potential:
-    numbers = [int(number) for number in model.tensor("atomic_numbers")]
+    numbers = _atomic_numbers(model)
     elements = _elements(model, numbers, species)
     scale, shift = _scale_shift(model, head)
     references = _references(model, head) + embedding_energies(model, properties, head)
@@ -178,10 +178,22 @@ def _read_model(path: Path | str) -> Module:
     raise ModelFileError(f"{path}: a file of torch, but it holds no model of mace-torch")
 
 
+def _atomic_numbers(model: Module) -> list[int]:
+    """Of the model's elements, in its order.
+
+    Raises:
+        ModelFileError: one is none of an element, or occurs twice.
+    """
+    found = model.tensor("atomic_numbers").tolist()
+    numbers = [int(number) for number in found]
+    known = all(0 < number < len(chemical_symbols) for number in numbers)
+    if numbers != found or not known or len(set(numbers)) < len(numbers):
+        raise ModelFileError(f"{model.place}: atomic numbers {found}")
+    return numbers
+
+
 def _elements(model: Module, numbers: list[int], species: Sequence[str] | None) -> list[int]:
     """Indices into the model's elements of those to keep, in order of atomic number."""
-    if any(not 0 < number < len(chemical_symbols) for number in numbers):
-        raise ModelFileError(f"{model.place}: atomic numbers {numbers}")
     known = {chemical_symbols[number]: index for index, number in enumerate(numbers)}
     wanted = list(known if species is None else species)
     for symbol in wanted:
