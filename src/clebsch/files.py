@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from clebsch.errors import ClebschError, did_you_mean
 
@@ -108,3 +111,30 @@ def check_outputs(
         if place in seen:
             raise ClebschError(f"{path}: is to hold two results: give each a name of its own")
         seen.add(place)
+
+
+@contextmanager
+def written_alone(path: Path) -> Iterator[None]:
+    """While this lasts no other process, nor other part of this one, holds ``path`` in this way.
+
+    A hidden file beside it carries the lock and is removed at the end. One that a killed process
+    left is in nobody's way: the lock is the system's, which lets go of it when a process ends.
+
+    Raises:
+        ClebschError: another holds it, or the file system cannot lock.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ClebschError(
+            f"{path}: another process is writing it; wait for it or stop it, or choose another name"
+        ) from None
+    except OSError as error:
+        raise ClebschError(f"{path}: cannot be locked: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held: nobody else's can be removed
+            os.unlink(lock.lock_file)
+        lock.release()

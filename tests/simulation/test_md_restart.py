@@ -26,6 +26,7 @@ from morse import Analytic, Morse, cluster
 import clebsch
 from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.simulation.md import MDResult, run_md
+from clebsch.simulation.recorder import read_log
 
 CASES = [
     ("nve", ".traj"),
@@ -119,6 +120,8 @@ def test_kill_9_costs_only_what_came_after_the_last_state(
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        with pytest.raises(ClebschError, match=r"md\.state\.json: another process is writing it"):
+            run(tmp_path / "parts", ensemble, suffix, 1, restart=True)
     finally:
         process.kill()
         process.wait()
@@ -131,6 +134,11 @@ def test_kill_9_costs_only_what_came_after_the_last_state(
             file.write("8\nLattice=")
     finished = run(tmp_path / "parts", ensemble, suffix, step + 40, restart=True)
     assert_same_run(run(tmp_path / "whole", ensemble, suffix, step + 40), finished)
+    assert {path.name for path in log.parent.iterdir()} == {
+        f"md{suffix}",
+        "md.log",
+        "md.state.json",
+    }
 
 
 def test_runs_are_not_overwritten_by_accident(tmp_path: Path) -> None:
@@ -141,6 +149,44 @@ def test_runs_are_not_overwritten_by_accident(tmp_path: Path) -> None:
     assert first.trajectory.read_bytes() == before
     assert run(tmp_path, "nve", ".traj", 4, overwrite=True).steps == 4
     assert len(ase.io.read(first.trajectory, index=":")) == 2
+
+
+@pytest.mark.parametrize(
+    ("second", "held"),
+    [
+        ({"output": "md.traj", "overwrite": True}, "md.state.json"),
+        ({"output": "md.traj", "restart": True}, "md.state.json"),
+        ({"output": "md.extxyz", "overwrite": True}, "md.state.json"),
+        ({"output": "other.traj", "log": "md.log", "overwrite": True}, "md.log"),
+    ],
+)
+def test_a_second_run_into_the_same_files_is_refused(
+    tmp_path: Path, second: dict[str, Any], held: str
+) -> None:
+    paths = {name: tmp_path / second[name] for name in ("output", "log") if name in second}
+    refusals = []
+
+    def begin_a_second(*_: object) -> None:
+        with pytest.raises(ClebschError) as caught:
+            run_md(Morse(), cluster(), temperature=300, steps=12, **(second | paths))
+        refusals.append(str(caught.value))
+
+    first = run(tmp_path, "nve", ".traj", 12, progress=begin_a_second)
+    assert len(refusals) == 3
+    assert all(f"{tmp_path / held}: another process is writing it" in one for one in refusals)
+    assert_same_run(run(tmp_path / "alone", "nve", ".traj", 12), first)
+    assert {path.suffix for path in tmp_path.glob("*.*")} == {".traj", ".log", ".json"}
+
+
+@pytest.mark.parametrize("damage", ["", "#step time_ps\n1 2\n1\n", "#step time_ps\n1\n", "a\nb\n"])
+@pytest.mark.filterwarnings("ignore:.*no data:UserWarning")
+def test_a_damaged_log_is_named(tmp_path: Path, damage: str) -> None:
+    log = tmp_path / "md.log"
+    with pytest.raises(DataError, match=r"md\.log: no such file"):
+        read_log(log)
+    log.write_text(damage)
+    with pytest.raises(DataError, match=r"md\.log: is not the log of a run, or was damaged"):
+        read_log(log)
 
 
 def test_a_restart_must_be_of_the_same_run(tmp_path: Path) -> None:

@@ -169,8 +169,9 @@ def run_md(
         progress: called at every frame.
 
     Raises:
-        ClebschError: settings that make no sense; files that exist, or that cannot be written; a
-            restart of another run; velocities to keep that are missing or not finite.
+        ClebschError: settings that make no sense; files that exist, that cannot be written or that
+            another run is writing; a restart of another run; velocities to keep that are missing or
+            not finite.
         BlowUpError: the run blew up; what was written until then stays.
     """
     acting = settings_that_act(
@@ -188,24 +189,21 @@ def run_md(
     files = RunFiles.beside(output, log)
     # a restart appends: its structure may well be read from the trajectory
     check_outputs(files.all, overwrite=True, inputs=() if restart else inputs)
-    if restart:
-        resumed = RunState.read(files.state)
-        _check_same_settings(settings, resumed, files.state)
-        _check_same_source(source, resumed, files.state)
-        _check_same_structure(atoms, name, resumed, files.state)
-    else:
+    with files.alone():
         resumed = None
-        if files.existing() and not overwrite:
-            raise ClebschError(
-                f"{files.existing()[0]} exists already: restart that run (--restart), choose "
-                "another output, or allow overwriting (--overwrite)"
-            )
-        if temperature is None:
-            _check_velocities(atoms, name)
-    run = _Run(source, atoms, settings, resumed)
-    with Recorder(files, settings.ensemble == "npt", resumed) as recorder:
-        interrupted, speed = run.advance(total_steps, interval, recorder, progress)
-    return _summarise(run, files, interrupted, speed)
+        if restart:
+            resumed = RunState.read(files.state)
+            _check_same_settings(settings, resumed, files.state)
+            _check_same_source(source, resumed, files.state)
+            _check_same_structure(atoms, name, resumed, files.state)
+        else:
+            _check_new(files, overwrite)
+            if temperature is None:
+                _check_velocities(atoms, name)
+        run = _Run(source, atoms, settings, resumed)
+        with Recorder(files, settings.ensemble == "npt", resumed) as recorder:
+            interrupted, speed = run.advance(total_steps, interval, recorder, progress)
+        return _summarise(run, files, interrupted, speed)
 
 
 class _Run:
@@ -316,6 +314,14 @@ def _total_steps(steps: int | None, time_ps: float | None, timestep_fs: float) -
     if total < 0:
         raise ClebschError("a run cannot have a negative length")
     return total
+
+
+def _check_new(files: RunFiles, overwrite: bool) -> None:
+    if files.existing() and not overwrite:
+        raise ClebschError(
+            f"{files.existing()[0]} exists already: restart that run (--restart), choose "
+            "another output, or allow overwriting (--overwrite)"
+        )
 
 
 def _check_velocities(atoms: Atoms, name: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +22,7 @@ from ase.io.jsonio import encode
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
 from clebsch.errors import ClebschError, DataError
-from clebsch.files import atomic_write
+from clebsch.files import atomic_write, no_such_file, written_alone
 from clebsch.simulation.velocities import temperature_of
 
 COLUMNS = ("step", "time_ps", "total_eV", "potential_eV", "kinetic_eV", "temperature_K")
@@ -63,6 +65,20 @@ class RunFiles:
     def existing(self) -> list[Path]:
         """Those that are there already."""
         return [path for path in self.all if path.exists()]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other run writes these files while this lasts.
+
+        The state is locked for the trajectory, too: md.traj and md.extxyz share it.
+
+        Raises:
+            ClebschError: another run writes them; names the file.
+        """
+        with ExitStack() as locks:
+            for path in (self.state, self.log):
+                locks.enter_context(written_alone(path))
+            yield
 
 
 def told_constraints(atoms: Atoms) -> list[str]:
@@ -239,11 +255,20 @@ class Recorder:
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a run's log by name, each [n_rows] float64."""
-    with path.open() as file:
-        names = file.readline().lstrip("#").split()
-    rows = np.loadtxt(path, ndmin=2)
-    return dict(zip(names, rows.T, strict=True))
+    """The columns of a run's log by name, each [n_rows] float64.
+
+    Raises:
+        DataError: the file is missing, or no log of a run.
+    """
+    if not path.is_file():
+        raise DataError(no_such_file(path, "the log of a run"))
+    try:
+        with path.open() as file:
+            names = file.readline().lstrip("#").split()
+        rows = np.loadtxt(path, ndmin=2)
+        return dict(zip(names, rows.T, strict=True))
+    except ValueError as error:
+        raise DataError(f"{path}: is not the log of a run, or was damaged: {error}") from None
 
 
 def _cut(path: Path, size: int) -> None:
