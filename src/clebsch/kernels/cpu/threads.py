@@ -20,6 +20,13 @@ SMALLEST_SHARE = 10_000_000
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _local = threading.local()
 
+# Nor does the pool of OpenMP, in which torch runs its own operations: once the parent has used
+# several threads, a forked child (multiprocessing's default on Linux before Python 3.14) waits for
+# ever for those that it does not have. One thread asks for no others. It is one in any child, for
+# whether the parent's pool exists cannot be told.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 
 def shares(n_rows: int, cost: int, ptr: Tensor | None = None) -> list[tuple[int, int]]:
     """Ranges of rows, one for each thread: no more than torch uses, and than are worth it.
