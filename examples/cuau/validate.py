@@ -245,6 +245,8 @@ def compare_dynamics(
             output=out / f"npt-{name}.traj",
             overwrite=True,
         )
+        if result.interrupted:  # it ends the current run alone
+            raise KeyboardInterrupt
         frames = read(result.trajectory, index=":")
         _, middle, last = np.array_split([frame.cell.volume / len(start) for frame in frames], 3)
         runs[name] = result.to_json() | asdict(crystal_order(frames, start))

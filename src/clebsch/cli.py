@@ -257,7 +257,11 @@ def md(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of initial velocities and random forces.")] = 0,
     output: Annotated[
-        Path, typer.Option(help="Trajectory: .traj (ASE) or .extxyz; the log goes beside it.")
+        Path,
+        typer.Option(
+            help="Trajectory: .traj (ASE; for long runs) or .extxyz (text, slow to write); the log "
+            "goes beside it."
+        ),
     ] = Path("md.traj"),
     interval: Annotated[int, typer.Option(help="Steps between frames and log lines.")] = 10,
     restart: Annotated[

@@ -143,7 +143,8 @@ def run_md(
 
     A state file beside the trajectory makes it possible to go on after an interruption, bit for
     bit on a CPU: call again with the same arguments and ``restart=True``. Ctrl-C and SIGTERM end
-    the run after the current step with everything saved.
+    this run after the current step with everything saved, and raise nothing: a script that does
+    several runs should look at ``interrupted`` of each result, or it goes on with the next.
 
     Args:
         source: a potential, or any ASE calculator.
@@ -158,8 +159,8 @@ def run_md(
         friction: for nvt and npt, of the thermostat, 1/ps; 10 if None.
         barostat_period_fs: for npt, time scale of the volume, fs; 1000 if None.
         seed: of initial velocities and random forces.
-        output: trajectory: ``.traj`` (ASE's, exact) or ``.extxyz``; frames carry momenta, energy
-            and forces, and their step and time.
+        output: trajectory: ``.traj`` (ASE's, exact, for long runs) or ``.extxyz`` (text, slow to
+            write); frames carry momenta, energy and forces, and their step and time.
         log: one line a frame, ``numpy.loadtxt`` reads it; ``output`` with ``.log`` if None.
         interval: steps between frames.
         restart: go on with the run that ``output`` belongs to.
