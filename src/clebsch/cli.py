@@ -263,7 +263,9 @@ def md(
             "goes beside it."
         ),
     ] = Path("md.traj"),
-    interval: Annotated[int, typer.Option(help="Steps between frames and log lines.")] = 10,
+    interval: Annotated[
+        int, typer.Option(help="Steps between frames and log lines; the last step has them, too.")
+    ] = 10,
     restart: Annotated[
         bool, typer.Option("--restart", help="Go on with the run that --output belongs to.")
     ] = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,9 +76,19 @@ def test_a_restarted_run_equals_one_that_never_stopped(
     assert_same_run(whole, run(tmp_path / "parts", ensemble, suffix, 30, restart=True))
 
 
-def test_a_restart_with_nothing_left_to_do_reports_the_run(tmp_path: Path) -> None:
-    first = run(tmp_path, "nve", ".traj", 12)
-    again = run(tmp_path, "nve", ".traj", 12, restart=True)
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz"])
+@pytest.mark.parametrize(("steps", "recorded"), [(3, [0, 3]), (8, [0, 4, 8]), (11, [0, 4, 8, 11])])
+def test_the_last_step_is_recorded_once(
+    tmp_path: Path, suffix: str, steps: int, recorded: list[int]
+) -> None:
+    """Whatever the interval is, and again when a run is restarted with nothing left to do."""
+    seen: list[int] = []
+    first = run(tmp_path / "run", "nvt", suffix, steps, progress=lambda step, *_: seen.append(step))
+    assert [frame.info["step"] for frame in ase.io.read(first.trajectory, ":")] == recorded
+    assert read_log(first.log)["step"].tolist() == recorded
+    assert [0, *seen] == recorded
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    again = run(tmp_path / "copy", "nvt", suffix, steps, restart=True)
     assert_same_run(first, again)
     assert again.energy_drift_meV == first.energy_drift_meV
 

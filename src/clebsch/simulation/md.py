@@ -162,7 +162,7 @@ def run_md(
         output: trajectory: ``.traj`` (ASE's, exact, for long runs) or ``.extxyz`` (text, slow to
             write); frames carry momenta, energy and forces, and their step and time.
         log: one line a frame, ``numpy.loadtxt`` reads it; ``output`` with ``.log`` if None.
-        interval: steps between frames.
+        interval: steps between frames; the last step is one as well.
         restart: go on with the run that ``output`` belongs to.
         overwrite: begin anew although the files exist.
         inputs: files that model and structure were read from: no new run writes over them.
@@ -267,22 +267,28 @@ class _Run:
         """Do the remaining steps; whether it was interrupted, and steps per second."""
         guard = BlowUpGuard(self.atoms, self.degrees_of_freedom, self.settings.temperature)
         first, start = self.step, time.perf_counter()
+
+        def report() -> None:
+            if progress is not None:
+                temperature = temperature_of(self.atoms, self.degrees_of_freedom)
+                progress(self.step, total_steps, temperature)
+
         if self.step == 0:
-            self._refuse(guard.trouble_at_record(self.atoms))
-            self._record(recorder)
+            self._record(guard, recorder)
             recorder.save(self.state())
         with stop_on_signals() as request:
             while self.step < total_steps and not request.received:
                 self._one_step(guard)
                 if self.step % interval == 0:
-                    self._refuse(guard.trouble_at_record(self.atoms))
-                    self._record(recorder)
-                    if progress is not None:
-                        temperature = temperature_of(self.atoms, self.degrees_of_freedom)
-                        progress(self.step, total_steps, temperature)
+                    self._record(guard, recorder)
+                    report()
                     if recorder.is_state_due():
                         recorder.save(self.state())
+            # before a frame between two intervals, which a restart then cuts off again
             recorder.save(self.state())
+            if recorder.last_step != self.step:
+                self._record(guard, recorder)
+                report()
         elapsed = time.perf_counter() - start
         return self.step < total_steps, (self.step - first) / elapsed
 
@@ -295,7 +301,8 @@ class _Run:
         self.dynamics.nsteps += 1
         self._refuse(guard.trouble(self.atoms))
 
-    def _record(self, recorder: Recorder) -> None:
+    def _record(self, guard: BlowUpGuard, recorder: Recorder) -> None:
+        self._refuse(guard.trouble_at_record(self.atoms))
         recorder.record(self.atoms, self.step, self.time_ps, self.degrees_of_freedom)
 
     def _refuse(self, trouble: str | None) -> None:

@@ -1,7 +1,8 @@
 """Trajectory, log and state of a run on disk, such that a killed run can go on where it was.
 
 The state file is written after trajectory and log have been synced, and says how long both were.
-What a killed run wrote later is cut off by the restart, which then writes the same again.
+What a killed run wrote later is cut off by the restart, which then writes the same again; so is the
+frame of a last step between two intervals, which a run that goes on does not have.
 """
 
 from __future__ import annotations
@@ -190,14 +191,22 @@ class Recorder:
         files: where to.
         with_cell: log volume and pressure too.
         resumed: the state to go on from; None begins new files.
+
+    Attributes:
+        last_step: of the last frame, -1 without one.
+
+    Raises:
+        DataError: files to go on with are missing, shorter than they were, or damaged.
     """
 
     def __init__(self, files: RunFiles, with_cell: bool, resumed: RunState | None) -> None:
         self._files = files
         self._columns = COLUMNS + (CELL_COLUMNS if with_cell else ())
+        self.last_step = -1
         if resumed is not None:
             _cut(files.trajectory, resumed.sizes["trajectory"])
             _cut(files.log, resumed.sizes["log"])
+            self.last_step = int(read_log(files.log)["step"][-1])
         else:
             files.state.unlink(missing_ok=True)  # it belongs to the run that is overwritten
         mode = "w" if resumed is None else "a"
@@ -231,6 +240,7 @@ class Recorder:
         else:
             write_extxyz(self._file, atoms)
             self._file.flush()
+        self.last_step = step
 
     def is_state_due(self) -> bool:
         """Whether the last state file was written long enough ago."""
@@ -265,6 +275,8 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open() as file:
             names = file.readline().lstrip("#").split()
+        if names[:1] != ["step"]:
+            raise ValueError("its first column is not the step")
         rows = np.loadtxt(path, ndmin=2)
         return dict(zip(names, rows.T, strict=True))
     except ValueError as error:
