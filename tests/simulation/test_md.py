@@ -15,7 +15,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixInternals
 from morse import Analytic, Morse, cluster, thermal_energy
 
 from clebsch.errors import ClebschError, DataError
-from clebsch.simulation.md import run_md
+from clebsch.simulation.md import MDResult, run_md
 from clebsch.simulation.recorder import read_log
 
 
@@ -233,6 +233,42 @@ def test_settings_that_make_no_sense(
     with pytest.raises(ClebschError, match=message):
         run_md(Morse(), cluster(), **arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pbc", [False, (True, True, False), True])
+def test_an_atom_beyond_the_cutoff_of_all_others_is_said_and_ends_nothing(
+    tmp_path: Path, pbc: Any
+) -> None:
+    """Also where images of its own are within the cut-off (6 Angstrom), and after a restart."""
+    layer = [[0, 0, 0], [2.5, 0, 0], [0, 2.5, 0], [2.5, 2.5, 0]]
+    atoms = Atoms("Cu5", [*layer, [1.2, 1.3, 4.5]], cell=[5, 5, 40], pbc=pbc)
+    atoms.set_momenta([[0, 0, 0]] * 4 + [[0, 0, 20]])
+
+    def go_on(steps: int, output: str = "md.traj", **options: Any) -> MDResult:
+        output = tmp_path / output
+        return run_md(Morse(), atoms, steps=steps, timestep_fs=2, output=output, **options)
+
+    assert go_on(10).lone_atoms is None
+    assert "cut-off" not in go_on(10, restart=True).describe()
+    whole, part = go_on(80, "whole.traj"), go_on(60, restart=True)
+    result = go_on(80, restart=True)
+    frames = ase.io.read(result.trajectory, index=":")
+    nearest = {f.info["step"]: f.get_distances(4, range(4), mic=True).min() for f in frames}
+    said = result.to_json()["lone_atoms"]
+    assert said == whole.to_json()["lone_atoms"]
+    assert said["atoms"] == [4]
+    assert said["step"] == min(step for step, distance in nearest.items() if distance > 6)
+    assert said["step"] <= 60
+    assert said["distance"] == pytest.approx(max(nearest.values()))
+    assert 6 < part.lone_atoms.distance < said["distance"]
+    sentence = "atom 4 (Cu) was beyond the model's cut-off of 6 Angstrom, where no force acts, from"
+    assert f"{sentence} step {said['step']} on: up to {said['distance']:.1f} " in result.describe()
+
+
+def test_only_a_model_has_a_cutoff_to_be_beyond_of(tmp_path: Path) -> None:
+    atoms = Atoms("Ar2", [[0, 0, 0], [0, 0, 9]])
+    result = run_md(Analytic(), atoms, steps=1, temperature=10, output=tmp_path / "md.traj")
+    assert result.to_json()["lone_atoms"] is None
 
 
 def test_npt_refuses_fixed_atoms(tmp_path: Path) -> None:

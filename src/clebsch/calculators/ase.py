@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from clebsch.calculators.verlet import VerletList
+from clebsch.calculators.verlet import VerletList, within_cutoff
 from clebsch.conventions import VOIGT
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph
@@ -64,6 +65,20 @@ class ClebschCalculator(Calculator):
     def n_builds(self) -> int:
         """Number of neighbour searches so far."""
         return self._neighbors.n_builds
+
+    def lone_atoms(self) -> list[int]:
+        """Atoms of the last geometry that have no other within the cut-off; images of their own do
+        not count.
+
+        Raises:
+            ClebschError: nothing was computed yet, or the last geometry was refused.
+        """
+        if self._graph is None:
+            raise ClebschError("there is no structure whose neighbours are known")
+        graph = within_cutoff(self._graph, float(self.potential.cutoff))
+        others = graph.receivers[graph.senders != graph.receivers]
+        counts = torch.bincount(others, minlength=graph.n_atoms)
+        return [int(atom) for atom in (counts == 0).nonzero()[:, 0]]
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What differs from the last geometry; of what ASE compares, only what can matter here."""

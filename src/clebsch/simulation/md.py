@@ -27,6 +27,7 @@ from clebsch.simulation.integrators import (
     restore_integrator,
     settings_that_act,
 )
+from clebsch.simulation.loners import LoneAtoms, with_lone_atoms
 from clebsch.simulation.recorder import (
     Recorder,
     RunFiles,
@@ -65,6 +66,8 @@ class MDResult:
         energy_rms_meV: root mean square of the total energy around that line, meV/atom.
         volume_mean, volume_std: Angstrom^3; None unless npt.
         pressure_mean, pressure_std: GPa, kinetic part included; None unless npt.
+        lone_atoms: those that were beyond the model's cut-off of all others in a frame; None
+            without any, and for calculators other than Clebsch's.
         trajectory, log, state: the files.
         atoms: the final structure with velocities, and with its calculator.
     """
@@ -83,6 +86,7 @@ class MDResult:
     volume_std: float | None
     pressure_mean: float | None
     pressure_std: float | None
+    lone_atoms: LoneAtoms | None
     trajectory: Path
     log: Path
     state: Path
@@ -91,6 +95,7 @@ class MDResult:
     def to_json(self) -> dict[str, Any]:
         """Everything but the structure, fit for ``json.dumps``."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "atoms"}
+        values["lone_atoms"] = None if self.lone_atoms is None else asdict(self.lone_atoms)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def describe(self) -> str:
@@ -113,6 +118,8 @@ class MDResult:
                 f"Volume        {self.volume_mean:.2f} +- {self.volume_std:.2f} Angstrom^3"
             )
             lines.append(f"Pressure      {self.pressure_mean:.3f} +- {self.pressure_std:.3f} GPa")
+        if self.lone_atoms is not None:
+            lines.append(f"Warning       {self.lone_atoms.describe(self.atoms)}")
         lines += [f"Trajectory    {self.trajectory}", f"Log           {self.log}"]
         return "\n".join(lines)
 
@@ -222,8 +229,11 @@ class _Run:
         self.atoms = bare_copy(atoms)
         self.atoms.calc = as_calculator(source)
         self.rng = np.random.default_rng(settings.seed)
+        self.lone_atoms: LoneAtoms | None = None
         if resumed is not None:
             resumed.put_into(self.atoms)
+            if resumed.lone_atoms is not None:
+                self.lone_atoms = LoneAtoms(**resumed.lone_atoms)
         elif settings.temperature is not None:
             draw_momenta(self.atoms, settings.temperature, self.rng)
         self.dynamics: MolecularDynamics = make_integrator(self.atoms, settings, self.rng)
@@ -255,6 +265,7 @@ class _Run:
             self.source,
             self.degrees_of_freedom,
             integrator_state(self.dynamics, self.rng),
+            None if self.lone_atoms is None else asdict(self.lone_atoms),
         )
 
     def advance(
@@ -303,6 +314,7 @@ class _Run:
 
     def _record(self, guard: BlowUpGuard, recorder: Recorder) -> None:
         self._refuse(guard.trouble_at_record(self.atoms))
+        self.lone_atoms = with_lone_atoms(self.lone_atoms, self.atoms, self.step)
         recorder.record(self.atoms, self.step, self.time_ps, self.degrees_of_freedom)
 
     def _refuse(self, trouble: str | None) -> None:
@@ -419,6 +431,7 @@ def _summarise(run: _Run, files: RunFiles, interrupted: bool, speed: float) -> M
         volume_std=volume[1],
         pressure_mean=pressure[0],
         pressure_std=pressure[1],
+        lone_atoms=run.lone_atoms,
         trajectory=files.trajectory,
         log=files.log,
         state=files.state,

@@ -106,6 +106,7 @@ class RunState:
         cell: [3, 3] Angstrom.
         degrees_of_freedom: that share the kinetic energy.
         integrator: see ``integrators.integrator_state``.
+        lone_atoms: see ``loners.LoneAtoms``, as a mapping; None if there were none.
         sizes: of trajectory and log: bytes of a text file, frames of a ``.traj``.
     """
 
@@ -121,6 +122,7 @@ class RunState:
     cell: list[list[float]]
     degrees_of_freedom: int
     integrator: dict[str, Any]
+    lone_atoms: dict[str, Any] | None = None
     sizes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -132,6 +134,7 @@ class RunState:
         source: str,
         degrees_of_freedom: int,
         integrator: dict[str, Any],
+        lone_atoms: dict[str, Any] | None,
     ) -> RunState:
         """The state of ``atoms`` after a whole step. JSON keeps every bit of a float64."""
         return cls(
@@ -147,6 +150,7 @@ class RunState:
             cell=atoms.cell.array.tolist(),
             degrees_of_freedom=degrees_of_freedom,
             integrator=integrator,
+            lone_atoms=lone_atoms,
         )
 
     @classmethod
