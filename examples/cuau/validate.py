@@ -134,8 +134,8 @@ def compare_crystal(name: str, source: Source) -> list[Check]:
         lengths = [np.sort(atoms.cell.lengths()) for atoms in (reference, found)]
         ratios = [float(shortest / longest) for shortest, _, longest in lengths]
         return [*checks, relative(name, "c/a", "", *ratios, VOLUME_LIMIT)]
-    emt = asdict(cubic_elastic_constants(reference, EMT()))
-    model = asdict(cubic_elastic_constants(found, source))
+    emt = asdict(cubic_elastic_constants(EMT(), reference))
+    model = asdict(cubic_elastic_constants(source, found))
     return checks + [
         relative(name, key.upper(), "GPa", emt[key], model[key], MODULUS_LIMIT)
         for key in ("c11", "c12", "c44")
@@ -145,7 +145,7 @@ def compare_crystal(name: str, source: Source) -> list[Check]:
 def _curve_checks(name: str, reference: Atoms, source: Source) -> list[Check]:
     """Energies above each curve's own minimum, where they differ most; and the curvature there."""
     strains = VOLUMES ** (1 / 3) - 1
-    emt, model = (energy_volume_curve(reference, s, strains) for s in (EMT(), source))
+    emt, model = (energy_volume_curve(s, reference, strains) for s in (EMT(), source))
     rise_emt, rise_model = (
         1000 * (curve.energies - curve.energy) / len(reference) for curve in (emt, model)
     )

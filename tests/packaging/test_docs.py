@@ -86,7 +86,7 @@ def test_the_page_of_crystals(copper: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names: dict[str, Any] = {}
     for block in blocks("docs/crystals.md", "python"):
         exec(compile(block, "docs/crystals.md", "exec"), names)
-    expected = cubic_elastic_constants(names["crystal"], EMT())
+    expected = cubic_elastic_constants(EMT(), names["crystal"])
     for name in ("c11", "c12", "c44"):
         found = getattr(names["constants"], name)
         assert found == pytest.approx(getattr(expected, name), rel=0.1), name

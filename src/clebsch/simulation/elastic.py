@@ -68,15 +68,15 @@ class CubicElasticConstants:
 
 
 def energy_volume_curve(
-    atoms: Atoms,
     source: Potential | BaseCalculator,
+    atoms: Atoms,
     strains: Sequence[float] | np.ndarray = _STRAINS,
 ) -> EnergyVolumeCurve:
     """Scale a crystal isotropically and fit an equation of state.
 
     Args:
-        atoms: periodic in three directions, near its equilibrium; not moved.
         source: a potential, or any ASE calculator.
+        atoms: periodic in three directions, near its equilibrium; not moved.
         strains: relative changes of all lengths; at least five, on both sides of the minimum.
 
     Raises:
@@ -114,8 +114,8 @@ def energy_volume_curve(
 
 
 def cubic_elastic_constants(
-    atoms: Atoms,
     source: Potential | BaseCalculator,
+    atoms: Atoms,
     *,
     strain: float = 0.005,
     relax: bool = False,
@@ -123,9 +123,9 @@ def cubic_elastic_constants(
     """C11, C12 and C44 from the stress of strained cells, by central differences.
 
     Args:
+        source: a potential, or any ASE calculator.
         atoms: a cubic crystal with its cubic axes along x, y and z; relax its cell first (with
             the same potential). Not moved.
-        source: a potential, or any ASE calculator.
         strain: size of the strain.
         relax: relax the positions in each strained cell; needed where atoms are not at centres of
             inversion.
