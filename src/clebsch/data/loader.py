@@ -129,7 +129,7 @@ def _labels(frames: Sequence[Frame]) -> list[Labels]:
 class LabelledGraphs:
     """Frames with their graphs, built once and kept in main memory.
 
-    That takes about 48 bytes an edge and 15 kB a frame.
+    That takes about 48 bytes an edge and 4 kB a frame.
 
     Attributes:
         frames: the frames, for messages.
