@@ -505,4 +505,12 @@ def _end_of_training(result: TrainingResult) -> None:
         raise typer.Exit(BAD_ANSWER)
     from clebsch.training.report import report_run
 
-    _say(f"Report: {report_run(result.run)}")
+    try:
+        _say(f"Report: {report_run(result.run)}")
+    except OSError as error:
+        _say(
+            f"The model is finished, but its report cannot be written ({error}): clebsch report "
+            f"{result.run} makes it",
+            error=True,
+        )
+        raise typer.Exit(BAD_ANSWER) from None

@@ -32,6 +32,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except OSError as error:  # which would name no file
+        Path(temporary).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -50,7 +53,8 @@ def no_such_file(path: Path, kind: str = "a file") -> str:
     if not folder.is_dir():
         return f"{path}: no such file (nor is there a folder {folder})"
     try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+        found = (entry.name for entry in folder.iterdir() if entry.is_file())
+        names = sorted(name for name in found if not name.startswith("."))
     except OSError:  # it cannot be listed
         names = []
     hint = f" {did_you_mean(path.name, names, 'Files there')}" if names else ""

@@ -201,6 +201,23 @@ def test_numbers_with_an_exponent_are_numbers_and_nobelium_is_not_false() -> Non
     assert config.data.references == {"No": -1.0, "H": 2.0}
 
 
+def test_whole_numbers_are_decimal() -> None:
+    """As in YAML 1.2; in 1.1, 010 is eight and 1:30:00 is 5400."""
+    assert load_config(None, ["data.train=d.xyz", "seed=010"]).seed == 10
+    for text in ("training.max_minutes=1:30:00", "training.lr=0x10"):
+        with pytest.raises(ConfigError, match="valid number"):
+            load_config(None, ["data.train=d.xyz", text])
+
+
+def test_a_setting_changes_the_model_that_there_is_without_it() -> None:
+    default = load_config(None, ["data.train=d.xyz"]).model
+    assert (
+        load_config(None, ["data.train=d.xyz", f"model.cutoff={default.cutoff}"]).model == default
+    )
+    changed = load_config(None, ["data.train=d.xyz", "model.cutoff=4.5"]).model
+    assert changed == default.model_copy(update={"cutoff": 4.5})
+
+
 def test_a_preset_can_be_changed_on_the_command_line_in_any_order() -> None:
     expected = preset_config("mace_acac").model_copy(update={"channels": 64})
     for settings in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from clebsch.training.config import Config
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import resume, train
 from clebsch.training.prepare import prepare
+from clebsch.training.report import report_run
 
 from .toy import cluster, data_file, history
 
@@ -97,6 +99,33 @@ def test_a_training_that_makes_it_worse_keeps_what_it_started_from(tmp_path: Pat
     answers = [p(p.graph(labelled[0]), "forces").forces for p in (old, kept)]
     assert torch.equal(*answers)
     assert [record["epoch"] for record in history(result.run)] == [0, 1, 2]
+
+
+def test_a_start_that_is_killed_before_its_first_state_can_be_repeated(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its history tells of the model that it starts from already."""
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    config = settings(data_file(tmp_path, frames()), f"initial={start}", "training.max_epochs=1")
+    for function in ("clebsch.training.loop.write_config", "clebsch.training.trainer.write_state"):
+        with monkeypatch.context() as patch:
+            patch.setattr(function, killed)
+            with pytest.raises(SystemExit):
+                train(config, tmp_path / "run")
+        assert (tmp_path / "run" / "metrics.jsonl").exists()
+    train(config, tmp_path / "run")
+    assert [record["epoch"] for record in history(tmp_path / "run")] == [0, 1]
+
+
+def test_a_finished_run_is_reported_without_what_it_started_from(tmp_path: Path, start: Path):
+    gone = Path(shutil.copy(start, tmp_path / "gone.safetensors"))
+    config = settings(data_file(tmp_path, frames()), f"initial={gone}", "training.max_epochs=1")
+    train(config, tmp_path / "run")
+    gone.unlink()
+    assert "Validation" in report_run(tmp_path / "run").read_text()
 
 
 def test_training_goes_on_from_there_and_resumes(tmp_path: Path, start: Path):

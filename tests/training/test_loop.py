@@ -267,6 +267,8 @@ def test_time_that_is_up_before_the_first_step_is_no_success(tmp_path: Path) -> 
     settings = ("training.max_epochs=null", "training.max_minutes=1e-6")
     with pytest.raises(ClebschError, match=r"no step was taken within training\.max_minutes"):
         train(config(data_file(tmp_path), *settings), tmp_path / "run")
+    with pytest.raises(ClebschError, match="no step was taken"):  # still none
+        resume(tmp_path / "run")
     assert resume(tmp_path / "run", max_minutes=0.05).step > 0
 
 

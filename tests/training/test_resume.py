@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,6 +310,39 @@ def test_a_finished_run_is_left_alone_and_can_be_extended(whole: Path, tmp_path:
     assert_same_run(whole, run)
 
 
+@pytest.mark.parametrize("damage", ["lost", "flipped"])
+def test_the_model_of_a_finished_run_is_written_again_where_it_is_gone(
+    whole: Path, tmp_path: Path, damage: str
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    model = run / "model.safetensors"
+    expected = load_file(model)
+    if damage == "lost":
+        model.unlink()
+    else:
+        data = bytearray(model.read_bytes())
+        data[len(data) // 2] ^= 1
+        model.write_bytes(data)
+    assert resume(run).model == model
+    found = load_file(model)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe garbage"])
+def test_a_damaged_history_does_not_end_a_run(whole: Path, tmp_path: Path, damage: bytes) -> None:
+    """Half of the last line is there after a power cut, or what is no text."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + (damage or lines[-1][:30]))
+    console = Console(file=io.StringIO(), width=200)
+    resume(run, console, max_epochs=5)
+    assert "1 lines of the history are missing" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert [record["epoch"] for record in history(run)] == [1, 2, 3, 5]
+    state, _, _ = read_newest_state(run)
+    assert state.history_lines == 4
+
+
 def test_resuming_with_other_settings_or_other_data_is_refused(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +350,9 @@ def test_resuming_with_other_settings_or_other_data_is_refused(
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("lr: 0.1", "lr: 0.2"))
     with pytest.raises(ConfigError, match=r"training\.lr is 0\.2.*began with 0\.1"):
+        resume(run)
+    (run / "config.yaml").write_text(text.replace("recipe: fast", "recipe: paper"))
+    with pytest.raises(ConfigError, match=r"recipe is 'paper'.*began with 'fast'"):
         resume(run)
     (run / "config.yaml").write_text(
         text.replace("references: auto", "references: {Cu: 1.0, Au: 2.0}")

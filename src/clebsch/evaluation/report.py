@@ -97,15 +97,14 @@ def check_suffix(path: Path) -> None:
 
 def potential_facts(potential: Potential) -> dict[str, str]:
     """What a reader must know of the model and of where the numbers were made."""
+    now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     n_parameters = sum(p.numel() for p in potential.parameters())
     return {
         "Elements": ", ".join(potential.species),
         "Parameters": f"{n_parameters:,}".replace(",", "\u202f"),
         "Cut-off": f"{potential.cutoff:g} Å",
         "Precision": str(potential.dtype).removeprefix("torch."),
-        "Clebsch version": clebsch.__version__,
-        "Machine": machine(),
-        "Date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "Judged": f"{now}, clebsch {clebsch.__version__}, {machine()}",
     }
 
 

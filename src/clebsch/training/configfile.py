@@ -58,11 +58,16 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
 
     for key, value in settings:
         _assign(tree, key, value, place_of_value)
-    tree = _resolve(tree, place)
+    return _validated(_resolve(tree, place), place)
+
+
+def _validated(tree: Tree, place: Place) -> Config:
     try:
         return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(_explain(error, place)) from None
+    except (ValueError, RecursionError) as error:  # of JSON: a YAML alias of what holds it
+        raise ConfigError(f"{place('')}: {error}") from None
 
 
 def config_dict(config: Config) -> Tree:
@@ -77,9 +82,19 @@ def load_run(run: Path) -> Config:
     Raises:
         ConfigError: the folder holds none, or one that is invalid.
     """
-    if not (run / "config.yaml").is_file():
+    path = run / "config.yaml"
+    if not path.is_file():
         raise ConfigError(f"{run}: is not the folder of a run: it holds no config.yaml")
-    return load_config(run / "config.yaml")
+    tree = _read(path)
+    if not isinstance(tree.get("model"), dict) or "name" not in tree["model"]:
+        return load_config(path)
+
+    # as it was resolved: the model file that a training started from is not needed any more
+    def place(_: str) -> str:
+        return str(path)
+
+    initial = {"initial": tree.pop("initial", None)}
+    return _validated(_resolve(tree, place) | initial, place)
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -100,11 +115,16 @@ def differences(key: str, new: Any, old: Any) -> Iterator[tuple[str, Any, Any]]:
 class _Loader(yaml.SafeLoader):
     """YAML with the numbers and truth values of version 1.2, and no key twice.
 
-    Version 1.1 takes 1e-3 for a string and "No" (nobelium) for false.
+    Version 1.1 takes 1e-3 for a string, "No" (nobelium) for false, 010 for eight and 1:30 for
+    ninety.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":bool", ":float"))]
+        first: [
+            (tag, regex)
+            for tag, regex in resolvers
+            if not tag.endswith((":bool", ":float", ":int", ":timestamp"))
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -122,9 +142,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False|TRUE|FALSE)$"), list("tTfF")
 )
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
@@ -196,7 +224,10 @@ def _resolve(tree: Tree, place: Place) -> Tree:
     }
     if resolved.get("initial") is not None:
         resolved["model"] = _model_of_file(resolved, place)
-    model = _with_preset(resolved.get("model", DEFAULT_MODEL), place)
+    model = resolved.get("model", DEFAULT_MODEL)
+    if isinstance(model, dict) and not {"name", "preset"} & set(model):
+        model = {"preset": DEFAULT_MODEL, **model}  # settings change the model that there is
+    model = _with_preset(model, place)
     if isinstance(model, dict):
         _check_sections(model["name"], tree, place)
     recipe = resolved.setdefault("recipe", DEFAULT_RECIPE)

@@ -60,16 +60,23 @@ class History:
         self.unwritten = []
 
     def truncate(self, n_lines: int) -> int:
-        """Keep the first ``n_lines``, which a resumed run starts from.
+        """Keep the first ``n_lines``, which a resumed run starts from, but for damaged ones.
 
         Returns:
-            How many lines are missing, if the file is shorter than that.
+            How many lines are missing, if the file has no more than that.
         """
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = lines[:n_lines]
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        kept = [line for line in text.splitlines()[:n_lines] if _is_record(line)]
         atomic_write(self.path, "".join(f"{line}\n" for line in kept))
-        self.n_lines, self.unwritten = n_lines, []
+        self.n_lines, self.unwritten = len(kept), []
         return n_lines - len(kept)
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 class RunLog:

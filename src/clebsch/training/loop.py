@@ -16,8 +16,9 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from rich.console import Console
 
-from clebsch.errors import ClebschError, ConfigError
+from clebsch.errors import ClebschError, ConfigError, ModelFileError
 from clebsch.interrupt import StopRequest, stop_on_signals
+from clebsch.modelfile import read_potential
 from clebsch.rounding import allow_tf32
 from clebsch.training.config import Config, TrainingConfig
 from clebsch.training.configfile import config_dict, differences, load_run, write_config
@@ -102,6 +103,7 @@ def train(
                 f"{run} holds a run already: continue it with clebsch resume {run}, or choose "
                 "another folder with run=FOLDER"
             )
+        (run / "metrics.jsonl").unlink(missing_ok=True)
         log = RunLog(run, console)
         prepared = prepare(config, log.say)
         if config.is_linear:
@@ -159,18 +161,25 @@ def resume(
         for loss in losses:
             log.say(loss)
         _check_unchanged(config, state.config)
-        if state.finished is not None and not new_limits:
+        is_finished = state.finished is not None and not new_limits
+        if is_finished:
+            _refuse_untrained(run, state)
             log.say(
                 f"{run} is finished ({state.finished}); give new limits to train longer "
                 "(--max-epochs, --max-minutes)."
             )
             if state.best is None:
                 log.say(_no_model(config.training.metric))
-            return _result(run, state, state.finished)
+            if state.best is None or _is_sound(run / "model.safetensors"):
+                return _result(run, state, state.finished or "epochs")
         prepared = prepare(config, log.say)
         config = with_shares(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         trainer.restore(state, tensors)
+        if is_finished:
+            trainer.write_model()
+            log.say(f"The model's file was lost or damaged; it was written again: {run}")
+            return _result(run, state, state.finished or "epochs")
         if state.finished is not None:
             state.finished, state.waited = None, 0
         write_config(config, run / "config.yaml")
@@ -179,10 +188,13 @@ def resume(
 
 
 def holds_a_run(run: Path) -> bool:
-    """Whether anything would be lost by beginning anew; a configuration alone is no run."""
-    results = ("metrics.jsonl", "model.safetensors")
-    states = bool(state_files(run)) or fit_state_file(run).exists()
-    return states or any((run / name).exists() for name in results)
+    """Whether anything would be lost by beginning anew.
+
+    Configuration and history without state and model are left by a run that was killed at its
+    start.
+    """
+    kept = (fit_state_file(run), run / "model.safetensors")
+    return bool(state_files(run)) or any(path.exists() for path in kept)
 
 
 def _resume_fit(config: Config, log: RunLog, started: float, until: float | None) -> TrainingResult:
@@ -234,18 +246,8 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
                 trainer.write_model()  # before a state that says that nothing is left to do
                 state.finished = reason
             trainer.checkpoint()
-            if reason != "interrupted" and not state.step:
-                raise ClebschError(
-                    f"{trainer.run}: no step was taken within training.max_minutes, which count "
-                    "from the beginning: reading data and compiling kernels take time, too. "
-                    f"clebsch resume {trainer.run} --max-minutes N goes on"
-                )
-            if reason != "interrupted" and not trainer.average.updates:
-                raise ClebschError(
-                    f"{trainer.run}: no weight was changed: of every batch the loss or the "
-                    "gradient was not finite (see the log). clebsch check may tell which "
-                    "structures are to blame"
-                )
+            if reason != "interrupted":
+                _refuse_untrained(trainer.run, state)
     except ClebschError:
         trainer.write_model()
         raise
@@ -258,6 +260,34 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
     result = _result(trainer.run, state, reason)
     _say_end(result, trainer, log)
     return result
+
+
+def _refuse_untrained(run: Path, state: TrainingState) -> None:
+    """A finished run whose weights are still those that it began with is no success.
+
+    Raises:
+        ClebschError: it is one.
+    """
+    if not state.step:
+        raise ClebschError(
+            f"{run}: no step was taken within training.max_minutes, which count from the "
+            "beginning: reading data and compiling kernels take time, too. "
+            f"clebsch resume {run} --max-minutes N goes on"
+        )
+    if not state.average_updates:
+        raise ClebschError(
+            f"{run}: no weight was changed: of every batch the loss or the gradient was not finite "
+            "(see the log). clebsch check may tell which structures are to blame"
+        )
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a model can be read."""
+    try:
+        read_potential(path)
+    except ModelFileError:
+        return False
+    return True
 
 
 def _loop(trainer: Trainer, request: StopRequest) -> Finished | Literal["interrupted"]:
@@ -335,7 +365,10 @@ def _with_limits(settings: TrainingConfig, limits: dict[str, Any]) -> TrainingCo
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(("training", *map(str, problem["loc"])))
-        raise ConfigError(f"new limits: {name}: {problem['msg']}") from None
+        message = problem["msg"]
+        raise ConfigError(
+            f"new limits: {name}: {message[:1].lower()}{message[1:]} (got {problem['input']!r})"
+        ) from None
 
 
 def _check_unchanged(config: Config, began: dict[str, Any]) -> None:
@@ -345,7 +378,7 @@ def _check_unchanged(config: Config, began: dict[str, Any]) -> None:
         ConfigError: names the first such setting.
     """
     now = config_dict(config)
-    for section in ("data", "model", "initial", "training", "fit", "seed", "dtype"):
+    for section in ("data", "model", "initial", "recipe", "training", "fit", "seed", "dtype"):
         for key, new, old in differences(section, now.get(section), began.get(section)):
             if key in _FREE or (section == "data" and not key.startswith("data.references")):
                 continue  # other data are found by their fingerprint

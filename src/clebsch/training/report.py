@@ -126,8 +126,11 @@ def run_facts(
         "Model": config.model.summary,
         "Training data": ", ".join(str(path) for path in _listed(config.data.train)),
         "Recipe": "closed form" if config.is_linear else f"{config.recipe}, seed {config.seed}",
-        **potential_facts(potential),
     }
+    made = potential.provenance
+    if {"clebsch", "torch", "date"} <= set(made):
+        facts["Trained"] = f"{made['date']}, clebsch {made['clebsch']}, torch {made['torch']}"
+    facts |= potential_facts(potential)
     if history and not config.is_linear:
         last = history[-1]
         best = [record["epoch"] for record in history if record.get("best")]
