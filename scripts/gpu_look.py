@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-import clebsch.potential
+import clebsch.repeats
 import clebsch.replay
 from clebsch.benchmarks.compare import gpu_cases
 from clebsch.benchmarks.jobs import MeasurementError, Mode, run_job
@@ -91,7 +91,7 @@ def look(number: int, modes: list[str]) -> None:
     graph = potential.graph(frames)
     say(f"{case.system.name}, {case.name}: {graph.n_atoms} atoms, {graph.n_edges} edges,")
     say(f"backend {potential.backend}")
-    clebsch.potential.RECORD_AFTER = NEVER
+    clebsch.repeats.RECORD_AFTER = NEVER
     forces = potential(graph).forces
     if graph.n_atoms <= MOST_COMPARED:
         exact = build(torch.float64)
@@ -131,10 +131,10 @@ def both_ways(name: str, potential: Any, call: Callable[[], object]) -> None:
 
 def one_way(name: str, potential: Any, call: Callable[[], object], record_after: int) -> None:
     """Milliseconds, memory, and kernels."""
-    clebsch.potential.RECORD_AFTER = record_after
+    clebsch.repeats.RECORD_AFTER = record_after
     potential.use_backend()
     timed = measure(call, min_seconds=0.4, max_seconds=4.0, device=accelerator(torch, "cuda"))
-    held = potential._captures
+    held = potential._repeats.captures
     median, least = statistics.median(timed["seconds"]), min(timed["seconds"])
     above = timed["device_peak_mib"] - timed["device_baseline_mib"]
     say(

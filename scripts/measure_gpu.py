@@ -305,7 +305,7 @@ class Measurements:
         """Energies and forces of a case by two ways: milliseconds, and the forces' difference."""
         import torch
 
-        import clebsch.potential
+        import clebsch.repeats
         import clebsch.replay
         from clebsch.benchmarks.speed import energy_forces
         from clebsch.benchmarks.timing import accelerator, measure
@@ -313,19 +313,19 @@ class Measurements:
         potential, found, forces = self.potential(case), {}, []
         frames = list(case.system.frames)
         timing = {"min_calls": 20, "min_seconds": 0.5, "max_seconds": 5.0}
-        before = clebsch.potential.RECORD_AFTER, clebsch.replay.CAPTURE_AT
+        before = clebsch.repeats.RECORD_AFTER, clebsch.replay.CAPTURE_AT
         clebsch.replay.CAPTURE_AT = 1
         try:
             for way, record_after in (("modules", 10**9), ("captured", 0)):
-                clebsch.potential.RECORD_AFTER = record_after
+                clebsch.repeats.RECORD_AFTER = record_after
                 potential.use_backend()
                 call = energy_forces(potential, frames)
                 timed = measure(call, **timing, device=accelerator(torch, self.device))
-                held = potential._captures
+                held = potential._repeats.captures
                 found[way] = {**timed, "captures": 0 if held is None else len(held.captured)}
                 forces.append(potential(potential.graph(frames)).forces)
         finally:
-            clebsch.potential.RECORD_AFTER, clebsch.replay.CAPTURE_AT = before
+            clebsch.repeats.RECORD_AFTER, clebsch.replay.CAPTURE_AT = before
         off = max(float((here - forces[0]).abs().max()) for here in forces)
         return {**found, "backend": potential.backend, "largest_force_difference": off}
 
@@ -347,7 +347,7 @@ class Measurements:
             if calls % (n_calls // 10) == 0 and self.device != "cpu":
                 held = (torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
                 memory.append([one / 2**20 for one in held])
-        captures = potential._captures
+        captures = potential._repeats.captures
         n_captures = 0 if captures is None else len(captures.captured)
         return {"calls": calls, "allocated, reserved": memory, "captures": n_captures}
 

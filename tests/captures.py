@@ -57,9 +57,9 @@ class InPlace:
 
 
 def capture_with(monkeypatch: pytest.MonkeyPatch, capturer: Any) -> None:
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+    monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 0)
     monkeypatch.setattr("clebsch.replay.CAPTURE_AT", 1)
-    monkeypatch.setattr("clebsch.potential.captures_of", lambda device: Captures(capturer))
+    monkeypatch.setattr("clebsch.repeats.captures_of", lambda device: Captures(capturer))
 
 
 def gradients(tested: clebsch.Potential, graphs: list[AtomGraph]) -> list[Tensor]:

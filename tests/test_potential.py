@@ -21,7 +21,7 @@ from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.linear import _all_atoms
 from clebsch.nn.energy import ZBLRepulsion
-from clebsch.potential import RECORD_AFTER
+from clebsch.repeats import RECORD_AFTER
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])

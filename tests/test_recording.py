@@ -27,12 +27,12 @@ OUTPUTS = ("energy", "forces", "virial", "site_energies", "layer_energies")
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Record at the first evaluation."""
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+    monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 0)
 
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+    monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
 
 
 def same(one: clebsch.Prediction, other: clebsch.Prediction) -> bool:
@@ -50,15 +50,15 @@ def test_a_replayed_evaluation_has_the_bits_of_the_modules(
     batches = [[build()] for build in STRUCTURES.values()] + [[ethanol(), skewed_cell()] * 2]
     for atoms in batches:
         graph = tested.graph(atoms)
-        monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+        monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
         expected = tested(graph, OUTPUTS)
-        monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+        monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 0)
         assert same(tested(graph, OUTPUTS), expected)
         energy = tested(graph, "energy").energy
         assert energy is not None
         assert expected.energy is not None
         assert torch.equal(energy, expected.energy)
-    assert len(tested._recordings) == 2  # with and without derivatives
+    assert len(tested._repeats.recordings) == 2  # with and without derivatives
 
 
 def gradients(tested: clebsch.Potential, atoms: Atoms | list[Atoms]) -> list[Tensor]:
@@ -78,9 +78,9 @@ def test_a_replayed_gradient_has_the_bits_of_autograd(
 ) -> None:
     tested = copied_potential(model)
     for atoms in (skewed_cell(), [skewed_cell(), skewed_cell(), ethanol()]):
-        monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+        monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
         expected = gradients(tested, atoms)
-        monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+        monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 0)
         for found, wanted in zip(gradients(tested, atoms), expected, strict=True):
             assert torch.equal(found, wanted)
 
@@ -106,7 +106,7 @@ def test_every_change_of_weights_is_noticed(always: None, how: str) -> None:
         changed = {name: 1.01 * value for name, value in tested.state_dict().items()}
         tested.load_state_dict(changed)
     after = tested(graph).energy
-    tested._recordings.clear()
+    tested._repeats.recordings.clear()
     assert before is not None
     assert after is not None
     assert not torch.equal(before, after)
@@ -142,9 +142,9 @@ def test_a_recording_made_in_inference_mode_serves_everywhere(always: None) -> N
     graph = tested.graph(ethanol())
     with torch.inference_mode():
         inside = [tested(graph, "energy").energy for _ in range(2)]
-    assert len(tested._recordings) == 1
+    assert len(tested._repeats.recordings) == 1
     outside = tested(graph, "energy").energy
-    assert len(tested._recordings) == 1
+    assert len(tested._repeats.recordings) == 1
     for energy in inside:
         assert energy is not None
         assert outside is not None
@@ -155,13 +155,15 @@ def test_copies_and_other_backends_do_not_inherit_recordings(always: None) -> No
     tested = copied_potential()
     graph = tested.graph(ethanol())
     forces = tested(graph).forces
-    assert tested._recordings
-    assert not copy.deepcopy(tested)._recordings
+    assert tested._repeats.recordings
+    assert not copy.deepcopy(tested)._repeats.recordings
+    assert not copy.copy(tested)._repeats.recordings
+    assert tested._repeats.recordings
     tested.float()
-    assert not tested._recordings
+    assert not tested._repeats.recordings
     tested.double().use_backend("reference")
     reference = tested(graph).forces
-    assert not tested._recordings
+    assert not tested._repeats.recordings
     assert forces is not None
     assert reference is not None
     torch.testing.assert_close(forces, reference, rtol=1e-5, atol=1e-5)
@@ -187,11 +189,11 @@ def test_what_was_replaced_is_used(always: None, what: str) -> None:
     tested = copied_potential()
     graph = tested.graph(ethanol())
     tested(graph)
-    before = list(tested._recordings.values())
+    before = list(tested._repeats.recordings.values())
     replacements(tested)[what]()
     found = tested(graph, OUTPUTS)
-    assert list(tested._recordings.values()) != before
-    tested._recordings.clear()
+    assert list(tested._repeats.recordings.values()) != before
+    tested._repeats.recordings.clear()
     assert same(tested(graph, OUTPUTS), found)
     assert same(copy.deepcopy(tested)(graph, OUTPUTS), found)
 
@@ -208,7 +210,7 @@ def test_weights_of_a_functional_call_are_used_there_alone(always: None) -> None
 
 
 def test_calls_before_a_replacement_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 2)
+    monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 2)
     tested = copied_potential()
     graph = tested.graph(ethanol())
     for _ in range(4):
@@ -216,7 +218,7 @@ def test_calls_before_a_replacement_do_not_count(monkeypatch: pytest.MonkeyPatch
         tested.model.embedding = weight
         tested(graph)
         tested(graph)
-    assert not tested._recordings
+    assert not tested._repeats.recordings
 
 
 @pytest.mark.parametrize("name", ["positions", "cell"])
@@ -226,7 +228,7 @@ def test_derivatives_by_a_structure_are_those_of_the_modules(always: None, name:
     energy = tested(graph, "energy", differentiable=True).energy
     assert energy is not None
     energy.sum().backward()
-    assert tested._recordings
+    assert tested._repeats.recordings
     tracked = getattr(graph, name).clone().requires_grad_()
     energy = tested(replace(graph, **{name: tracked}), "energy", differentiable=True).energy
     assert energy is not None
@@ -263,9 +265,9 @@ def test_graphs_of_recordings_can_be_kept(never: None, monkeypatch: pytest.Monke
     tested = copied_potential()
     graph = tested.graph(ethanol())
     expected = gradients_in_turn()
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+    monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 0)
     found = gradients_in_turn()
-    assert tested._recordings
+    assert tested._repeats.recordings
     for here, there in zip(found, expected, strict=True):
         torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9)
 
@@ -295,7 +297,7 @@ def test_hooks_and_the_search_for_anomalies_see_modules(always: None) -> None:
     assert len(seen) == 1
     handle.remove()
     tested(graph)
-    assert len(tested._recordings) == 1
+    assert len(tested._repeats.recordings) == 1
     hooks = (
         tested.model.layers[1].register_full_backward_pre_hook,
         torch.nn.modules.module.register_module_forward_pre_hook,
@@ -309,12 +311,12 @@ def test_hooks_and_the_search_for_anomalies_see_modules(always: None) -> None:
         forces.square().sum().backward()
         handle.remove()
         assert seen
-        assert not tested._recordings
+        assert not tested._repeats.recordings
     tested(graph)
-    assert len(tested._recordings) == 1
+    assert len(tested._repeats.recordings) == 1
     with torch.autograd.set_detect_anomaly(True, check_nan=False):
         tested(graph, ("energy", "forces"), differentiable=True)
-    assert len(tested._recordings) == 1
+    assert len(tested._repeats.recordings) == 1
 
 
 def test_what_cannot_be_recorded_is_evaluated_with_a_warning(always: None) -> None:
@@ -334,12 +336,12 @@ def test_what_cannot_be_recorded_is_evaluated_with_a_warning(always: None) -> No
 
 
 def test_recording_comes_after_a_number_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 3)
+    monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 3)
     tested = copied_potential()
     graph = tested.graph(ethanol())
     for call in range(5):
         tested(graph)
-        assert bool(tested._recordings) == (call >= 3)
+        assert bool(tested._repeats.recordings) == (call >= 3)
 
 
 #: Numbers of rows to record with.
@@ -457,12 +459,12 @@ def test_an_input_twice_is_refused() -> None:
 def test_recording_does_not_import_torchs_compiler() -> None:
     """It takes seconds, at every start of a simulation."""
     code = """if True:
-        import sys, torch, clebsch, clebsch.potential
+        import sys, torch, clebsch, clebsch.repeats
         from ase import Atoms
-        clebsch.potential.RECORD_AFTER = 0
+        clebsch.repeats.RECORD_AFTER = 0
         potential = clebsch.build("mace_tiny", ["H", "O"])
         potential(potential.graph(Atoms("OH2", [[0, 0, 0], [0, 0, 1], [0, 1, 0]])))
-        assert potential._recordings
+        assert potential._repeats.recordings
         sys.exit("torch._dynamo" in sys.modules)
     """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

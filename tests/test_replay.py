@@ -183,7 +183,7 @@ def eager(
     tested: clebsch.Potential, graph: AtomGraph, monkeypatch: pytest.MonkeyPatch
 ) -> clebsch.Prediction:
     with monkeypatch.context() as patch:
-        patch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+        patch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
         return tested(graph, OUTPUTS)
 
 
@@ -213,7 +213,7 @@ def test_captured_gradients_are_the_plain_ones(
         graphs = [tested.graph(atoms) for atoms in batches]
         found = gradients(tested, graphs)
         with monkeypatch.context() as patch:
-            patch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+            patch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
             expected = gradients(tested, graphs)
         largest = max(float(gradient.abs().max()) for gradient in expected)
         for here, there in zip(found, expected, strict=True):
@@ -231,7 +231,7 @@ def test_a_gradient_survives_an_evaluation_of_another_size_before_it(
     found = gradients(tested, [large, small])
     assert capturer.captures == 4
     with monkeypatch.context() as patch:
-        patch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+        patch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
         expected = gradients(tested, [large, small])
     for here, there in zip(found, expected, strict=True):
         torch.testing.assert_close(here, there, rtol=1e-8, atol=1e-6)
@@ -292,7 +292,7 @@ def test_inference_mode_and_history_stay_outside(capturer: InPlace) -> None:
     tracked = graph.with_positions(graph.positions.clone().requires_grad_())
     outside = [tested(tracked, "energy").energy for _ in range(2)]
     assert capturer.captures == 1
-    (capture,) = tested._captures.captured.values()
+    (capture,) = tested._repeats.captures.captured.values()
     assert not any(tensor.requires_grad for tensor in capture.padded.tensors)
     assert all(torch.equal(energy, inside) for energy in outside)
 
@@ -492,7 +492,7 @@ def test_a_capture_that_fails_is_told_once_and_done_without(
         found = [gradients(tested, graphs) for _ in range(2)]
     assert len(told) == 1
     with monkeypatch.context() as patch:
-        patch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+        patch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
         expected = gradients(tested, graphs)
     for one in found:
         for here, there in zip(one, expected, strict=True):
@@ -504,9 +504,9 @@ def test_copies_and_moved_potentials_capture_anew(capturer: InPlace) -> None:
     graph = tested.graph(ethanol())
     tested(graph)
     gradients(tested, [graph])
-    assert tested._captures is not None
+    assert tested._repeats.captures is not None
     assert len(capturer.live) == 3
-    assert copy.deepcopy(tested)._captures is None
+    assert copy.deepcopy(tested)._repeats.captures is None
     tested.float()
-    assert tested._captures is None
+    assert tested._repeats.captures is None
     assert not capturer.live

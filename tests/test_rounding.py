@@ -54,13 +54,13 @@ def test_backends_and_stored_answers_are_checked_without(
 
 
 def test_recordings_are_of_one_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 0)
+    monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 0)
     tested = copied_potential("mace", torch.float32)
     graph = tested.graph(ethanol())
     for allowed in (False, True, False):
         with allow_tf32(allowed):
             tested(graph)
-    assert len(tested._recordings) == 2
+    assert len(tested._repeats.recordings) == 2
 
 
 @pytest.mark.parametrize("allowed", [False, True])

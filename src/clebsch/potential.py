@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,6 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from clebsch.conventions import OUTPUTS
 from clebsch.errors import (
@@ -31,41 +30,16 @@ from clebsch.errors import (
     UnknownElementError,
     did_you_mean,
 )
-from clebsch.graph import AtomGraph, batch_graphs, edge_vectors, example_graphs
+from clebsch.graph import AtomGraph, batch_graphs, edge_vectors
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend, load_backend
 from clebsch.models.config import ModelConfig
 from clebsch.models.network import Network
 from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
-from clebsch.recording import Holdings, Recording
-from clebsch.replay import (
-    Captured,
-    CapturedRecordings,
-    Captures,
-    Rows,
-    Sizes,
-    captures_of,
-    is_small,
-    late_inputs,
-    tensors_of,
-)
-from clebsch.rounding import allow_tf32, tf32_is_allowed
-
-#: Evaluations after which one is recorded: recording takes as long as some tens of evaluations.
-RECORD_AFTER = 20
-#: Backends whose operations do not depend on values that are read on the way.
-RECORDED = ("llvm", "triton")
-#: What the results of recordings have a row for.
-ROWS: dict[str, Rows] = {
-    "energy": "frames",
-    "forces": "atoms",
-    "virial": "frames",
-    "site_energies": "atoms",
-    "layer_energies": "atoms",
-}
-#: Sizes besides of those that can be differentiated.
-SIZES: dict[str, tuple[int, ...]] = {"energy": (), "forces": (3,), "virial": (3, 3)}
+from clebsch.repeats import Repeats
+from clebsch.replay import is_small
+from clebsch.rounding import allow_tf32
 
 
 class Structure(Protocol):
@@ -136,10 +110,7 @@ class Potential(nn.Module):
         self._kernels: Kernels = load_backend("reference")
         self._choose_again = False
         self.is_tabulated = False
-        self._n_calls = {False: 0, True: 0}
-        self._holdings: Holdings | None = None
-        self._recordings: dict[Any, _Recorded | None] = {}
-        self._captures: Captures | None = None
+        self._repeats = Repeats()
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
 
     @property
@@ -161,128 +132,6 @@ class Potential(nn.Module):
     def backend(self) -> str:
         """What computes the heavy operations."""
         return self._kernels.name
-
-    def use_backend(self, name: str = "auto") -> Potential:
-        """Choose what computes the heavy operations, and check it against the reference.
-
-        Moving or casting the potential chooses anew.
-
-        Args:
-            name: "llvm", "triton", "reference", or "auto" for the fastest that the device allows.
-
-        Raises:
-            BackendError: the backend is missing, gives other numbers than the reference on a
-                small structure, or the network was cast to what no backend computes in.
-        """
-        if self.dtype not in (torch.float32, torch.float64):
-            raise BackendError(f"potentials compute in float32 or float64, not in {self.dtype}")
-        kernels = best_backend(self.device) if name == "auto" else load_backend(name)
-        self._choose_again = False
-        self._install(load_backend("reference"))
-        if kernels.name != "reference" and self._can_run(kernels, needed=name != "auto"):
-            self._install(kernels)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles make their own recordings."""
-        return {**self.__dict__, "_holdings": None, "_recordings": {}, "_captures": None}
-
-    def _install(self, kernels: Kernels) -> None:
-        self._kernels = kernels
-        self._forget_recordings()
-        kernels.install(self)
-
-    def _can_run(self, kernels: Kernels, needed: bool) -> bool:
-        """Whether a backend runs here; where it is not needed, a warning says that it does not.
-
-        Raises:
-            BackendError: it gives wrong numbers, or fails and is needed.
-        """
-        try:
-            self._check_backend(kernels)
-        except BackendError:
-            raise
-        except Exception as error:  # compilers and drivers fail in any way
-            reason = f"the {kernels.name} backend fails on this machine: {error}"
-            if needed:
-                raise BackendError(reason) from error
-            warnings.warn(f"{reason}; the slower reference is used instead", stacklevel=3)
-            return False
-        return True
-
-    # Whoever builds or casts a potential may do so where nothing is differentiated.
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    def _check_backend(self, kernels: Kernels) -> None:
-        """Compare energies, forces and the gradient of a loss on the forces."""
-        graph = self.graph(example_structure(self))
-        with allow_tf32(False):
-            expected = self._backend_answers(graph)
-            self._install(kernels)
-            try:
-                found = self._backend_answers(graph)
-            finally:
-                self._install(load_backend("reference"))
-        off, allowed = _largest_deviation(found, expected), 1e-3
-        if self.dtype == torch.float64:
-            allowed = 1e-9
-        elif not off <= allowed:  # where the model itself is that sensitive to rounding
-            exact = copy.deepcopy(self).double()._backend_answers(graph)
-            off, rounding = _largest_deviation(found, exact), _largest_deviation(expected, exact)
-            allowed = max(allowed, min(10 * rounding, 0.01))
-        if off <= allowed:
-            return
-        if not _are_finite(expected):
-            raise BackendError(
-                "the model's energies or their derivatives are not finite numbers, whatever "
-                f"computes them; of its weights {self.tensor_not_finite() or 'none'} holds NaN or "
-                "infinity. If its training diverged, use a model of before"
-            )
-        if not _are_finite(found):
-            raise BackendError(
-                f"the {kernels.name} backend gives numbers that are not finite on this machine, "
-                "where the reference gives finite ones"
-            )
-        raise BackendError(
-            f"the {kernels.name} backend disagrees with the reference on this machine: "
-            f"off by {off:.2g}, allowed {allowed:.2g}"
-        )
-
-    def _backend_answers(self, graph: AtomGraph) -> list[Tensor]:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        prediction = self(graph, ("layer_energies", "forces"), differentiable=bool(parameters))
-        answers = [prediction.layer_energies[:, 1:], prediction.forces]
-        if parameters:
-            loss = prediction.forces.square().sum()
-            answers += torch.autograd.grad(loss, parameters, materialize_grads=True)
-        return [answer.detach() for answer in answers]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
-        before = (self.device, self.dtype)
-        if fn(torch.empty(0)).device.type == "mps":
-            raise ClebschError(
-                "geometry and sums of energies are float64, which Apple's GPUs (mps) do not have; "
-                f'use the device "cpu" (torch {torch.__version__})'
-            )
-        with torch.inference_mode(False):  # parameters serve outside, too
-            super()._apply(fn, recurse)
-        self._forget_recordings()
-        if (self.device, self.dtype) != before and self._kernels.name != "reference":
-            self._choose_again = True
-        return self
-
-    def _forget_recordings(self) -> None:
-        self._recordings = {}
-        if self._captures is not None:
-            self._captures.captured.clear()  # frees its memory now: it lies in a cycle
-        self._captures = None
-
-    def replays(self, graph: AtomGraph) -> bool:
-        """Whether evaluations of such a graph are replayed as CUDA graphs, edge by edge alike.
-
-        Then edges beyond the cut-off cost less than to find them would.
-        """
-        return self.device.type == "cuda" and self.backend == "triton" and is_small(graph)
 
     @property
     def references(self) -> Tensor:
@@ -370,10 +219,11 @@ class Potential(nn.Module):
         needs_gradient = bool(asked & {"forces", "virial", "stress", "hessian"})
         if needs_gradient:
             refuse_inference_mode("forces")
-        results = None
         with torch.autocast(self.device.type, enabled=False):  # nothing here bears bfloat16
-            if self._replayable(graph, asked, differentiable):
-                results = self._replayed(graph, asked, needs_gradient, differentiable)
+            # Evaluations that repeat are replayed, to the same bits.
+            results = self._repeats.replayed(
+                self, self._results, graph, asked, needs_gradient, differentiable
+            )
             if results is None:
                 results = self._eager(graph, asked, needs_gradient, differentiable)
         if "stress" in asked:
@@ -398,132 +248,13 @@ class Potential(nn.Module):
                 results["hessian"] = _hessian(results["forces"], positions, differentiable)
         return results
 
-    def _replayable(self, graph: AtomGraph, asked: set[str], differentiable: bool) -> bool:
-        """Whether a recording can be used, and there were evaluations enough to make one.
-
-        Those before a parameter, buffer or module was replaced do not count.
-        """
-        if "hessian" in asked or self.backend not in RECORDED or torch.is_anomaly_enabled():
-            return False
-        if self._holdings is None or not self._holdings.are_current():
-            self._holdings = Holdings(self)
-            self._n_calls = {False: 0, True: 0}
-            self._forget_recordings()
-        self._n_calls[differentiable] += 1
-        if self._n_calls[differentiable] <= RECORD_AFTER or self._holdings.hooked:
-            return False
-        if differentiable and not self._only_by_parameters(graph, asked):
-            return False
-        if self._captures is None:
-            self._captures = captures_of(self.device)
-        # Blocks of atoms on GPUs have sizes that no recording of any size can follow.
-        of_any_size = self.backend == "llvm" and min(graph.n_atoms, graph.n_edges) > 1
-        return self._captures is not None or of_any_size
-
-    def _only_by_parameters(self, graph: AtomGraph, asked: set[str]) -> bool:
-        """Whether only derivatives by parameters can be wanted, which recordings give."""
-        assert self._holdings is not None
-        return (
-            not asked & {"site_energies", "layer_energies"}
-            and not any(tensor.requires_grad for tensor in tensors_of(graph))
-            and any(parameter.requires_grad for parameter in self._holdings.parameters)
-        )
-
-    def _replayed(
-        self, graph: AtomGraph, asked: set[str], needs_gradient: bool, differentiable: bool
-    ) -> dict[str, Tensor] | None:
-        """Results by replaying a recording, which is made when it is first needed.
-
-        None where none can be made, or none has been for such a size.
-        """
-        wanted = tuple(sorted(asked - {"stress"} | ({"virial"} if "stress" in asked else set())))
-        key: Any = (needs_gradient, tf32_is_allowed())  # CUDA graphs keep what they had
-        if differentiable:
-            assert self._holdings is not None
-            key = (*key, wanted, *(p.requires_grad for p in self._holdings.parameters))
-        if key not in self._recordings:
-            with torch.inference_mode(False):  # it serves outside, too
-                self._recordings[key] = self._attempt(needs_gradient, wanted, differentiable)
-        recorded = self._recordings[key]
-        if recorded is None:
-            return None
-        names, parameters, made = recorded
-        recording = made.find(graph) if isinstance(made, CapturedRecordings) else made
-        if recording is None:
-            return None
-        tensors = tensors_of(graph)
-        if differentiable:
-            with torch.enable_grad():
-                values = _Replay.apply(recording, len(tensors), *tensors, *parameters)
-        else:
-            values = recording(*tensors)
-        return dict(zip(names, values, strict=True))
-
-    def _attempt(
-        self, needs_gradient: bool, wanted: tuple[str, ...], differentiable: bool
-    ) -> _Recorded | None:
-        """A recording; None, with a warning, where one cannot be made."""
-        try:
-            return self._record(needs_gradient, wanted, differentiable)
-        except Exception as error:  # what is not an operation on tensors alone, for any reason
-            reason = str(error) or type(error).__name__
-            warnings.warn(
-                f"evaluations on the {self.backend} backend are not recorded, because that "
-                f"failed ({reason.splitlines()[0]}); they run as before",
-                stacklevel=5,
-            )
-            return None
-
-    def _record(
-        self, needs_gradient: bool, wanted: tuple[str, ...], differentiable: bool
-    ) -> _Recorded:
-        """Names of results, the parameters they are differentiated by, and the recording.
-
-        With ``differentiable`` the recording takes the cotangents of what is wanted late, and
-        gives the derivatives by parameters.
-        """
-        names = ["energy", "site_energies", "layer_energies"]
-        names += ["forces", "virial"] if needs_gradient else []
-        parameters: list[nn.Parameter] = []
-        late_rows: list[tuple[Rows, tuple[int, ...]]] = []
-        if differentiable:
-            names = list(wanted)
-            parameters = [p for p in self.parameters() if p.requires_grad]
-            late_rows = [(ROWS[name], SIZES[name]) for name in names]
-        n_early = len(fields(AtomGraph))
-
-        def evaluate(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            graph, cotangents = AtomGraph(*tensors[:n_early]), list(tensors[n_early:])
-            with torch.set_grad_enabled(differentiable or needs_gradient):
-                results = self._results(graph, graph.positions, needs_gradient, differentiable)
-                values = [results[name] for name in names]
-                gradients: tuple[Tensor, ...] = ()
-                if differentiable:
-                    gradients = torch.autograd.grad(
-                        values, parameters, cotangents, materialize_grads=True
-                    )
-            return tuple(value.detach() for value in values), gradients
-
-        if self._captures is not None:
-            rows = [ROWS[name] for name in names]
-            captured = CapturedRecordings(
-                lambda early, late: Recording(evaluate, [(early, late)]),
-                rows,
-                late_rows,
-                self.cutoff,
-                self._captures,
-            )
-            return names, parameters, captured
-        examples = [
-            (tensors_of(graph), late_inputs(late_rows, Sizes.of(graph), self.device))
-            for graph in example_graphs(self.device)
-        ]
-        return names, parameters, Recording(evaluate, examples)
-
     def _results(
         self, graph: AtomGraph, positions: Tensor, needs_gradient: bool, create_graph: bool
     ) -> dict[str, Tensor]:
-        """Energies and, with the gradient, forces and virials."""
+        """Energies and, with the gradient, forces and virials.
+
+        It is this that is recorded, and so it may not branch on values or sizes.
+        """
         vectors = edge_vectors(graph, positions)
         if needs_gradient and not vectors.requires_grad:
             vectors.requires_grad_()
@@ -595,40 +326,121 @@ class Potential(nn.Module):
 
         save_potential(self, path, provenance=provenance, reference=reference)
 
+    def use_backend(self, name: str = "auto") -> Potential:
+        """Choose what computes the heavy operations, and check it against the reference.
 
-#: Names of results, the parameters they are differentiated by, and the recording.
-_Recorded = tuple[list[str], list[nn.Parameter], Recording | CapturedRecordings]
+        Moving or casting the potential chooses anew.
 
+        Args:
+            name: "llvm", "triton", "reference", or "auto" for the fastest that the device allows.
 
-#: Stands where torch keeps a tensor for the backward pass.
-_SAVED = object()
+        Raises:
+            BackendError: the backend is missing, gives other numbers than the reference on a
+                small structure, or the network was cast to what no backend computes in.
+        """
+        if self.dtype not in (torch.float32, torch.float64):
+            raise BackendError(f"potentials compute in float32 or float64, not in {self.dtype}")
+        kernels = best_backend(self.device) if name == "auto" else load_backend(name)
+        self._choose_again = False
+        self._install(load_backend("reference"))
+        if kernels.name != "reference" and self._can_run(kernels, needed=name != "auto"):
+            self._install(kernels)
+        return self
 
+    def _install(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._repeats.forget()
+        kernels.install(self)
 
-class _Replay(torch.autograd.Function):
-    """A recording's results, differentiable once, by parameters."""
+    def _can_run(self, kernels: Kernels, needed: bool) -> bool:
+        """Whether a backend runs here; where it is not needed, a warning says that it does not.
 
-    @staticmethod
-    def forward(ctx: Any, recording: Recording | Captured, n_tensors: int, *tensors: Tensor) -> Any:
-        ctx.recording = recording
-        values, begun = recording.begin(*tensors[:n_tensors])
-        # so that torch frees tensors when they are no longer needed
-        flat, ctx.structure = pytree.tree_flatten(begun)
-        ctx.save_for_backward(*(one for one in flat if isinstance(one, Tensor)))
-        ctx.rest = [_SAVED if isinstance(one, Tensor) else one for one in flat]
-        ctx.n_tensors = n_tensors
-        return tuple(value.clone() for value in values)
+        Raises:
+            BackendError: it gives wrong numbers, or fails and is needed.
+        """
+        try:
+            self._check_backend(kernels)
+        except BackendError:
+            raise
+        except Exception as error:  # compilers and drivers fail in any way
+            reason = f"the {kernels.name} backend fails on this machine: {error}"
+            if needed:
+                raise BackendError(reason) from error
+            warnings.warn(f"{reason}; the slower reference is used instead", stacklevel=3)
+            return False
+        return True
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise ClebschError(
-                "derivatives by parameters that are to be differentiated (create_graph=True) need "
-                'the modules: potential.use_backend("reference")'
+    # Whoever builds or casts a potential may do so where nothing is differentiated.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def _check_backend(self, kernels: Kernels) -> None:
+        """Compare energies, forces and the gradient of a loss on the forces."""
+        graph = self.graph(example_structure(self))
+        with allow_tf32(False):
+            expected = self._backend_answers(graph)
+            self._install(kernels)
+            try:
+                found = self._backend_answers(graph)
+            finally:
+                self._install(load_backend("reference"))
+        off, allowed = _largest_deviation(found, expected), 1e-3
+        if self.dtype == torch.float64:
+            allowed = 1e-9
+        elif not off <= allowed:  # where the model itself is that sensitive to rounding
+            exact = copy.deepcopy(self).double()._backend_answers(graph)
+            off, rounding = _largest_deviation(found, exact), _largest_deviation(expected, exact)
+            allowed = max(allowed, min(10 * rounding, 0.01))
+        if off <= allowed:
+            return
+        if not _are_finite(expected):
+            raise BackendError(
+                "the model's energies or their derivatives are not finite numbers, whatever "
+                f"computes them; of its weights {self.tensor_not_finite() or 'none'} holds NaN or "
+                "infinity. If its training diverged, use a model of before"
             )
-        saved = iter(ctx.saved_tensors)
-        flat = [next(saved) if one is _SAVED else one for one in ctx.rest]
-        gradients = ctx.recording.finish(pytree.tree_unflatten(flat, ctx.structure), *cotangents)
-        return (None, None, *[None] * ctx.n_tensors, *gradients)
+        if not _are_finite(found):
+            raise BackendError(
+                f"the {kernels.name} backend gives numbers that are not finite on this machine, "
+                "where the reference gives finite ones"
+            )
+        raise BackendError(
+            f"the {kernels.name} backend disagrees with the reference on this machine: "
+            f"off by {off:.2g}, allowed {allowed:.2g}"
+        )
+
+    def _backend_answers(self, graph: AtomGraph) -> list[Tensor]:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        prediction = self(graph, ("layer_energies", "forces"), differentiable=bool(parameters))
+        answers = [prediction.layer_energies[:, 1:], prediction.forces]
+        if parameters:
+            loss = prediction.forces.square().sum()
+            answers += torch.autograd.grad(loss, parameters, materialize_grads=True)
+        return [answer.detach() for answer in answers]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
+        before = (self.device, self.dtype)
+        if fn(torch.empty(0)).device.type == "mps":
+            raise ClebschError(
+                "geometry and sums of energies are float64, which Apple's GPUs (mps) do not have; "
+                f'use the device "cpu" (torch {torch.__version__})'
+            )
+        with torch.inference_mode(False):  # parameters serve outside, too
+            super()._apply(fn, recurse)
+        self._repeats.forget()
+        if (self.device, self.dtype) != before and self._kernels.name != "reference":
+            self._choose_again = True
+        return self
+
+    def replays(self, graph: AtomGraph) -> bool:
+        """Whether evaluations of such a graph are replayed as CUDA graphs, edge by edge alike.
+
+        Then edges beyond the cut-off cost less than to find them would.
+        """
+        return self.device.type == "cuda" and self.backend == "triton" and is_small(graph)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make their own recordings."""
+        return {**self.__dict__, "_repeats": Repeats()}
 
 
 def example_structure(potential: Potential) -> Atoms:

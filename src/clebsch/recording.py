@@ -19,12 +19,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -144,48 +143,6 @@ def _has_bytes_of(now: Tensor, then: Tensor) -> bool:
     if now.is_contiguous() and then.is_contiguous():
         return not _memcmp(now.data_ptr(), then.data_ptr(), then.nbytes)
     return torch.equal(now, then)
-
-
-#: Kinds of hooks that torch has for each module, and for all modules.
-HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
-
-
-class Holdings:
-    """The parameters, buffers, modules and hooks of a module, to see whether they are replaced.
-
-    Args:
-        module: whose they are, and of the modules within.
-
-    Attributes:
-        parameters: every parameter, once.
-        hooked: whether a module within has hooks, or all modules have, which only calls of
-            modules run.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        modules = list(module.modules())
-        hooks = [getattr(m, f"_{kind}_hooks") for m in modules[1:] for kind in HOOKS] + [
-            getattr(torch.nn.modules.module, f"_global_{kind}_hooks") for kind in HOOKS
-        ]
-        held = [each for m in modules for each in (m._parameters, m._buffers, m._modules)]
-        self.parameters = list(module.parameters())
-        self.hooked = any(hooks)
-        self._places: list[Any] = [*held, *hooks]
-        self._objects = self._now()
-        self._tensors = [each for each in self._objects if isinstance(each, Tensor)]
-        self._dtypes = [tensor.dtype for tensor in self._tensors]
-
-    def are_current(self) -> bool:
-        """Whether all are the same objects of the same precision; their values may differ."""
-        now = self._now()
-        return (
-            len(now) == len(self._objects)
-            and all(map(operator.is_, now, self._objects))
-            and [tensor.dtype for tensor in self._tensors] == self._dtypes
-        )
-
-    def _now(self) -> list[Any]:
-        return list(chain.from_iterable(each.values() for each in self._places))
 
 
 class _Counted:

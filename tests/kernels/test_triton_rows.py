@@ -223,13 +223,15 @@ def test_evaluations_and_gradients_can_be_recorded(
     """What has a shape that depends on values, or asks for one, cannot."""
     tested = on_triton(model)
     monkeypatch.setattr("clebsch.replay.CAPTURE_AT", 1)
-    tested._captures = Captures(InPlace())
+    tested._repeats.captures = Captures(InPlace())
     for differentiable in (False, True):
-        names, _, recordings = tested._record(True, ("energy", "forces"), differentiable)
+        made = tested._repeats._record(
+            tested, tested._results, True, ("energy", "forces"), differentiable
+        )
         graph = tested.graph([ethanol(), Atoms("OH", [[0, 0, 0], [0, 0, 1]])])
-        recording = recordings.find(graph)
+        recording = made.recording.find(graph)
         values, begun = recording.begin(*tensors_of(graph))
-        found = dict(zip(names, values, strict=True))
+        found = dict(zip(made.names, values, strict=True))
         assert found["energy"].shape == (2,)
         assert found["forces"].shape == (graph.n_atoms, 3)
         if differentiable:
@@ -249,7 +251,7 @@ def test_recorded_and_padded_it_gives_what_the_reference_gives(
     for name in ("reference", "triton"):
         tested._install(dispatch.load_backend(name))
         with monkeypatch.context() as patch:  # tables that are made once are made before tracing
-            patch.setattr("clebsch.potential.RECORD_AFTER", 10**9)
+            patch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
             tested(graph)
         found = tested(graph, ("energy", "forces", "virial", "layer_energies"))
         values = [found.forces, found.virial, found.layer_energies[:, 1:]]

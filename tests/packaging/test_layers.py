@@ -33,6 +33,7 @@ LAYERS = (
     "models",
     "recording",
     "replay",
+    "repeats",
     "potential",
     "committee",
     "factory",

@@ -248,7 +248,7 @@ def test_evaluations_come_when_asked_for_and_always_at_the_end(tmp_path: Path) -
 def test_a_time_limit_ends_the_run_with_a_model(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clebsch.potential.RECORD_AFTER", 10**9)  # it takes longer than the run
+    monkeypatch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)  # it takes longer than the run
     settings = config(
         data_file(tmp_path), "training.max_epochs=null", "training.max_minutes=0.03",
         "training.eval_every=1000000", "training.warmup_steps=0",

@@ -17,7 +17,7 @@ import torch
 from ase.data import chemical_symbols
 
 import clebsch
-import clebsch.potential
+import clebsch.repeats
 import clebsch.replay
 from clebsch.benchmarks.timing import accelerator, limit_memory, measure
 from clebsch.data.frame import Frame
@@ -38,7 +38,7 @@ def main() -> None:
     """Standard input to standard output."""
     job = json.load(sys.stdin)
     # What long runs come to; warm-up calls pay for it.
-    clebsch.potential.RECORD_AFTER, clebsch.replay.CAPTURE_AT = 0, 1
+    clebsch.repeats.RECORD_AFTER, clebsch.replay.CAPTURE_AT = 0, 1
     limit_memory(job["device"])
     torch.set_num_threads(job["threads"])
     print(json.dumps(measure_job(job)))
