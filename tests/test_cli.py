@@ -516,7 +516,7 @@ def test_a_model_of_several_heads_is_used_by_one(
     arguments = (command, "heads.safetensors", folder / "water.xyz", *options)
     status, _, err = run(*arguments)
     assert status == 2
-    assert "the heads first, second; choose one: --head first" in err
+    assert "the heads first, second; choose one: --head=first" in err
     status, _, err = run(*arguments, "--head", "second")
     assert status in ((0, 1) if command == "relax" else (0,)), err
 
