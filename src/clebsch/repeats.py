@@ -143,8 +143,11 @@ class Repeats:
             key = (*key, wanted, *(p.requires_grad for p in self._holdings.parameters))
         if key not in self.recordings:
             with torch.inference_mode(False):  # it serves outside, too
-                self.recordings[key] = self._attempt(
-                    potential, evaluate, needs_gradient, wanted, differentiable
+                self.recordings[key] = _attempted(
+                    lambda: self._record(
+                        potential, evaluate, needs_gradient, wanted, differentiable
+                    ),
+                    potential.backend,
                 )
         recorded = self.recordings[key]
         if recorded is None:
@@ -193,26 +196,6 @@ class Repeats:
             and not any(tensor.requires_grad for tensor in tensors_of(graph))
             and any(parameter.requires_grad for parameter in self._holdings.parameters)
         )
-
-    def _attempt(
-        self,
-        potential: Evaluated,
-        evaluate: Evaluate,
-        needs_gradient: bool,
-        wanted: tuple[str, ...],
-        differentiable: bool,
-    ) -> Recorded | None:
-        """A recording; None, with a warning, where one cannot be made."""
-        try:
-            return self._record(potential, evaluate, needs_gradient, wanted, differentiable)
-        except Exception as error:  # what is not an operation on tensors alone, for any reason
-            reason = str(error) or type(error).__name__
-            warnings.warn(
-                f"evaluations on the {potential.backend} backend are not recorded, because that "
-                f"failed ({reason.splitlines()[0]}); they run as before",
-                stacklevel=5,
-            )
-            return None
 
     def _record(
         self,
@@ -265,6 +248,20 @@ class Repeats:
             for graph in example_graphs(device)
         ]
         return Recorded(names, parameters, Recording(function, examples))
+
+
+def _attempted(record: Callable[[], Recorded], backend: str) -> Recorded | None:
+    """A recording; None, with a warning, where one cannot be made."""
+    try:
+        return record()
+    except Exception as error:  # what is not an operation on tensors alone, for any reason
+        reason = str(error) or type(error).__name__
+        warnings.warn(
+            f"evaluations on the {backend} backend are not recorded, because that failed "
+            f"({reason.splitlines()[0]}); they run as before",
+            stacklevel=5,
+        )
+        return None
 
 
 # --- gradients ---

@@ -161,25 +161,25 @@ def resume(
         for loss in losses:
             log.say(loss)
         _check_unchanged(config, state.config)
-        is_finished = state.finished is not None and not new_limits
-        if is_finished:
+        finished = None if new_limits else state.finished
+        if finished is not None:
             _refuse_untrained(run, state)
             log.say(
-                f"{run} is finished ({state.finished}); give new limits to train longer "
+                f"{run} is finished ({finished}); give new limits to train longer "
                 "(--max-epochs, --max-minutes)."
             )
             if state.best is None:
                 log.say(_no_model(config.training.metric))
             if state.best is None or _is_sound(run / "model.safetensors"):
-                return _result(run, state, state.finished or "epochs")
+                return _result(run, state, finished)
         prepared = prepare(config, log.say)
         config = with_shares(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         trainer.restore(state, tensors)
-        if is_finished:
+        if finished is not None:
             trainer.write_model()
             log.say(f"The model's file was lost or damaged; it was written again: {run}")
-            return _result(run, state, state.finished or "epochs")
+            return _result(run, state, finished)
         if state.finished is not None:
             state.finished, state.waited = None, 0
         write_config(config, run / "config.yaml")
