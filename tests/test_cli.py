@@ -146,6 +146,12 @@ def test_the_module_is_the_command_and_knows_its_version() -> None:
         (("check", "{}/water.xyz", "--pbc", "nome"), "'none'"),
         (("check", "{}/water.xyz", "--stress-convention", "vasp"), "negative"),
         (("check", "{}/water.xyz", "--virial-convention", "dE_strain"), "'dE_dstrain'"),
+        (("check", "{}/water.xyz", "--energy-unit", "kcal"), "--energy-unit: 'kcal' is no unit of"),
+        (("check", "{}/water.xyz", "--energy-unit", "Ha"), "say the unit of the forces too"),
+        (
+            ("train", "data.train={}/water.xyz", "data.keys.forces_unit=eV"),
+            "data.keys.forces_unit: 'eV' is no unit of forces: an energy over a length",
+        ),
         (("evaluate", "{}/model.safetensors", "{}/water.xyz", "--dtype", "float16"), "float16"),
         (("evaluate", "{}/model.safetensors", "{}/absent.xyz"), "absent.xyz"),
         (("evaluate", "{}/model.safetensors", "{}/water.xyz", "{}/water.xyz"), "given twice"),

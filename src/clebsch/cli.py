@@ -35,14 +35,18 @@ from clebsch.cli_options import (
     Device,
     DType,
     EnergyKey,
+    EnergyUnit,
     ForcesKey,
+    ForcesUnit,
     Head,
     Index,
+    LengthUnit,
     Model,
     Overwrite,
     Pbc,
     StressConvention,
     StressKey,
+    StressUnit,
     Structure,
     VirialConvention,
     VirialKey,
@@ -98,6 +102,10 @@ def check(
     virial_key: VirialKey = None,
     stress_convention: StressConvention = None,
     virial_convention: VirialConvention = None,
+    energy_unit: EnergyUnit = None,
+    forces_unit: ForcesUnit = None,
+    stress_unit: StressUnit = None,
+    length_unit: LengthUnit = None,
     pbc: Pbc = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -106,7 +114,16 @@ def check(
     from clebsch.data.read import read_with_census
 
     keys = label_keys(
-        energy_key, forces_key, stress_key, virial_key, stress_convention, virial_convention
+        energy=energy_key,
+        forces=forces_key,
+        stress=stress_key,
+        virial=virial_key,
+        stress_convention=stress_convention,
+        virial_convention=virial_convention,
+        energy_unit=energy_unit,
+        forces_unit=forces_unit,
+        stress_unit=stress_unit,
+        length_unit=length_unit,
     )
     report = check_frames(*read_with_census(data, keys, pbc=periodicity(pbc) or "file"))
     if as_json:
@@ -174,6 +191,10 @@ def evaluate(
     virial_key: VirialKey = None,
     stress_convention: StressConvention = None,
     virial_convention: VirialConvention = None,
+    energy_unit: EnergyUnit = None,
+    forces_unit: ForcesUnit = None,
+    stress_unit: StressUnit = None,
+    length_unit: LengthUnit = None,
     pbc: Pbc = None,
     as_json: AsJSON = False,
     head: Head = None,
@@ -185,7 +206,7 @@ def evaluate(
     """Judge a model on labelled structures: errors of energy, forces and stress.
 
     Labels are read as in the training that made the model, as far as the data have its keys. As
-    soon as an option says where a label is or which sign it has, options alone count.
+    soon as an option says where a label is or which unit or sign it has, options alone count.
     """
     from clebsch.evaluation.run import run_evaluate
     from clebsch.files import check_outputs
@@ -197,7 +218,16 @@ def evaluate(
             model,
             data,
             keys=label_keys(
-                energy_key, forces_key, stress_key, virial_key, stress_convention, virial_convention
+                energy=energy_key,
+                forces=forces_key,
+                stress=stress_key,
+                virial=virial_key,
+                stress_convention=stress_convention,
+                virial_convention=virial_convention,
+                energy_unit=energy_unit,
+                forces_unit=forces_unit,
+                stress_unit=stress_unit,
+                length_unit=length_unit,
             ),
             pbc=periodicity(pbc),
             out=predictions,
@@ -408,6 +438,7 @@ def scan(
         str, typer.Option(help="Zero of both curves: minimum (of the reference) or first.")
     ] = "minimum",
     energy_key: EnergyKey = None,
+    energy_unit: EnergyUnit = None,
     pbc: Pbc = None,
     as_json: AsJSON = False,
     head: Head = None,
@@ -424,7 +455,9 @@ def scan(
     check_outputs(outputs, overwrite=overwrite, inputs=[model, frames])
     for path in outputs:
         check_suffix(path)
-    keys = label_keys(energy_key, "none", "none", "none")
+    keys = label_keys(
+        energy=energy_key, energy_unit=energy_unit, forces="none", stress="none", virial="none"
+    )
     result = run_scan(
         load_model(model, device, dtype, head),
         read_frames(frames, keys, pbc=periodicity(pbc) or "file"),

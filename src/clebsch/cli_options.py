@@ -55,23 +55,31 @@ AsJSON = Annotated[
     bool, typer.Option("--json", help="Print JSON (eV, Angstrom) instead of a table.")
 ]
 EnergyKey = Annotated[
-    str | None, typer.Option(help="Key of the total energy (eV). Usual names are found.")
+    str | None, typer.Option(help="Key of the total energy. Usual names are found.")
 ]
-ForcesKey = Annotated[
-    str | None, typer.Option(help="Key of the forces (eV/Angstrom). Usual names are found.")
-]
-StressKey = Annotated[
-    str | None, typer.Option(help="Key of the stress (eV/Angstrom^3). Usual names are found.")
-]
-VirialKey = Annotated[
-    str | None, typer.Option(help="Key of the virial (eV). Usual names are found.")
-]
+ForcesKey = Annotated[str | None, typer.Option(help="Key of the forces. Usual names are found.")]
+StressKey = Annotated[str | None, typer.Option(help="Key of the stress. Usual names are found.")]
+VirialKey = Annotated[str | None, typer.Option(help="Key of the virial. Usual names are found.")]
 StressConvention = Annotated[
     str | None,
     typer.Option(help="Sign of the stress: ase (tension positive; usual) or negative (VASP)."),
 ]
 VirialConvention = Annotated[
     str | None, typer.Option(help="Sign of the virial: virial (-dE/d strain; usual) or dE_dstrain.")
+]
+EnergyUnit = Annotated[
+    str | None,
+    typer.Option(help="Unit of energies and virials: eV (usual), Hartree, kcal/mol, ..."),
+]
+ForcesUnit = Annotated[
+    str | None,
+    typer.Option(help="Unit of forces: eV/Angstrom (usual), Hartree/Bohr, ..."),
+]
+StressUnit = Annotated[
+    str | None, typer.Option(help="Unit of the stress: eV/Angstrom^3 (usual), GPa, kbar, ...")
+]
+LengthUnit = Annotated[
+    str | None, typer.Option(help="Unit of positions and cells: Angstrom (usual), Bohr or nm.")
 ]
 Pbc = Annotated[
     str | None,
@@ -143,36 +151,33 @@ def usable_device(name: str) -> str:
     return name
 
 
-def label_keys(
-    energy: str | None = None,
-    forces: str | None = None,
-    stress: str | None = None,
-    virial: str | None = None,
-    stress_convention: str | None = None,
-    virial_convention: str | None = None,
-) -> LabelKeys | None:
-    """Where the labels are, from the options; None if there are none.
+def label_keys(**options: str | None) -> LabelKeys | None:
+    """Where the labels are and in which units and signs; None if no option says anything.
+
+    Args:
+        options: settings of ``LabelKeys`` by their names; None for what is not given.
 
     Raises:
-        ConfigError: an unknown convention.
+        ConfigError: an unknown convention or unit.
     """
     from clebsch.data.read import LabelKeys
+    from clebsch.data.units import unit_factor
 
-    for option, chosen, known in (
-        ("--stress-convention", stress_convention, ("ase", "negative")),
-        ("--virial-convention", virial_convention, ("virial", "dE_dstrain")),
-    ):
-        if chosen not in (None, *known):
-            raise ConfigError(f"unknown {option} {chosen!r}. {did_you_mean(chosen, known)}")
-    options = {
-        "energy": energy,
-        "forces": forces,
-        "stress": stress,
-        "virial": virial,
-        "stress_convention": stress_convention,
-        "virial_convention": virial_convention,
+    conventions = {
+        "stress_convention": ("ase", "negative"),
+        "virial_convention": ("virial", "dE_dstrain"),
     }
     given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        known = conventions.get(name, (value,))
+        if value not in known:
+            raise ConfigError(f"unknown {option} {value!r}. {did_you_mean(value, known)}")
+        if name.endswith("_unit"):
+            try:
+                unit_factor(name.removesuffix("_unit"), value)
+            except ValueError as error:
+                raise ConfigError(f"{option}: {error}") from None
     return LabelKeys(**given) if given else None
 
 

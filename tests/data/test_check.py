@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_no_frames_are_refused() -> None:
     ],
 )
 def test_labels_in_different_units_are_errors(
-    energy_factor: float, forces_factor: float, hint: str
+    tmp_path: Path, energy_factor: float, forces_factor: float, hint: str
 ) -> None:
     frames = changed(
         GOOD,
@@ -88,6 +89,15 @@ def test_labels_in_different_units_are_errors(
     found = messages(check_frames(frames), "derivatives")
     assert [severity for severity, _ in found] == ["error"]
     assert hint in found[0][1]
+    if "energy_unit=" not in found[0][1]:
+        return
+    # what the finding says to do is right
+    units = dict(re.findall(r"data\.keys\.(energy|forces)_unit=(\S+)", found[0][1]))
+    write_xyz(tmp_path / "a.xyz", [f.to_atoms() for f in frames])
+    read = read_frames(
+        tmp_path / "a.xyz", LabelKeys(**{f"{name}_unit": unit for name, unit in units.items()})
+    )
+    assert [severity for severity, _ in messages(check_frames(read), "derivatives")] == ["info"]
 
 
 def test_labels_of_other_structures_are_noticed() -> None:
@@ -102,9 +112,9 @@ def test_labels_of_other_structures_are_noticed() -> None:
     ("factor", "severity", "hint"),
     [
         (1.0, "info", "the stress says"),
-        (-1.0, "error", "--stress-convention negative"),
-        (160.2177, "error", "GPa"),
-        (-1602.177, "error", "pressure in kbar"),
+        (-1.0, "error", "data.keys.stress_convention=negative"),
+        (160.2177, "error", "in GPa: to convert it, --stress-unit GPa, in a training data.keys"),
+        (-1602.177, "error", "pressure in kbar: to convert it, --stress-unit kbar, in a training"),
     ],
 )
 def test_the_sign_and_unit_of_the_stress_are_checked(

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from clebsch.data.extxyz import OPENERS
 from clebsch.data.read import LabelKeys, census, read_frames, read_with_census
+from clebsch.data.units import unit_factor
 from clebsch.errors import DataError
 
 
@@ -466,16 +467,12 @@ def test_npz_files_of_both_usual_forms_are_read(tmp_path: Path) -> None:
         ({"F": np.zeros((2, 2, 3))}, r"frame 0: the forces key 'F' has shape"),
         ({"cell": np.zeros((5, 3, 3))}, "key 'cell' has shape"),
         ({"pbc": np.zeros(2, dtype=bool)}, "key 'pbc' has shape"),
-        ({"e_unit": np.array("kcal/mol")}, "'e_unit' declares 'kcal/mol'"),
-        ({"e_unit": np.array(" ")}, "'e_unit' declares ''"),
-        ({"energy_units": np.array("kcal/mol")}, "'energy_units' declares 'kcal/mol'"),
-        ({"forces_unit": np.array("Hartree/Bohr")}, "'forces_unit' declares 'Hartree/Bohr'"),
-        ({"e_units": np.array("kcal/mol")}, "'e_units' declares 'kcal/mol'"),
-        ({"r_units": np.array("Bohr")}, "'r_units' declares 'Bohr'"),
-        ({"F_units": np.array("Ha/Bohr")}, "'F_units' declares 'Ha/Bohr'"),
-        ({"e_unit": np.array(["kcal/mol"])}, "'e_unit' declares 'kcal/mol'"),
-        ({"e_unit": np.array(b"kcal/mol")}, "'e_unit' declares 'kcal/mol'"),
-        ({"r_unit": np.array([["Ang"], ["Bohr"]])}, "'r_unit' declares 'Bohr'"),
+        ({"e_unit": np.array("kcal")}, "key 'e_unit': 'kcal' is no unit of energy: eV, Hartree"),
+        ({"e_unit": np.array(" ")}, "key 'e_unit': '' is no unit of energy"),
+        ({"F_units": np.array("Hartree")}, "'F_units': 'Hartree' is no unit of forces: an energy"),
+        ({"e_unit": np.array("kcal/mol")}, "as kcal/mol is used, say the unit of the forces too"),
+        ({"r_units": np.array(b"Bohr")}, "as Bohr is used, say the unit of the energy too"),
+        ({"E_UNIT": np.array("eV"), "energy_units": np.array(["Ha"])}, "in eV and, under 'energy"),
         ({"z": [1, 1, 8.7]}, r"key 'z' holds 8\.7, which is no atomic number"),
         ({"E": np.array([None, {}], dtype=object)}, "key 'E': cannot be read"),
     ],
@@ -486,6 +483,89 @@ def test_bad_npz_files_name_file_and_key(tmp_path: Path, change: dict, message: 
     np.savez(tmp_path / "bad.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=rf"bad\.npz: .*{message}"):
         read_frames(tmp_path / "bad.npz")
+
+
+HARTREE, BOHR, KCAL = 27.211386, 0.52917721, 0.0433641
+
+
+def test_units_that_are_named_are_converted(tmp_path: Path) -> None:
+    frame = (
+        '3\nLattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3:forces:R:3 energy=-2.5 '
+        'free_energy=-3 stress="1 2 3 4 5 6" virial="8 8 8 0 0 0"\n'
+        "O 0 0 0 1 2 3\nH 2 0 0 0 0 0\nH 0 2 0 -1 -2 -3\n"
+    )
+    path = write(tmp_path / "a.xyz", frame)
+    keys = LabelKeys(
+        energy_unit="Hartree",
+        forces_unit="hartree / bohr",
+        stress_unit="GPa",
+        length_unit="Bohr",
+        virial="none",
+    )
+    (read,) = read_frames(path, keys)
+    assert read.energy == pytest.approx(-2.5 * HARTREE, rel=1e-6)
+    assert read.free_energy == pytest.approx(-3 * HARTREE, rel=1e-6)
+    assert read.forces is not None
+    assert read.stress is not None
+    np.testing.assert_allclose(read.forces[0], np.arange(1, 4) * HARTREE / BOHR, rtol=1e-6)
+    np.testing.assert_allclose(np.diag(read.stress), np.arange(1, 4) / 160.21766, rtol=1e-6)
+    np.testing.assert_allclose(read.positions[1], [2 * BOHR, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(read.cell, 9 * BOHR * np.eye(3), rtol=1e-6)
+
+    keys = LabelKeys(energy_unit="kcal/mol", forces_unit="eV/A", stress="none", virial="virial")
+    (read,) = read_frames(path, keys)
+    assert read.stress is not None
+    np.testing.assert_allclose(read.stress, -8 * KCAL / 729 * np.eye(3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [
+        ("eV/Å³", 1.0),
+        ("eV/Angstrom**3", 1.0),
+        ("Ha/Bohr^3", HARTREE / BOHR**3),
+        ("kbar", 1 / 1602.1766),
+        ("bar", 1 / 1602176.6),
+    ],
+)
+def test_units_of_stress(unit: str, factor: float) -> None:
+    assert unit_factor("stress", unit) == pytest.approx(factor, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "unit"),
+    [("energy", "eV/Angstrom"), ("forces", "eV"), ("stress", "eV/Angstrom"), ("length", "GPa")],
+)
+def test_a_unit_of_something_else_is_refused(quantity: str, unit: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{unit}' is no unit of {quantity}: "):
+        unit_factor(quantity, unit)
+
+
+def test_units_that_files_declare_are_converted_file_by_file(tmp_path: Path) -> None:
+    arrays = {"R": np.zeros((2, 1, 3)), "z": [8], "E": [1.0, 2.0], "F": np.ones((2, 1, 3))}
+    declared = {"e_unit": b"kcal/mol", "r_unit": "Ang", "F_units": [["kcal/mol/Ang"]]}
+    np.savez(tmp_path / "a.npz", **arrays, **declared)  # type: ignore[arg-type]
+    np.savez(tmp_path / "b.npz", **arrays)  # type: ignore[arg-type]
+    frames = read_frames([tmp_path / "a.npz", tmp_path / "b.npz"])
+    np.testing.assert_allclose([f.energy for f in frames], [KCAL, 2 * KCAL, 1, 2], rtol=1e-5)  # type: ignore[misc]
+    np.testing.assert_allclose([f.forces[0, 0] for f in frames], [KCAL, KCAL, 1, 1], rtol=1e-5)  # type: ignore[index]
+    # no longer true of the frame, which may be written to a file
+    assert "e_unit" not in frames[0].info
+
+    same = LabelKeys(energy_unit="kcal / mol")
+    assert read_frames(tmp_path / "a.npz", same)[0].energy == frames[0].energy
+    with pytest.raises(DataError, match=r"declares the energy in kcal/mol, not in Hartree, as e"):
+        read_frames(tmp_path / "a.npz", LabelKeys(energy_unit="Hartree"))
+
+
+def test_a_label_without_a_unit_beside_other_units_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.xyz", water_text(1))
+    with pytest.raises(DataError, match=r"as Hartree is used, say the unit of the forces too: --f"):
+        read_frames(path, LabelKeys(energy_unit="Hartree"))
+    with pytest.raises(DataError, match=r"as Hartree/Bohr is used, say the unit of the energy"):
+        read_frames(path, LabelKeys(forces_unit="Hartree/Bohr"))
+    (frame,) = read_frames(path, LabelKeys(energy_unit="Hartree", forces="none"))
+    assert frame.energy is not None
 
 
 def test_npz_files_may_declare_electronvolts_in_any_way(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.units import Hartree
 from rich.console import Console
 
 import clebsch
@@ -77,9 +78,16 @@ def test_evaluate_prints_nothing_but_json_when_asked(model, data, tmp_path):
 
 
 def test_labels_are_read_as_in_training(model, data, tmp_path):
-    """Keys, signs and boxes of the training, which a user would otherwise have to say again."""
+    """Keys, units, signs and boxes of the training, which need not be said again."""
     potential = clebsch.load(model)
-    keys = LabelKeys(energy="E0", forces="F0", stress="none", stress_convention="negative")
+    keys = LabelKeys(
+        energy="E0",
+        forces="F0",
+        stress="none",
+        stress_convention="negative",
+        energy_unit="Hartree",
+        forces_unit="eV/A",
+    )
     told = {"keys": keys.model_dump(mode="json"), "pbc": "none"}
     trained = tmp_path / "trained.safetensors"
     potential.save(trained, provenance={"config": {"data": told}})
@@ -95,13 +103,14 @@ def test_labels_are_read_as_in_training(model, data, tmp_path):
     sets, text = printed(model=trained, data=[both, data])
     assert "Labels as in training: energy E0, forces F0" in text
     judged = sets["both.xyz"][0]
-    assert [frame.energy for frame in judged] == [atoms.info["E0"] for atoms in frames]
+    energies = [atoms.info["E0"] * Hartree for atoms in frames]
+    assert [frame.energy for frame in judged] == pytest.approx(energies, rel=1e-12)
     assert not judged[0].pbc.any()
     assert sets["frames.xyz"][0][0].energy is not None  # under its usual name, in the other file
 
     asked, text = printed(model=trained, data=[both], keys=LabelKeys(), pbc="file")
     assert "as in training" not in text
-    assert asked["both.xyz"][0][0].energy == pytest.approx(judged[0].energy - 1.0)
+    assert asked["both.xyz"][0][0].energy == pytest.approx(frames[0].info["E0"] - 1.0)
     assert asked["both.xyz"][0][0].pbc.all()
 
 

@@ -11,8 +11,9 @@ from ase.units import Hartree
 
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame
-from clebsch.data.labels import how_to_name
+from clebsch.data.labels import how_to_name, how_to_say_units
 from clebsch.data.references import fit_references
+from clebsch.data.units import unit_factor
 from clebsch.data.work import work_and_energy
 
 #: Total energies of ground-state atoms H to Ar with all their electrons, Hartree.
@@ -37,27 +38,41 @@ OUTLYING = 20.0
 #: The code of the finding that derivatives were not compared.
 NOT_COMPARED = "not compared"
 
-_ENERGY_UNITS = {"Hartree": 1.0, "eV": Hartree, "kcal/mol": 627.509, "kJ/mol": 2625.50}
+_ENERGY_UNITS = ("Hartree", "eV", "kcal/mol", "kJ/mol")
+
+#: Units of energies and forces that files have in place of eV and eV/Angstrom.
+_MIXED_UNITS = (
+    ("kcal/mol", "eV/Angstrom"),
+    ("kJ/mol", "eV/Angstrom"),
+    ("Hartree", "eV/Angstrom"),
+    ("eV", "Hartree/Bohr"),
+    ("eV", "kcal/mol/Angstrom"),
+    ("eV", "kJ/mol/Angstrom"),
+)
 
 #: What energy change / (force x displacement) is if labels are in other units or signs.
 _MISTAKES = {
     -1.0: "the sign of the forces is that of gradients",
-    23.0605: "energies are in kcal/mol and forces in eV/A",
-    96.4853: "energies are in kJ/mol and forces in eV/A",
-    1 / 27.2114: "energies are in Hartree and forces in eV/A",
-    51.4221: "energies are in eV and forces in Hartree/Bohr",
-    1 / 23.0605: "energies are in eV and forces in kcal/mol/A",
-    1 / 96.4853: "energies are in eV and forces in kJ/mol/A",
-    1.88973: "forces are per Bohr, such as Hartree/Bohr with energies in Hartree",
+    unit_factor("forces", "eV/Bohr"): "forces are per Bohr; with energies in Hartree, to convert "
+    f"them, {how_to_say_units(energy='Hartree', forces='Hartree/Bohr')}",
+} | {
+    unit_factor("forces", forces) / unit_factor("energy", energy): (
+        f"energies are in {energy} and forces in {forces}: to convert them, "
+        f"{how_to_say_units(energy=energy, forces=forces)}"
+    )
+    for energy, forces in _MIXED_UNITS
 }
 _STRESS_MISTAKES = {
     -1.0: "the stress has the opposite sign: read it with --stress-convention negative (a virial "
     "with --virial-convention dE_dstrain), in a training data.keys.stress_convention=negative",
-    1 / 160.2177: "the stress is in GPa",
-    -1 / 160.2177: "the stress is a pressure in GPa",
-    1 / 1602.177: "the stress is in kbar",
-    -1 / 1602.177: "the stress is a pressure in kbar",
 }
+for _unit in ("GPa", "kbar"):
+    _factor, _how = unit_factor("stress", _unit), how_to_say_units(stress=_unit)
+    _STRESS_MISTAKES[_factor] = f"the stress is in {_unit}: to convert it, {_how}"
+    _STRESS_MISTAKES[-_factor] = (
+        f"the stress is a pressure in {_unit}: to convert it, {_how}, and with it its sign, "
+        "--stress-convention negative or data.keys.stress_convention=negative"
+    )
 
 
 def check_energy_unit(frames: Sequence[Frame]) -> list[Finding]:
@@ -68,11 +83,14 @@ def check_energy_unit(frames: Sequence[Frame]) -> list[Finding]:
     table = np.array([0.0, *ATOM_ENERGIES])
     ratios = np.array([f.energy / table[f.numbers].sum() for f in labelled])
     ratio = float(np.median(ratios))
-    for unit, factor in _ENERGY_UNITS.items():
-        if abs(ratio / factor - 1) < 0.03:
+    for unit in _ENERGY_UNITS:
+        if abs(ratio * unit_factor("energy", unit) / Hartree - 1) < 0.03:
             if unit == "eV":
                 return [Finding("info", "energy unit", "energies are all-electron totals in eV")]
-            text = f"energies are what all-electron total energies are in {unit}, not in eV"
+            text = (
+                f"energies are what all-electron total energies are in {unit}, not in eV: "
+                f"{how_to_say_units(energy=unit)}"
+            )
             return [Finding("error", "energy unit", text)]
     return []
 

@@ -37,17 +37,6 @@ NPZ_KEYS = {
 #: What compressed files begin with.
 _COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00"}
 
-#: Names of declared units in .npz files, with or without an s, and the words for eV and Angstrom.
-_NPZ_UNITS = {
-    **dict.fromkeys(("e_unit", "energy_unit"), ("ev",)),
-    **dict.fromkeys(
-        ("r_unit", "length_unit", "position_unit"), ("ang", "angstrom", "angstroms", "a", "å")
-    ),
-    **dict.fromkeys(
-        ("f_unit", "force_unit", "forces_unit"), ("ev/ang", "ev/angstrom", "ev/a", "ev/å")
-    ),
-}
-
 
 def iter_raw_frames(path: Path) -> Iterator[RawFrame]:
     """The frames of a file, in order; the format is told by name and content.
@@ -224,18 +213,6 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile, zlib and numpy raise a dozen different kinds
         where = f"key {key!r}: " if key else ""
         raise DataError(f"{path}: {where}cannot be read: {shorten(str(error), 200)}") from error
-    for key, value in stored.items():
-        accepted = _NPZ_UNITS.get(key.lower().removesuffix("s"))
-        if accepted is None:
-            continue
-        for declared in value.ravel().tolist():
-            unit = declared.decode("utf-8", "replace") if isinstance(declared, bytes) else declared
-            unit = str(unit).strip()
-            if unit.lower() not in accepted:
-                raise DataError(
-                    f"{path}: {key!r} declares {shorten(unit)}: convert the file to eV, Angstrom "
-                    "and eV/Angstrom first"
-                )
     return stored
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from clebsch.conventions import VOIGT
 from clebsch.data.rawframe import RawFrame, shorten
+from clebsch.data.units import EXAMPLES, declared_units, unit_factor
 from clebsch.errors import DataError, did_you_mean
 
 #: The word that turns a label off: it is then not read, whatever the file holds.
@@ -60,6 +61,11 @@ class LabelKeys(BaseModel):
         stress_convention: "ase" for +(dE/d strain)/volume; "negative" for its opposite, which is
             positive under compression (VASP's and most codes' pressure).
         virial_convention: "virial" for -dE/d strain; "dE_dstrain" for +dE/d strain.
+        energy_unit: of energies and virials in the files: eV, Hartree, Rydberg, kcal/mol or kJ/mol.
+            None: what a file declares, eV if it declares nothing; so for the units below.
+        forces_unit: an energy over a length, such as Hartree/Bohr or kcal/mol/Angstrom.
+        stress_unit: such as GPa, kbar or Hartree/Bohr^3.
+        length_unit: of positions and cells: Angstrom, Bohr or nm.
         weight: factor on all loss terms of the structure; a key named "weight" must be asked for.
         energy_weight: factor on its energy term.
         forces_weight: factor on its forces term.
@@ -74,10 +80,21 @@ class LabelKeys(BaseModel):
     virial: str | None = None
     stress_convention: Literal["ase", "negative"] = "ase"
     virial_convention: Literal["virial", "dE_dstrain"] = "virial"
+    energy_unit: str | None = None
+    forces_unit: str | None = None
+    stress_unit: str | None = None
+    length_unit: str | None = None
     weight: str | None = None
     energy_weight: str | None = None
     forces_weight: str | None = None
     stress_weight: str | None = None
+
+    @field_validator("energy_unit", "forces_unit", "stress_unit", "length_unit")
+    @classmethod
+    def _is_a_unit(cls, unit: str | None, info: ValidationInfo) -> str | None:
+        if unit is not None:
+            unit_factor(str(info.field_name).removesuffix("_unit"), unit)
+        return unit
 
 
 NO_NUMBER = "no number"
@@ -275,6 +292,50 @@ def _same_everywhere(candidates: list[str], frames: list[RawFrame]) -> bool:
 # --- what the labels say --------------------------------------------------------------------------
 
 
+def unit_factors(frame: RawFrame, keys: LabelKeys, found: Collection[str]) -> dict[str, float]:
+    """What energy, forces, stress and length of the frame are multiplied with.
+
+    Where one of energy, forces and length is not in eV and Angstrom, a label without a unit is not
+    taken for one that is.
+
+    Args:
+        frame: as its file tells it.
+        keys: units that the user names.
+        found: labels that the file has.
+
+    Raises:
+        DataError: the file declares another unit than ``keys`` says, or none that is known; a label
+            needs a unit.
+    """
+    declared = declared_units(frame)
+    units: dict[str, str | None] = {}
+    factors = {}
+    for quantity in EXAMPLES:
+        said = declared.get(quantity)
+        unit = units[quantity] = getattr(keys, f"{quantity}_unit") or said
+        factors[quantity] = 1.0 if unit is None else unit_factor(quantity, unit)
+        if said is not None and unit_factor(quantity, said) != factors[quantity]:
+            raise DataError(
+                f"{frame.where}: declares the {quantity} in {said}, not in {unit}, as "
+                f"{quantity}_unit says"
+            )
+    other = [units[name] for name in ("energy", "forces", "length") if factors[name] != 1]
+    unsaid = [name for name in ("energy", "forces", "stress") if name in found and not units[name]]
+    if other and unsaid:
+        raise DataError(
+            f"{frame.where}: as {' and '.join(map(str, other))} is used, say the unit of the "
+            f"{unsaid[0]} too: {how_to_say_units(**{unsaid[0]: 'UNIT'})} ({EXAMPLES[unsaid[0]]})"
+        )
+    return factors
+
+
+def how_to_say_units(**units: str) -> str:
+    """How a user says in which units what files hold is, by quantity."""
+    options = " ".join(f"--{quantity}-unit {unit}" for quantity, unit in units.items())
+    settings = " ".join(f"data.keys.{quantity}_unit={unit}" for quantity, unit in units.items())
+    return f"{options}, in a training {settings}"
+
+
 def label_value(frame: RawFrame, key: str | None, one_number: bool = False) -> np.ndarray | None:
     """The number or numbers under ``key`` as float64; None where the frame does not have it.
 
@@ -306,8 +367,8 @@ def label_value(frame: RawFrame, key: str | None, one_number: bool = False) -> n
     return numbers
 
 
-def scalar_label(frame: RawFrame, key: str | None, what: str) -> float | None:
-    """A finite number per structure."""
+def scalar_label(frame: RawFrame, key: str | None, what: str, factor: float = 1.0) -> float | None:
+    """A finite number per structure, times ``factor``."""
     value = label_value(frame, key, one_number=True)
     if value is None:
         return None
@@ -318,7 +379,7 @@ def scalar_label(frame: RawFrame, key: str | None, what: str) -> float | None:
     number = float(value.reshape(()))
     if not np.isfinite(number):
         raise DataError(f"{frame.where}: the {what} key {key!r} is {number}")
-    return number
+    return number * factor
 
 
 def weight_label(frame: RawFrame, key: str | None, what: str) -> float:
@@ -329,8 +390,8 @@ def weight_label(frame: RawFrame, key: str | None, what: str) -> float:
     return 1.0 if value is None else value
 
 
-def forces_label(frame: RawFrame, key: str | None) -> np.ndarray | None:
-    """[n, 3] finite forces in eV/Angstrom."""
+def forces_label(frame: RawFrame, key: str | None, factor: float) -> np.ndarray | None:
+    """[n, 3] finite forces in eV/Angstrom, which ``factor`` makes of those in the file."""
     value = label_value(frame, key)
     if value is None:
         return None
@@ -346,13 +407,18 @@ def forces_label(frame: RawFrame, key: str | None) -> np.ndarray | None:
             f"{frame.where}: the forces key {key!r} is {value[atom, axis]} for "
             f"{frame.atom(atom)}, component {'xyz'[axis]}"
         )
-    return value
+    return value * factor
 
 
-def stress_label(frame: RawFrame, keys: LabelKeys, found: dict[str, str]) -> np.ndarray | None:
-    """[3, 3] stress in eV/Angstrom^3 with ASE's sign, from a stress or else from a virial."""
-    stress = _symmetric_label(frame, found.get("stress"), "stress")
-    virial = _symmetric_label(frame, found.get("virial"), "virial")
+def stress_label(
+    frame: RawFrame, keys: LabelKeys, found: dict[str, str], factors: dict[str, float]
+) -> np.ndarray | None:
+    """[3, 3] stress in eV/Angstrom^3 with ASE's sign, from a stress or else from a virial.
+
+    ``factors`` make eV/Angstrom^3 of the stress and eV of the virial (that of the energy).
+    """
+    stress = _symmetric_label(frame, found.get("stress"), "stress", factors["stress"])
+    virial = _symmetric_label(frame, found.get("virial"), "virial", factors["energy"])
     if stress is None and virial is None:
         return None
     volume = abs(np.linalg.det(frame.cell))
@@ -380,8 +446,10 @@ def stress_label(frame: RawFrame, keys: LabelKeys, found: dict[str, str]) -> np.
     return stress
 
 
-def _symmetric_label(frame: RawFrame, key: str | None, what: str) -> np.ndarray | None:
-    """A stress-like label as a symmetric [3, 3]."""
+def _symmetric_label(
+    frame: RawFrame, key: str | None, what: str, factor: float
+) -> np.ndarray | None:
+    """A stress-like label as a symmetric [3, 3], times ``factor``."""
     value = label_value(frame, key)
     if value is None:
         return None
@@ -400,4 +468,4 @@ def _symmetric_label(frame: RawFrame, key: str | None, what: str) -> np.ndarray 
         raise DataError(f"{frame.where}: the {what} key {key!r} holds nan or infinity")
     if np.abs(full - full.T).max() > 1e-3 * np.abs(full).max() + 1e-6:
         raise DataError(f"{frame.where}: the {what} key {key!r} is not symmetric: {full.tolist()}")
-    return (full + full.T) / 2
+    return (full + full.T) * (factor / 2)

@@ -21,10 +21,12 @@ from clebsch.data.labels import (
     scalar_label,
     stress_label,
     take_census,
+    unit_factors,
     weight_label,
 )
 from clebsch.data.rawframe import RawFrame
 from clebsch.data.references import calls_itself_isolated
+from clebsch.data.units import declared_quantity
 from clebsch.errors import DataError
 
 __all__ = ["Census", "CensusEntry", "LabelKeys", "census", "read_frames", "read_with_census"]
@@ -41,7 +43,8 @@ def read_frames(
 ) -> list[Frame]:
     """All frames of one or several files, with the labels that ``keys`` finds in them.
 
-    Extended XYZ (also .xz, .gz, .bz2), .npz, ASE databases, and what else ASE reads.
+    Extended XYZ (also .xz, .gz, .bz2), .npz, ASE databases, and what else ASE reads. Units that
+    ``keys`` or the files themselves name are converted.
 
     Args:
         paths: a file or several.
@@ -58,7 +61,8 @@ def read_frames(
     Raises:
         DataError: a file is missing, empty, truncated or malformed; a key that was asked for is
             nowhere, or which of several is meant is unclear; a label has a wrong shape, is
-            asymmetric, nan or infinite, or a weight negative; a stress comes without a cell.
+            asymmetric, nan or infinite, or a weight negative; a stress comes without a cell; a file
+            declares an unknown unit, or another than ``keys``.
     """
     return read_with_census(paths, keys, pbc=pbc, strict=strict)[0]
 
@@ -112,33 +116,48 @@ def path_list(paths: Paths) -> list[Path]:
 
 
 def _to_frame(raw: RawFrame, keys: LabelKeys, found: dict[str, str], molecule: bool) -> Frame:
+    factors = unit_factors(raw, keys, found)
+    length = factors["length"]
+    raw = replace(raw, positions=raw.positions * length, cell=raw.cell * length)
     if molecule:
         raw = replace(raw, cell=np.zeros((3, 3)), pbc=np.zeros(3, dtype=bool))
     _check_geometry(raw)
     used = set(found.values())
     weights = {kind: weight_label(raw, found.get(kind), kind) for kind in WEIGHTS}
     left_out = _left_out(raw, weights, found)
+    energy = forces = stress = None
+    if "energy" not in left_out:
+        energy = scalar_label(raw, found.get("energy"), "energy", factors["energy"])
+    if "forces" not in left_out:
+        forces = forces_label(raw, found.get("forces"), factors["forces"])
+    if "stress" not in left_out:
+        stress = stress_label(raw, keys, found, factors)
     return Frame(
         numbers=raw.numbers,
         positions=raw.positions,
         cell=raw.cell,
         pbc=raw.pbc,
-        energy=None if "energy" in left_out else scalar_label(raw, found.get("energy"), "energy"),
-        forces=None if "forces" in left_out else forces_label(raw, found.get("forces")),
-        stress=None if "stress" in left_out else stress_label(raw, keys, found),
-        free_energy=_free_energy(raw),
+        energy=energy,
+        forces=forces,
+        stress=stress,
+        free_energy=_free_energy(raw, factors["energy"]),
         **weights,
         left_out=left_out,
         source=raw.source,
-        # ASE refuses to write info keys that a calculator also has
-        info={k: v for k, v in raw.info.items() if k not in used and k not in all_properties},
+        info={key: value for key, value in raw.info.items() if key not in used and _stays(key)},
     )
 
 
-def _free_energy(raw: RawFrame) -> float | None:
+def _stays(key: str) -> bool:
+    """Whether what a file says under this key, which is no label, still holds for the frame."""
+    # ASE refuses to write info keys that a calculator also has
+    return key not in all_properties and declared_quantity(key) is None
+
+
+def _free_energy(raw: RawFrame, factor: float) -> float | None:
     for _, value in raw.lookup("free_energy"):
         if isinstance(value, (int, float, np.number)) and np.isfinite(value):
-            return float(value)
+            return float(value) * factor
     return None
 
 

@@ -47,7 +47,7 @@ def run_evaluate(
     Args:
         model: the model file.
         data: anything that ``read_frames`` reads.
-        keys: names and conventions of the labels; those of the training that made the model if
+        keys: names, units and signs of the labels; those of the training that made the model if
             None, where the files have them, and else what the census finds.
         pbc: "none" treats every structure as a molecule, whatever box the file gives it; "file"
             does not; None does as the training did.
