@@ -152,10 +152,10 @@ def compile_cases(cases: list[int] | None) -> None:
     """
     import torch
 
+    from clebsch.agreement import answers, example_structure
     from clebsch.benchmarks.compare import gpu_cases
     from clebsch.benchmarks.speed import energy_forces, frame_of, training_step
     from clebsch.factory import assemble
-    from clebsch.potential import example_structure
     from clebsch.rounding import allow_tf32
 
     do_not_check()
@@ -166,7 +166,7 @@ def compile_cases(cases: list[int] | None) -> None:
             continue
         potential = assemble(case.config, list(case.species), dtype=torch.float32)
         potential.use_backend("triton")
-        potential._backend_answers(potential.graph(example_structure(potential)))
+        answers(potential, potential.graph(example_structure(potential)))
         job = case.job("energy_forces", "float32", 1, {})
         frames = [frame_of(structure) for structure in job["structures"]]
         for rounds in (False, True):  # large systems have other kernels in TF32
@@ -209,9 +209,9 @@ def compile_tests() -> None:
 
 def do_not_check() -> None:
     """Install backends that compute nothing."""
-    from clebsch.potential import Potential
+    import clebsch.potential
 
-    Potential._check_backend = lambda self, kernels: self._install(kernels)
+    clebsch.potential.check_backend = lambda potential, kernels: potential.compute_with(kernels)
 
 
 def pack(folder: Path, archive: Path) -> None:

@@ -128,7 +128,7 @@ def _forces(
     if bits is None:
         return torch.cat([potential(potential.graph(frame)).forces for frame in frames])
     rounding = _Rounding(bits)
-    potential._install(rounding.kernels())
+    potential.compute_with(rounding.kernels())
     with rounding:
         return torch.cat([potential(potential.graph(frame)).forces for frame in frames])
 

@@ -130,7 +130,7 @@ def test_a_backend_that_forgets_a_symmetry_is_found() -> None:
         return reference.convolve_radial(*inputs) + 0.1
 
     tested = potential(backend="reference")
-    tested._install(dataclasses.replace(reference, name="forged", convolve_radial=crooked))
+    tested.compute_with(dataclasses.replace(reference, name="forged", convolve_radial=crooked))
     patient = doctor._Patient(tested, tested, "forged", torch.float64)
     wrong = {check.name for check in patient.checks("molecule", ethanol()) if not check.passed}
     assert "rotation" in wrong

@@ -21,11 +21,12 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from clebsch.agreement import example_structure
 from clebsch.errors import BackendError
 from clebsch.interop.opinion import Opinion
 from clebsch.kernels.dispatch import backends_of, load_backend
 from clebsch.modelfile import TOLERANCES, read_potential, reference_structure
-from clebsch.potential import Potential, example_structure
+from clebsch.potential import Potential
 
 #: What networks compute in.
 DTYPES = (torch.float64, torch.float32)
@@ -197,7 +198,7 @@ def _prepared(potential: Potential, backend: str, dtype: torch.dtype) -> Potenti
     copied.model.to(dtype)
     copied.requires_grad_(False)
     copied.model.requires_grad_(True)
-    copied._install(load_backend(backend))
+    copied.compute_with(load_backend(backend))
     return copied
 
 

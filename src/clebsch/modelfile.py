@@ -21,6 +21,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from clebsch.agreement import example_structure
 from clebsch.errors import BackendError, ClebschError, ConfigError, ModelFileError
 from clebsch.factory import assemble
 from clebsch.files import atomic_write, no_such_file
@@ -28,7 +29,7 @@ from clebsch.interop.mace_torch import choose_head, mace_heads, read_mace_torch
 from clebsch.interop.torch_archive import is_torch_file
 from clebsch.interrupt import signals_wait
 from clebsch.models.presets import model_config
-from clebsch.potential import Potential, Structure, example_structure
+from clebsch.potential import Potential, Structure
 from clebsch.rounding import allow_tf32
 
 FORMAT = "clebsch-potential"

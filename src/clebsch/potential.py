@@ -7,7 +7,6 @@ forces and virial alike, and no strain is ever applied to a structure.
 from __future__ import annotations
 
 import copy
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor, nn
 
+from clebsch.agreement import check_backend
 from clebsch.conventions import OUTPUTS
 from clebsch.errors import (
     BackendError,
@@ -39,7 +38,6 @@ from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
 from clebsch.repeats import Repeats
 from clebsch.replay import is_small
-from clebsch.rounding import allow_tf32
 
 
 class Structure(Protocol):
@@ -342,12 +340,13 @@ class Potential(nn.Module):
             raise BackendError(f"potentials compute in float32 or float64, not in {self.dtype}")
         kernels = best_backend(self.device) if name == "auto" else load_backend(name)
         self._choose_again = False
-        self._install(load_backend("reference"))
+        self.compute_with(load_backend("reference"))
         if kernels.name != "reference" and self._can_run(kernels, needed=name != "auto"):
-            self._install(kernels)
+            self.compute_with(kernels)
         return self
 
-    def _install(self, kernels: Kernels) -> None:
+    def compute_with(self, kernels: Kernels) -> None:
+        """Compute with these kernels, without asking whether they are right."""
         self._kernels = kernels
         self._repeats.forget()
         kernels.install(self)
@@ -359,7 +358,7 @@ class Potential(nn.Module):
             BackendError: it gives wrong numbers, or fails and is needed.
         """
         try:
-            self._check_backend(kernels)
+            check_backend(self, kernels)
         except BackendError:
             raise
         except Exception as error:  # compilers and drivers fail in any way
@@ -369,53 +368,6 @@ class Potential(nn.Module):
             warnings.warn(f"{reason}; the slower reference is used instead", stacklevel=3)
             return False
         return True
-
-    # Whoever builds or casts a potential may do so where nothing is differentiated.
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    def _check_backend(self, kernels: Kernels) -> None:
-        """Compare energies, forces and the gradient of a loss on the forces."""
-        graph = self.graph(example_structure(self))
-        with allow_tf32(False):
-            expected = self._backend_answers(graph)
-            self._install(kernels)
-            try:
-                found = self._backend_answers(graph)
-            finally:
-                self._install(load_backend("reference"))
-        off, allowed = _largest_deviation(found, expected), 1e-3
-        if self.dtype == torch.float64:
-            allowed = 1e-9
-        elif not off <= allowed:  # where the model itself is that sensitive to rounding
-            exact = copy.deepcopy(self).double()._backend_answers(graph)
-            off, rounding = _largest_deviation(found, exact), _largest_deviation(expected, exact)
-            allowed = max(allowed, min(10 * rounding, 0.01))
-        if off <= allowed:
-            return
-        if not _are_finite(expected):
-            raise BackendError(
-                "the model's energies or their derivatives are not finite numbers, whatever "
-                f"computes them; of its weights {self.tensor_not_finite() or 'none'} holds NaN or "
-                "infinity. If its training diverged, use a model of before"
-            )
-        if not _are_finite(found):
-            raise BackendError(
-                f"the {kernels.name} backend gives numbers that are not finite on this machine, "
-                "where the reference gives finite ones"
-            )
-        raise BackendError(
-            f"the {kernels.name} backend disagrees with the reference on this machine: "
-            f"off by {off:.2g}, allowed {allowed:.2g}"
-        )
-
-    def _backend_answers(self, graph: AtomGraph) -> list[Tensor]:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        prediction = self(graph, ("layer_energies", "forces"), differentiable=bool(parameters))
-        answers = [prediction.layer_energies[:, 1:], prediction.forces]
-        if parameters:
-            loss = prediction.forces.square().sum()
-            answers += torch.autograd.grad(loss, parameters, materialize_grads=True)
-        return [answer.detach() for answer in answers]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
         before = (self.device, self.dtype)
@@ -441,30 +393,6 @@ class Potential(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own recordings."""
         return {**self.__dict__, "_repeats": Repeats()}
-
-
-def example_structure(potential: Potential) -> Atoms:
-    """At least eight atoms, every element among them, on a rattled grid in a periodic box."""
-    side = max(2, math.ceil(len(potential.species) ** (1 / 3)))
-    sites = np.array(list(np.ndindex(side, side, side)), dtype=float)
-    symbols = [potential.species[i % len(potential.species)] for i in range(len(sites))]
-    offsets = 0.2 * np.sin(np.arange(3.0 * len(sites))).reshape(-1, 3)
-    spacing = potential.cutoff / 3
-    cell = [1.1 * side * spacing] * 3
-    return Atoms(symbols, spacing * (1.1 * sites + offsets), cell=cell, pbc=True)
-
-
-def _largest_deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Relative to the largest number of each tensor; not a number if something found is none."""
-    deviations = [
-        float((here - there).abs().max() / (1e-6 + there.abs().max()))
-        for here, there in zip(found, expected, strict=True)
-    ]
-    return math.nan if any(map(math.isnan, deviations)) else max(deviations)
-
-
-def _are_finite(tensors: Sequence[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def refuse_inference_mode(what: str) -> None:

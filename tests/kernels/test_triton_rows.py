@@ -166,7 +166,7 @@ def no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 def on_triton(model: str) -> clebsch.Potential:
     """Constants that are made once are made in a first call."""
     tested = potential(model, backend="reference").to(DEVICE)
-    tested._install(dispatch.load_backend("triton"))
+    tested.compute_with(dispatch.load_backend("triton"))
     evaluate(tested)
     return tested
 
@@ -200,7 +200,7 @@ def test_nothing_waits_or_adds_in_any_order(model: str, no_launches: None) -> No
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="as above")
 def test_what_is_refused_is_noticed(no_launches: None) -> None:
     tested = on_triton("allegro")
-    tested._install(dispatch.load_backend("reference"))
+    tested.compute_with(dispatch.load_backend("reference"))
     with pytest.raises(AssertionError, match=r"index_add|index_put"):
         evaluate(tested, lambda: Refuse(ATOMIC | {"index_put"}))
     with pytest.raises(AssertionError, match=r"_local_scalar_dense|bincount"):
@@ -249,7 +249,7 @@ def test_recorded_and_padded_it_gives_what_the_reference_gives(
     graph = tested.graph([Atoms("OCH", [[0, 0, 0], [1.2, 0, 0.1], [1.7, 0.9, 0]]), Atoms("H")])
     answers = []
     for name in ("reference", "triton"):
-        tested._install(dispatch.load_backend(name))
+        tested.compute_with(dispatch.load_backend(name))
         with monkeypatch.context() as patch:  # tables that are made once are made before tracing
             patch.setattr("clebsch.repeats.RECORD_AFTER", 10**9)
             tested(graph)

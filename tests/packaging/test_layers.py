@@ -33,6 +33,7 @@ LAYERS = (
     "models",
     "recording",
     "replay",
+    "agreement",
     "repeats",
     "potential",
     "committee",

@@ -19,6 +19,7 @@ from ase.data import atomic_numbers
 from safetensors.torch import save
 from torch import Tensor
 
+from clebsch.agreement import example_structure
 from clebsch.algebra import spherical_irreps
 from clebsch.errors import ConfigError
 from clebsch.files import atomic_write
@@ -32,7 +33,7 @@ from clebsch.nn.path_weights import RadialNetwork, RadialTable
 from clebsch.nn.product import ProductBasis
 from clebsch.nn.radial import BesselBasis
 from clebsch.nn.readout import LinearReadout, MLPReadout, TwoLinearReadout
-from clebsch.potential import Potential, example_structure
+from clebsch.potential import Potential
 
 #: What our SiLU is, in units of e3nn's.
 _GAIN = SILU_GAIN / E3NN_SILU_GAIN

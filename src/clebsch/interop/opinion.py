@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from clebsch.agreement import example_structure
 from clebsch.errors import ClebschError
-from clebsch.potential import Potential, example_structure
+from clebsch.potential import Potential
 
 #: The script that mace-torch's Python runs.
 SCRIPT = Path(__file__).with_name("peer_answers.py")
