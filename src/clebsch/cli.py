@@ -296,6 +296,13 @@ def md(
     interval: Annotated[
         int, typer.Option(help="Steps between frames and log lines; the last step has them, too.")
     ] = 10,
+    stop_at_contacts: Annotated[
+        bool,
+        typer.Option(
+            "--stop-at-contacts",
+            help="End the run when atoms come much closer than any in training. Exit status 1.",
+        ),
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Go on with the run that --output belongs to.")
     ] = False,
@@ -343,6 +350,7 @@ def md(
             seed=seed,
             output=output,
             interval=interval,
+            stop_at_contacts=stop_at_contacts,
             restart=restart,
             overwrite=overwrite,
             inputs=[model, structure],

@@ -136,6 +136,14 @@ class Potential(nn.Module):
         """[n_species] float64: the energy of each element's isolated atom, eV."""
         return self.head.references
 
+    @property
+    def shortest_distances(self) -> dict[str, float] | None:
+        """How close atoms came in training, Angstrom by pair of elements such as "C-H".
+
+        None where it is not known: of imported models, and where training started from a model.
+        """
+        return self.provenance.get("data", {}).get("shortest_distances")
+
     def graph(self, structures: Structure | Iterable[Structure]) -> AtomGraph:
         """The graph of one structure or of several, on the potential's device.
 

@@ -26,6 +26,7 @@ LAYERS = (
     "interrupt",
     "rounding",
     "graph",
+    "contacts",
     "neighbors",
     "algebra",
     "kernels",

@@ -24,6 +24,7 @@ class Morse(torch.nn.Module):
     cutoff = 6.0
     dtype = torch.float64
     device = torch.device("cpu")
+    shortest_distances: dict[str, float] | None = None
 
     def graph(self, atoms: Atoms) -> AtomGraph:
         return neighbor_graph(

@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLength, FixInternals
 from morse import Analytic, Morse, cluster, thermal_energy
 
-from clebsch.errors import ClebschError, DataError
+from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.simulation.md import MDResult, run_md
 from clebsch.simulation.recorder import read_log
 
@@ -269,6 +269,48 @@ def test_only_a_model_has_a_cutoff_to_be_beyond_of(tmp_path: Path) -> None:
     atoms = Atoms("Ar2", [[0, 0, 0], [0, 0, 9]])
     result = run_md(Analytic(), atoms, steps=1, temperature=10, output=tmp_path / "md.traj")
     assert result.to_json()["lone_atoms"] is None
+
+
+class Trained(Morse):
+    """It knows how close copper atoms came in training: 2.6 Angstrom."""
+
+    shortest_distances = {"Cu-Cu": 2.6}  # noqa: RUF012
+
+
+def test_contacts_closer_than_in_training_are_said(tmp_path: Path) -> None:
+    """The closest of all frames and the first step, also after a restart."""
+    atoms = Atoms("Cu3", [[0, 0, 0], [2.6, 0, 0], [0, 0, 4]])
+    atoms.set_momenta([[6, 0, 0], [-6, 0, 0], [0, 0, 0]])
+
+    def go_on(steps: int, output: str, model: Morse, **options: Any) -> MDResult:
+        output = tmp_path / output
+        return run_md(
+            model, atoms, steps=steps, timestep_fs=1, interval=2, output=output, **options
+        )
+
+    assert go_on(2, "md.traj", Trained()).contacts == ()
+    whole, _ = go_on(60, "whole.traj", Trained()), go_on(30, "md.traj", Trained(), restart=True)
+    result = go_on(60, "md.traj", Trained(), restart=True)
+    frames = ase.io.read(result.trajectory, index=":")
+    distances = {f.info["step"]: f.get_distance(0, 1) for f in frames}
+    (said,) = result.to_json()["contacts"]
+    assert result.contacts == whole.contacts
+    assert (said["pair"], set(said["atoms"]), said["trained"]) == ("Cu-Cu", {0, 1}, 2.6)
+    assert said["distance"] == pytest.approx(min(distances.values()))
+    first = min(step for step, distance in distances.items() if distance < 0.9 * 2.6)
+    assert 2 < said["step"] == first < 30 < max(distances)
+    sentence = f"Cu-Cu {said['distance']:.2f} Angstrom (atoms "
+    assert "the first at step" in result.describe().split(sentence)[1]
+    assert "in training 2.60" in result.describe()
+    assert go_on(60, "any.traj", Morse()).contacts == ()
+
+    with pytest.raises(BlowUpError, match=rf"was stopped at step {first} .*in training 2\.60"):
+        go_on(60, "stop.traj", Trained(), stop_at_contacts=True)
+    assert ase.io.read(tmp_path / "stop.traj").info["step"] == first
+    assert go_on(60, "stop.traj", Trained(), restart=True).contacts == whole.contacts
+    with pytest.raises(ClebschError, match="the model does not tell how close atoms came in its"):
+        go_on(60, "none.traj", Morse(), stop_at_contacts=True)
+    assert not (tmp_path / "none.traj").exists()
 
 
 def test_npt_refuses_fixed_atoms(tmp_path: Path) -> None:

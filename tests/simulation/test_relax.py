@@ -222,3 +222,15 @@ def test_a_result_that_cannot_be_written_leaves_the_file_that_was_there(
         run_relax(Morse(), cluster(), output=output, overwrite=True)
     assert output.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_minimum_closer_than_anything_in_training_is_said() -> None:
+    class Trained(Morse):
+        shortest_distances = {"Cu-Cu": 3.0}  # noqa: RUF012
+
+    result = run_relax(Trained(), Atoms("Cu2", [[0, 0, 0], [2.8, 0, 0]]))
+    assert result.converged
+    (said,) = result.to_json()["contacts"]
+    assert said["distance"] == pytest.approx(result.atoms.get_distance(0, 1))
+    assert "Warning     atoms are closer than anything" in result.describe()
+    assert run_relax(Morse(), Atoms("Cu2", [[0, 0, 0], [2.8, 0, 0]])).contacts == ()

@@ -82,6 +82,9 @@ def test_training_learns_and_leaves_a_model_that_knows_where_it_is_from(
     assert list(provenance["data"]["train"]["files"]) == [str(data)]
     assert provenance["data"]["train"]["frames"] == 10
     assert undetermined(read_frames(data), provenance["data"]["formulas"]) == {}
+    trained = prepare(settings, lambda _: None).train
+    assert potential.shortest_distances == trained.shortest_distances(potential.species)
+    assert set(potential.shortest_distances) == {"Cu-Cu", "Au-Cu", "Au-Au"}
     assert set(potential.species) == {"Cu", "Au"}
 
 

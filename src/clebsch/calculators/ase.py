@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from clebsch.calculators.verlet import VerletList, within_cutoff
+from clebsch.contacts import Contact, find_contacts
 from clebsch.conventions import VOIGT
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph
@@ -66,6 +67,21 @@ class ClebschCalculator(Calculator):
         """Number of neighbour searches so far."""
         return self._neighbors.n_builds
 
+    def contacts(self) -> list[Contact]:
+        """Atoms of the last geometry that are much closer than any in training: the closest of
+        each pair of elements.
+
+        Raises:
+            ClebschError: nothing was computed yet, or the last geometry was refused; the model
+                does not tell how close atoms came in its training.
+        """
+        trained = self.potential.shortest_distances
+        if trained is None:
+            raise ClebschError("the model does not tell how close atoms came in its training")
+        return find_contacts(
+            self._graph_within(), self.potential.species, trained, self.potential.cutoff
+        )
+
     def lone_atoms(self) -> list[int]:
         """Atoms of the last geometry that have no other within the cut-off; images of their own do
         not count.
@@ -73,12 +89,16 @@ class ClebschCalculator(Calculator):
         Raises:
             ClebschError: nothing was computed yet, or the last geometry was refused.
         """
-        if self._graph is None:
-            raise ClebschError("there is no structure whose neighbours are known")
-        graph = within_cutoff(self._graph, float(self.potential.cutoff))
+        graph = self._graph_within()
         others = graph.receivers[graph.senders != graph.receivers]
         counts = torch.bincount(others, minlength=graph.n_atoms)
         return [int(atom) for atom in (counts == 0).nonzero()[:, 0]]
+
+    def _graph_within(self) -> AtomGraph:
+        """The last geometry's graph, without edges of the skin."""
+        if self._graph is None:
+            raise ClebschError("there is no structure whose neighbours are known")
+        return within_cutoff(self._graph, float(self.potential.cutoff))
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What differs from the last geometry; of what ASE compares, only what can matter here."""

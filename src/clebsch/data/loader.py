@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clebsch.contacts import shortest_distances
 from clebsch.data.frame import Frame
 from clebsch.graph import AtomGraph, batch_graphs
 
@@ -180,6 +181,14 @@ class LabelledGraphs:
         """Main memory that the graphs take."""
         tensors = (getattr(graph, f.name) for graph in self._graphs for f in fields(AtomGraph))
         return sum(tensor.nbytes for tensor in tensors)
+
+    def shortest_distances(self, species: Sequence[str]) -> dict[str, float]:
+        """How close atoms come, Angstrom by pair of elements; see ``clebsch.contacts``."""
+        shortest: dict[str, float] = {}
+        for graph in self._graphs:
+            for pair, distance in shortest_distances(graph, species).items():
+                shortest[pair] = min(distance, shortest.get(pair, distance))
+        return shortest
 
     def fingerprint(self) -> str:
         """SHA-256 over structures, labels and weights: equal for equal data in equal order."""

@@ -18,6 +18,12 @@ from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.files import check_outputs
 from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
+from clebsch.simulation.contacts import (
+    ClosestContact,
+    describe_contacts,
+    knows_contacts,
+    with_contacts,
+)
 from clebsch.simulation.guard import BlowUpGuard
 from clebsch.simulation.identity import source_identity
 from clebsch.simulation.integrators import (
@@ -68,6 +74,8 @@ class MDResult:
         pressure_mean, pressure_std: GPa, kinetic part included; None unless npt.
         lone_atoms: those that were beyond the model's cut-off of all others in a frame; None
             without any, and for calculators other than Clebsch's.
+        contacts: the closest of each pair of elements that was much closer in a frame than any in
+            training; empty where training is not known.
         trajectory, log, state: the files.
         atoms: the final structure with velocities, and with its calculator.
     """
@@ -87,6 +95,7 @@ class MDResult:
     pressure_mean: float | None
     pressure_std: float | None
     lone_atoms: LoneAtoms | None
+    contacts: tuple[ClosestContact, ...]
     trajectory: Path
     log: Path
     state: Path
@@ -96,6 +105,7 @@ class MDResult:
         """Everything but the structure, fit for ``json.dumps``."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "atoms"}
         values["lone_atoms"] = None if self.lone_atoms is None else asdict(self.lone_atoms)
+        values["contacts"] = [asdict(contact) for contact in self.contacts]
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def describe(self) -> str:
@@ -120,6 +130,8 @@ class MDResult:
             lines.append(f"Pressure      {self.pressure_mean:.3f} +- {self.pressure_std:.3f} GPa")
         if self.lone_atoms is not None:
             lines.append(f"Warning       {self.lone_atoms.describe(self.atoms)}")
+        if self.contacts:
+            lines.append(f"Warning       atoms were {describe_contacts(self.contacts)}")
         lines += [f"Trajectory    {self.trajectory}", f"Log           {self.log}"]
         return "\n".join(lines)
 
@@ -140,6 +152,7 @@ def run_md(
     output: Path | str = "md.traj",
     log: Path | str | None = None,
     interval: int = 10,
+    stop_at_contacts: bool = False,
     restart: bool = False,
     overwrite: bool = False,
     inputs: Iterable[Path | str] = (),
@@ -170,6 +183,8 @@ def run_md(
             write); frames carry momenta, energy and forces, and their step and time.
         log: one line a frame, ``numpy.loadtxt`` reads it; ``output`` with ``.log`` if None.
         interval: steps between frames; the last step is one as well.
+        stop_at_contacts: end the run at a frame in which atoms are much closer than any in training
+            (``clebsch.contacts``).
         restart: go on with the run that ``output`` belongs to.
         overwrite: begin anew although the files exist.
         inputs: files that model and structure were read from: no new run writes over them.
@@ -179,8 +194,8 @@ def run_md(
     Raises:
         ClebschError: settings that make no sense; files that exist, that cannot be written or that
             another run is writing; a restart of another run; velocities to keep that are missing or
-            not finite.
-        BlowUpError: the run blew up; what was written until then stays.
+            not finite; a run to be stopped for what the model does not tell.
+        BlowUpError: the run blew up, or was stopped; what was written until then stays.
     """
     acting = settings_that_act(
         ensemble, pressure=pressure, friction=friction, barostat_period_fs=barostat_period_fs
@@ -208,7 +223,7 @@ def run_md(
             _check_new(files, overwrite)
             if temperature is None:
                 _check_velocities(atoms, name)
-        run = _Run(source, atoms, settings, resumed)
+        run = _Run(source, atoms, settings, resumed, stop_at_contacts)
         with Recorder(files, settings.ensemble == "npt", resumed) as recorder:
             interrupted, speed = run.advance(total_steps, interval, recorder, progress)
         return _summarise(run, files, interrupted, speed)
@@ -223,15 +238,24 @@ class _Run:
         atoms: Atoms,
         settings: MDSettings,
         resumed: RunState | None,
+        stop_at_contacts: bool,
     ) -> None:
         self.settings = settings
+        self.stop_at_contacts = stop_at_contacts
         self.source = source_identity(source)
         self.atoms = bare_copy(atoms)
         self.atoms.calc = as_calculator(source)
+        if stop_at_contacts and not knows_contacts(self.atoms.calc):
+            raise ClebschError(
+                "a run cannot be stopped at contacts: the model does not tell how close atoms came "
+                "in its training; models that Clebsch trained from random weights do"
+            )
         self.rng = np.random.default_rng(settings.seed)
         self.lone_atoms: LoneAtoms | None = None
+        self.contacts: tuple[ClosestContact, ...] = ()
         if resumed is not None:
             resumed.put_into(self.atoms)
+            self.contacts = tuple(ClosestContact(**told) for told in resumed.contacts)
             if resumed.lone_atoms is not None:
                 self.lone_atoms = LoneAtoms(**resumed.lone_atoms)
         elif settings.temperature is not None:
@@ -266,6 +290,7 @@ class _Run:
             self.degrees_of_freedom,
             integrator_state(self.dynamics, self.rng),
             None if self.lone_atoms is None else asdict(self.lone_atoms),
+            [asdict(contact) for contact in self.contacts],
         )
 
     def advance(
@@ -315,7 +340,14 @@ class _Run:
     def _record(self, guard: BlowUpGuard, recorder: Recorder) -> None:
         self._refuse(guard.trouble_at_record(self.atoms))
         self.lone_atoms = with_lone_atoms(self.lone_atoms, self.atoms, self.step)
+        self.contacts = with_contacts(self.contacts, self.atoms, self.step)
         recorder.record(self.atoms, self.step, self.time_ps, self.degrees_of_freedom)
+        if self.contacts and self.stop_at_contacts:
+            recorder.save(self.state())
+            raise BlowUpError(
+                f"the run was stopped at step {self.step} ({self.time_ps:.4f} ps): atoms are "
+                f"{describe_contacts(self.contacts)}. What was written until then is kept"
+            )
 
     def _refuse(self, trouble: str | None) -> None:
         if trouble is not None:
@@ -432,6 +464,7 @@ def _summarise(run: _Run, files: RunFiles, interrupted: bool, speed: float) -> M
         pressure_mean=pressure[0],
         pressure_std=pressure[1],
         lone_atoms=run.lone_atoms,
+        contacts=run.contacts,
         trajectory=files.trajectory,
         log=files.log,
         state=files.state,

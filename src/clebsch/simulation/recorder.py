@@ -107,6 +107,7 @@ class RunState:
         degrees_of_freedom: that share the kinetic energy.
         integrator: see ``integrators.integrator_state``.
         lone_atoms: see ``loners.LoneAtoms``, as a mapping; None if there were none.
+        contacts: see ``contacts.ClosestContact``, as mappings.
         sizes: of trajectory and log: bytes of a text file, frames of a ``.traj``.
     """
 
@@ -123,6 +124,7 @@ class RunState:
     degrees_of_freedom: int
     integrator: dict[str, Any]
     lone_atoms: dict[str, Any] | None = None
+    contacts: list[dict[str, Any]] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -135,6 +137,7 @@ class RunState:
         degrees_of_freedom: int,
         integrator: dict[str, Any],
         lone_atoms: dict[str, Any] | None,
+        contacts: list[dict[str, Any]],
     ) -> RunState:
         """The state of ``atoms`` after a whole step. JSON keeps every bit of a float64."""
         return cls(
@@ -151,6 +154,7 @@ class RunState:
             degrees_of_freedom=degrees_of_freedom,
             integrator=integrator,
             lone_atoms=lone_atoms,
+            contacts=contacts,
         )
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from clebsch.errors import ClebschError, DataError, did_you_mean
 from clebsch.files import check_outputs
 from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
+from clebsch.simulation.contacts import ClosestContact, describe_contacts, with_contacts
 from clebsch.simulation.structure import bare_copy, check_periodic
 
 OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE, "lbfgs": LBFGS}
@@ -48,6 +49,7 @@ class RelaxResult:
         max_stress: largest deviation of a stress component from the target pressure, GPa; None
             unless the cell was relaxed.
         volume_initial, volume_final: Angstrom^3; None unless the cell was relaxed.
+        contacts: atoms much closer at the end than any in training; empty where that is not known.
         output, trajectory: the files; None if not asked for.
         atoms: the final structure with its calculator.
     """
@@ -61,6 +63,7 @@ class RelaxResult:
     max_stress: float | None
     volume_initial: float | None
     volume_final: float | None
+    contacts: tuple[ClosestContact, ...]
     output: Path | None
     trajectory: Path | None
     atoms: Atoms
@@ -68,6 +71,7 @@ class RelaxResult:
     def to_json(self) -> dict[str, Any]:
         """Everything but the structure, fit for ``json.dumps``."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "atoms"}
+        values["contacts"] = [asdict(contact) for contact in self.contacts]
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def describe(self) -> str:
@@ -85,6 +89,8 @@ class RelaxResult:
             lines.append(
                 f"Volume      {self.volume_initial:.3f} -> {self.volume_final:.3f} Angstrom^3"
             )
+        if self.contacts:
+            lines.append(f"Warning     atoms are {describe_contacts(self.contacts)}")
         if self.output is not None:
             lines.append(f"Structure   {self.output}")
         if self.trajectory is not None:
@@ -189,6 +195,7 @@ def run_relax(
         max_stress=_max_stress(moved, pressure) if cell else None,
         volume_initial=volume,
         volume_final=float(moved.cell.volume) if cell else None,
+        contacts=with_contacts((), moved, int(search.nsteps)),
         output=output,
         trajectory=trajectory,
         atoms=moved,

@@ -309,12 +309,15 @@ def run_provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
 def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
     """Files with their checksums, counts and references, for the model file.
 
-    Where references are fitted, formulas say which compositions they were fitted to.
+    Where references are fitted, formulas say which compositions they were fitted to. How close
+    atoms came is told unless training started from a model, which may have seen them closer.
     """
-    formulas = {}
+    more: dict[str, Any] = {}
     if prepared.fitted:
         known = [symbol for symbol in prepared.references if symbol not in prepared.fitted]
-        formulas["formulas"] = spanning_formulas(prepared.train.frames, known)
+        more["formulas"] = spanning_formulas(prepared.train.frames, known)
+    if not prepared.initial:
+        more["shortest_distances"] = prepared.train.shortest_distances(prepared.potential.species)
     return {
         "train": {"files": checksums(config.train), **prepared.train.counts},
         "valid": {
@@ -323,7 +326,7 @@ def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
         },
         "references": prepared.references,
         "references_from": prepared.origin,
-        **formulas,
+        **more,
     }
 
 
