@@ -208,11 +208,7 @@ class Potential(nn.Module):
                 or of a tabulated potential; derivatives under ``torch.inference_mode``; structures
                 in place of their graph.
         """
-        if not isinstance(graph, AtomGraph):
-            raise ClebschError(
-                f"a potential computes on graphs, not on {type(graph).__name__}: "
-                "potential(potential.graph(structures))"
-            )
+        demand_graph(graph, "potential(potential.graph(structures))")
         asked = {outputs} if isinstance(outputs, str) else set(outputs)
         for name in asked - set(OUTPUTS):
             raise ClebschError(f"unknown output {name!r}. {did_you_mean(name, OUTPUTS)}")
@@ -401,6 +397,16 @@ class Potential(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own recordings."""
         return {**self.__dict__, "_repeats": Repeats()}
+
+
+def demand_graph(graph: object, call: str) -> None:
+    """Say that potentials compute on graphs, and how to ``call`` them with one.
+
+    Raises:
+        ClebschError: it is no graph.
+    """
+    if not isinstance(graph, AtomGraph):
+        raise ClebschError(f"a potential computes on graphs, not on {type(graph).__name__}: {call}")
 
 
 def refuse_inference_mode(what: str) -> None:

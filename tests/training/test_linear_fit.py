@@ -381,6 +381,14 @@ def test_the_committee_travels_in_the_model_file(fitted, tmp_path) -> None:  # t
     )
 
 
+def test_uncertainties_of_structures_in_place_of_their_graph_are_refused(fitted) -> None:  # type: ignore[no-untyped-def]
+    tested, _, _ = fitted
+    with pytest.raises(
+        ClebschError, match=r"not on Atoms: uncertainty\(potential, potential.graph"
+    ):
+        clebsch.uncertainty(tested, cluster(0))
+
+
 def test_a_potential_without_a_committee_says_so() -> None:
     for tested in (untrained(), potential("mace"), potential("ace order four with ZBL")):
         with pytest.raises(ClebschError, match="no committee"):
