@@ -153,6 +153,16 @@ def test_a_potential_that_answers_differently_is_refused(file: Path, tmp_path: P
         clebsch.load(tmp_path / "forged.safetensors")
 
 
+@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+def test_every_stored_answer_is_verified(file: Path, tmp_path: Path, name: str) -> None:
+    tensors, metadata = read_tensors(file)
+    answers = metadata["reference"]
+    answers[name] = (np.array(answers[name]) + 1).tolist()
+    write_tensors(tmp_path / "forged.safetensors", tensors, metadata)
+    with pytest.raises(ModelFileError, match=f"does not reproduce the stored {name} of"):
+        clebsch.load(tmp_path / "forged.safetensors")
+
+
 @pytest.mark.parametrize("name", ["model.embedding", "head.references"])
 def test_a_potential_that_is_not_finite_is_not_written(file: Path, name: str) -> None:
     broken, before = potential(), file.read_bytes()

@@ -216,6 +216,19 @@ def test_whole_lattice_vectors_change_nothing(model: str, backend: str) -> None:
     np.testing.assert_allclose(shifted_forces, forces, atol=1e-9 * (1 + np.abs(forces).max()))
 
 
+def test_the_handedness_of_a_cell_means_nothing(model: str, backend: str) -> None:
+    tested = copied_potential(model, backend=backend)
+    atoms = skewed_cell()
+    mirrored = atoms.copy()
+    mirrored.set_cell(atoms.cell.array[[1, 0, 2]])
+    assert np.linalg.det(mirrored.cell.array) * np.linalg.det(atoms.cell.array) < 0
+    outputs = ("energy", "forces", "virial", "stress")
+    expected, found = (tested(tested.graph(each), outputs) for each in (atoms, mirrored))
+    for name in outputs:
+        one, other = getattr(expected, name), getattr(found, name)
+        assert (one - other).abs().max() <= 1e-10 * (1 + one.abs().max()), name
+
+
 def test_a_dummy_box_changes_nothing(model: str, backend: str) -> None:
     tested = copied_potential(model, backend=backend)
     free = ethanol()

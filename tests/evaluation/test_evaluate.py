@@ -102,14 +102,14 @@ def test_worst_structures_name_the_culprit(frames):
     spoiled = frames[4].forces.copy()
     spoiled[1, 2] += 5.0
     frames[4] = replace(frames[4], forces=spoiled)
-    frames[7] = replace(frames[7], energy=frames[7].energy - 3.0)
+    frames[7] = replace(frames[7], energy=frames[7].energy + 3.0)
     result = evaluate(ToyPotential(), frames * 2)
     worst = result.worst_forces[0]
     assert (worst.index, worst.source, worst.worst_atom) == (4, "toy.xyz:4", 1)
     assert worst.worst_atom_element == "C"
     assert worst.worst_atom_error == pytest.approx(5.0, abs=0.3)
     assert result.worst_energies[0].index == 7
-    assert result.worst_energies[0].energy_per_atom == pytest.approx(3.0 / 3, abs=0.1)
+    assert result.worst_energies[0].energy_per_atom == pytest.approx(-3.0 / 3, abs=0.1)
     assert len(result.worst_forces) == N_WORST
     sizes = [e.forces_rmse for e in result.worst_forces]
     assert sizes == sorted(sizes, reverse=True)
@@ -150,6 +150,24 @@ def test_running_out_of_memory_makes_batches_smaller(frames, monkeypatch, error)
     printed = io.StringIO()
     print_table(Console(file=printed, width=200), "set", result)
     assert "Memory ran out" in printed.getvalue()
+
+
+def test_once_memory_ran_out_later_batches_are_smaller(frames, monkeypatch):
+    potential = ToyPotential()
+    total = sum(potential.graph(frame).n_edges for frame in frames)
+    whole, tried = ToyPotential.forward, []
+
+    def cramped(self, graph, outputs=("energy", "forces")):
+        tried.append(graph.n_edges)
+        if graph.n_edges > total // 3:
+            raise MemoryError
+        return whole(self, graph, outputs)
+
+    monkeypatch.setattr(ToyPotential, "forward", cramped)
+    evaluate(potential, frames * 4, max_edges=total)
+    failed = [i for i, edges in enumerate(tried) if edges > total // 3]
+    assert tried[0] == total
+    assert max(failed) < 7, "the first batch, its halves and their halves alone"
 
 
 def test_a_structure_too_large_for_memory_is_named(frames, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def frame(seed: int, n: int = 3, labels: str = "efs", **more: Any) -> Frame:
     kept = {name: value for name, value in found.items() if name[0] in labels}
     numbers = np.array([29, 79] * n)[:n]
     positions = rng.uniform(0, 3, size=(n, 3))
-    return Frame(numbers, positions, 3 * np.eye(3), np.zeros(3, bool), **(kept | more))
+    pbc = more.pop("pbc", np.zeros(3, bool))
+    return Frame(numbers, positions, 3 * np.eye(3), pbc, **(kept | more))
 
 
 def prediction(batch: Batch, off: float) -> Prediction:
@@ -106,6 +108,31 @@ def test_the_huber_loss_is_squared_below_delta_and_linear_above(
     config = LossConfig(huber_delta=0.1)
     total = float(loss_sums(predicted, batch, config).forces)
     assert total == pytest.approx(0.05**2 + 0.1**2 + 2 * 0.1 * 0.3 - 0.1**2, rel=1e-12)
+
+
+def test_the_huber_loss_concerns_every_term(potential: clebsch.Potential) -> None:
+    batch = batch_of(potential, frame(0, 1))
+    config = LossConfig(huber_delta=0.1)
+    sums = loss_sums(prediction(batch, 0.3), batch, config)
+    linear = 2 * 0.1 * 0.3 - 0.1**2
+    assert float(sums.energy) == pytest.approx(linear, rel=1e-12)
+    assert float(sums.forces) == pytest.approx(3 * linear, rel=1e-12)
+    virial = 2 * 0.1 * (27 * 0.3) - 0.1**2
+    assert float(sums.stress) == pytest.approx(9 * virial, rel=1e-12)
+
+
+def test_a_left_handed_cell_has_the_stress_of_a_right_handed_one(
+    potential: clebsch.Potential,
+) -> None:
+    config = LossConfig(energy=0, forces=0, stress=1)
+    right = frame(0, pbc=np.ones(3, bool))
+    left = replace(right, cell=right.cell[[1, 0, 2]])
+    assert np.linalg.det(left.cell) == pytest.approx(-27)
+    batch = batch_of(potential, left)
+    assert float(loss_sums(prediction(batch, 0.0), batch, config).stress) < 1e-20
+    expected = validate(potential, LabelledGraphs(potential, [right]), [[0]], config)
+    found = validate(potential, LabelledGraphs(potential, [left]), [[0]], config)
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def gradient(potential: clebsch.Potential, batch: Batch, config: LossConfig) -> torch.Tensor:
