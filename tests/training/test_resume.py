@@ -108,6 +108,21 @@ def test_a_run_interrupted_anywhere_goes_on_bit_for_bit(
     assert_same_run(whole, result.run)
 
 
+def test_the_plateau_rule_counts_on_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = config(data_file(tmp_path), *SETTINGS, "training.plateau_patience=50")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8, signal.SIGINT)
+        run = train(patient, tmp_path / "run").run
+    state, tensors, _ = read_newest_state(run)
+    state.schedule |= {"lowest": -1.0, "waited": 7}
+    write_state(run, state, tensors)
+    resume(run)
+    ended, _, _ = read_newest_state(run)
+    assert ended.schedule == {"factor": 1.0, "lowest": -1.0, "waited": 7 + 3}
+
+
 def test_sigterm_saves_and_says_how_to_go_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
