@@ -109,6 +109,7 @@ def test_a_blank_line_between_frames_hides_nothing(tmp_path: Path) -> None:
         ("0.00300000\n", "\n", r"frame 0 .*atom 0: 6 columns where Properties names 7"),
         ("0.00300000\n", "0.003 1\n", r"frame 0 .*atom 0: 8 columns where Properties names 7"),
         ("O 0.00000000", "O abc", r"frame 0 .*atom 0: pos is not a number: 'abc'"),
+        ("O 0.00000000", "O 0_1", r"frame 0 .*atom 0: pos is not a number: '0_1'"),
         ("O 0.0", "Qq 0.0", r"frame 0 .*atom 0: 'Qq' is not an element$"),
         ("O 0.0", "C1 0.0", r"frame 0 .*'C1' is not an element\. Did you mean 'C'\?$"),
         ("O 0.0", "Xx 0.0", r"frame 0 .*'Xx' is not an element\. Did you mean 'Xe'\?$"),
@@ -180,6 +181,11 @@ def test_values_of_the_comment_line() -> None:
     assert info["h"].tolist() == [1.0, 2.0]
     assert info["i"].tolist() == [1, 2, 3, 4]
     assert info["j"] == {"k": [1, None]}
+
+
+def test_digits_with_underscores_are_text() -> None:
+    info = parse_comment('config_type=10_20 path="1_0 2_0" energy=-1_0.5')
+    assert info == {"config_type": "10_20", "path": "1_0 2_0", "energy": "-1_0.5"}
 
 
 def test_a_key_may_stand_twice_with_one_value() -> None:

@@ -43,9 +43,26 @@ BROKEN_STREAM = (EOFError, lzma.LZMAError, zlib.error, OSError)
 _CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
 _BOOLEANS = {"T": True, "True": True, "true": True, "TRUE": True}
 _BOOLEANS |= {"F": False, "False": False, "false": False, "FALSE": False}
+
+
+def _integer(word: str) -> int:
+    return int(_plain(word))
+
+
+def _real(word: str) -> float:
+    return float(_plain(word))
+
+
+def _plain(word: str) -> str:
+    """Python takes 10_20 for 1020, which in a file is text or damage."""
+    if "_" in word:
+        raise ValueError(word)
+    return word
+
+
 _CONVERTERS: dict[str, Callable[[str], Any]] = {
-    "R": float,
-    "I": int,
+    "R": _real,
+    "I": _integer,
     "S": str,
     "L": _BOOLEANS.__getitem__,
 }
@@ -261,7 +278,7 @@ def _parse_value(text: str) -> Any:
     words = re.split(r"[\s,]+", text.replace("[", " ").replace("]", " ").strip())
     if words == [""]:
         return text
-    for convert in (int, float, _BOOLEANS.__getitem__):
+    for convert in (_integer, _real, _BOOLEANS.__getitem__):
         try:
             values = [convert(word) for word in words]
             return values[0] if len(values) == 1 else np.array(values)
