@@ -8,6 +8,7 @@ import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from clebsch.data.read import read_frames
 from clebsch.data.references import undetermined
 from clebsch.data.statistics import Statistics
 from clebsch.errors import ClebschError, ConfigError, DataError
+from clebsch.evaluation.evaluate import evaluate
 from clebsch.training import gradient as gradient_module
 from clebsch.training import trainer as trainer_module
 from clebsch.training.configfile import load_config, write_config
 from clebsch.training.loop import resume, train
 from clebsch.training.prepare import prepare
+from clebsch.training.state import TrainingState
 from clebsch.training.trainer import Trainer
 
 from .toy import MODEL, cluster, config, crystal, data_file, history, without
@@ -242,6 +245,17 @@ def test_the_named_metric_chooses_the_model(
     assert result.best["epoch"] == 2
 
 
+def test_the_errors_of_a_run_are_those_of_its_model(tmp_path: Path) -> None:
+    judged = data_file(tmp_path, [cluster(seed) for seed in (20, 21)], "judged.xyz")
+    settings = config(data_file(tmp_path), "data.valid_count=null", f"data.valid={judged}")
+    best = train(settings, tmp_path / "run").best
+    model = clebsch.load(tmp_path / "run" / "model.safetensors")
+    metrics = evaluate(model, read_frames(judged)).metrics
+    assert best is not None
+    for name in ("forces_mae", "forces_rmse"):
+        assert metrics[name] == pytest.approx(best["valid"][name], rel=1e-9)
+
+
 def test_evaluations_come_when_asked_for_and_always_at_the_end(tmp_path: Path) -> None:
     settings = config(data_file(tmp_path), "training.max_epochs=5", "training.eval_every=2")
     result = train(settings, tmp_path / "run")
@@ -264,6 +278,16 @@ def test_a_time_limit_ends_the_run_with_a_model(
     assert result.best["lr"] < 0.1 * settings.training.lr
     assert "time is up" in said(console)
     clebsch.load(tmp_path / "run" / "model.safetensors")
+
+
+@pytest.mark.parametrize(("seconds", "spent"), [(6.0, 0.6), (48.0, 0.8), (90.0, 1.0)])
+def test_of_two_limits_the_nearer_one_is_the_budget(seconds: float, spent: float) -> None:
+    trainer = SimpleNamespace(
+        settings=SimpleNamespace(max_epochs=10, max_minutes=1.0),
+        state=TrainingState(epoch=5, position=2),
+        seconds=seconds,
+    )
+    assert Trainer.progress(trainer, n_batches=2) == pytest.approx(spent)  # type: ignore[arg-type]
 
 
 def test_time_that_is_up_before_the_first_step_is_no_success(tmp_path: Path) -> None:

@@ -325,6 +325,15 @@ def test_a_finished_run_is_left_alone_and_can_be_extended(whole: Path, tmp_path:
     assert_same_run(whole, run)
 
 
+def test_a_run_that_patience_ended_can_be_extended(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    state, tensors, _ = read_newest_state(run)
+    state.finished, state.waited = "patience", state.config["training"]["patience"]
+    write_state(run, state, tensors)
+    result = resume(run, max_epochs=5)
+    assert (result.epoch, result.reason) == (5, "epochs")
+
+
 @pytest.mark.parametrize("damage", ["lost", "flipped"])
 def test_the_model_of_a_finished_run_is_written_again_where_it_is_gone(
     whole: Path, tmp_path: Path, damage: str
