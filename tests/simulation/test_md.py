@@ -98,7 +98,10 @@ def test_npt_samples_the_volumes_of_an_ideal_gas(tmp_path: Path) -> None:
         interval=8,
         output=tmp_path / "npt.traj",
     )
-    volumes = read_log(result.log)["volume_A3"][200:]
+    log = read_log(result.log)
+    kinetic = 2 / 3 * log["kinetic_eV"] / log["volume_A3"] / units.GPa
+    np.testing.assert_allclose(log["pressure_GPa"], kinetic, rtol=1e-6)
+    volumes = log["volume_A3"][200:]
     assert volumes.mean() == pytest.approx(volume, rel=0.08)
     assert volumes.std() / volumes.mean() == pytest.approx(1 / np.sqrt(n + 1), rel=0.2)
     assert result.temperature_mean == pytest.approx(temperature, rel=0.05)
