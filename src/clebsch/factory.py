@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -50,15 +51,12 @@ def build(
         seed: of the weights; torch's global generator is left as it was.
 
     Raises:
-        ConfigError: an unknown preset, setting or element, or references that miss an element.
+        ConfigError: an unknown preset, setting or element, or references that miss an element or
+            are not finite numbers.
     """
     symbols = _sorted_species(species)
     if references is not None:
-        missing = [symbol for symbol in symbols if symbol not in references]
-        if missing:
-            raise ConfigError(
-                f"no reference energy for {', '.join(missing)}; given for {', '.join(references)}"
-            )
+        _check_references(references, symbols)
     config = model_config(model)
     potential = assemble(
         config,
@@ -71,6 +69,24 @@ def build(
         seed=seed,
     )
     return potential.use_backend()
+
+
+def _check_references(references: Mapping[str, float], symbols: Sequence[str]) -> None:
+    if not isinstance(references, Mapping):
+        raise ConfigError(
+            f"references are energies by element, such as {{{symbols[0]!r}: -13.6}}, not "
+            f"{references!r}"
+        )
+    for symbol, energy in references.items():
+        if problem := not_an_element(symbol):
+            raise ConfigError(f"references: {problem}")
+        if not math.isfinite(energy):
+            raise ConfigError(f"the reference energy of {symbol} is {energy}")
+    missing = [symbol for symbol in symbols if symbol not in references]
+    if missing:
+        raise ConfigError(
+            f"no reference energy for {', '.join(missing)}; given for {', '.join(references)}"
+        )
 
 
 @torch.inference_mode(False)  # parameters serve outside, too

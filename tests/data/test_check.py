@@ -451,6 +451,14 @@ def test_labels_under_misspelt_keys_are_found_out(tmp_path: Path) -> None:
     assert "enrgy_unit" not in text
     assert "virial" not in text
 
+    extra = 'S_dft="1 0 0 0 1 0 0 0 1" ecut=500 f=3 s_mean=2'
+    path = write(tmp_path / "short.xyz", water_text(12, "dft_E", "F_dft", extra))
+    ((_, text),) = messages(check_frames(*read_with_census(path)), "no labels")
+    for label, key in (("energy", "dft_E"), ("forces", "F_dft"), ("stress", "S_dft")):
+        how = f"--{label}-key {key}, in a training data.keys.{label}={key}"
+        assert f"the key '{key}' may be the {label} (if it is that, say {how})" in text
+    assert text.count(" may be ") == 3
+
     half = write(tmp_path / "half.xyz", water_text(12, "energy", "frces"))
     report = check_frames(*read_with_census(half))
     ((severity, text),) = messages(report, "unknown key")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -209,9 +210,21 @@ def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> 
         model_config(settings)
 
 
-def test_references_must_cover_all_elements() -> None:
-    with pytest.raises(ConfigError, match="no reference energy for O"):
-        clebsch.build("mace_tiny", ["H", "O"], references={"H": -13.0})
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ({"H": -13.0}, "no reference energy for O"),
+        ({"H": -13.0, "O": float("nan")}, "the reference energy of O is nan"),
+        ({"H": -13.0, "O": -1.0, "Xy": 0.0}, "references: 'Xy' is not an element"),
+        ([-13.0, -1.0], r"energies by element, such as \{'H': -13.6\}, not \[-13.0, -1.0\]"),
+    ],
+)
+def test_references_are_finite_energies_of_all_elements(references: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        clebsch.build("mace_tiny", ["H", "O"], references=references)
+
+
+def test_species_are_elements() -> None:
     with pytest.raises(ConfigError, match="'Hx' is not an element"):
         clebsch.build("mace_tiny", ["Hx"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,12 +32,26 @@ from clebsch.data.check_labels import (
 )
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
-from clebsch.data.labels import ALIASES, NO_NUMBER, QUANTITIES, Census, how_to_name
+from clebsch.data.labels import (
+    ALIASES,
+    NO_NUMBER,
+    QUANTITIES,
+    Census,
+    CensusEntry,
+    how_to_name,
+)
 from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.errors import DataError
 
 #: Names are nearly the same from this ratio of ``difflib`` on; "kinetic_energy" is at 0.67.
 NEAR = 0.7
+
+#: Labels in short, and the shapes that they have.
+ABBREVIATIONS = {
+    "e": ("energy", ("one number",)),
+    "f": ("forces", ("[n, 3]",)),
+    "s": ("stress", ("[6]", "[9]", "[3, 3]")),
+}
 
 #: What tells whether labels are in the units and signs that training takes them for; quick.
 LABEL_CHECKS = (check_energy_unit, check_derivatives, check_free_energy, check_forces)
@@ -221,7 +236,7 @@ def _no_forces(census: Census | None) -> Finding:
 
 
 def _likely_keys(frames: list[Frame], census: Census | None) -> list[str]:
-    """Where missing labels may be: keys that are nearly one of their usual names."""
+    """Where missing labels may be: keys that are nearly one of their usual names, or E_dft."""
     usual = {name: label for label in ALIASES for name in ALIASES[label]}
     entries = () if census is None else census.entries
     lacking = {label: sum(not _has(frame, label) for frame in frames) for label in QUANTITIES}
@@ -229,12 +244,15 @@ def _likely_keys(frames: list[Frame], census: Census | None) -> list[str]:
     named = {usual.get(entry.key.lower()) for entry in entries}
     texts = []
     for entry in entries:
+        label = _abbreviated(entry)
+        alike = f"may be the {label}"
         nearest = get_close_matches(entry.key.lower(), usual, n=1, cutoff=NEAR)
-        label = usual[nearest[0]] if nearest else None
+        if label is None and nearest:
+            label, alike = usual[nearest[0]], f"is nearly {nearest[0]!r}"
         fits = (entry.shape == "one number") == (label == "energy") and entry.shape != NO_NUMBER
         if label not in lacking or entry.key.lower() in usual or not fits:
             continue
-        text = f"the key {entry.key!r} is nearly {nearest[0]!r}"
+        text = f"the key {entry.key!r} {alike}"
         if lacking[label] == len(frames) and label not in named:
             texts.append(f"{text} (if it is that, say {how_to_name(label, entry.key)})")
         elif entry.count <= lacking[label] < len(frames):
@@ -243,6 +261,15 @@ def _likely_keys(frames: list[Frame], census: Census | None) -> list[str]:
                 f"{entry.first} first (if it is that, rename it)"
             )
     return texts
+
+
+def _abbreviated(entry: CensusEntry) -> str | None:
+    """The label that a key such as E_dft or dft-F may stand for, by its shape as well."""
+    words = re.split("[^a-z]+", entry.key.lower())
+    for word, (label, shapes) in ABBREVIATIONS.items():
+        if word in words and entry.shape in shapes:
+            return label
+    return None
 
 
 def _has(frame: Frame, label: str) -> bool:
