@@ -26,8 +26,10 @@ not work, where time goes, and which of some settings are fastest.
 first: the machine, its matrix product and copies; kernels compiled, and the contract battery beside
 that; one molecule run by modules and as a CUDA graph; the comparison with mace-torch without and
 with cuEquivariance, a case at a time; rates of kernels; memory over up to 10 000 differently sized
-evaluations. What there is no time for is skipped and said. Training to published errors is
-not among them: it takes ten minutes of its own (``clebsch reproduce``).
+evaluations. What there is no time for is skipped and said, and what runs on the GPU, but for the
+first stage, has processes of its own: one that hangs, or whose GPU refuses to go on, takes nothing
+from the others. Training to published errors is not among the stages: it takes ten minutes of its
+own (``clebsch reproduce``).
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ import tarfile
 import tempfile
 import time
 import tomllib
+import traceback
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,11 +70,15 @@ ARCHIVE_MIB = 60
 PLATFORMS = ("2_34", "2_31", "2_28", "2_27", "2_24", "2_17")
 #: A stage is not begun with fewer seconds left.
 LEAST = 20.0
+#: Seconds that a process may take once kernels are compiled.
+LONGEST = 90.0
 #: Processes that compile at the same time; the tests take others.
 COMPILERS = 4
 #: Differently sized evaluations, and the seconds that they may take.
 SIZES, MOST = 10_000, 30.0
 TESTS = "tests/contract -n 8 --device {device}"
+#: Stages that have a process of their own.
+APART = ("replayed", "rates", "many_sizes")
 
 
 def main() -> None:
@@ -85,11 +92,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=560.0, help="for everything together")
     parser.add_argument("--tests", default=TESTS, help="arguments of pytest")
     parser.add_argument("--tiny", action="store_true", help="try this script: one tiny model")
+    parser.add_argument("--only", choices=APART, help="print one stage's result: for this script")
     options = parser.parse_args()
     if options.fetch is not None:
         fetch(options.fetch)
         return
     end = time.monotonic() + options.seconds
+    if options.only is not None:
+        run = Measurements(options, end, None)
+        print(json.dumps(attempted(lambda: getattr(run, options.only)(run.cases()))))
+        return
     with tempfile.TemporaryDirectory() as folder:
         environments = unpack(options.packages, Path(folder))
         if options.kernels is not None:
@@ -179,6 +191,15 @@ def libraries() -> str:
     return os.pathsep.join([*map(str, there), os.environ.get("LD_LIBRARY_PATH", "")])
 
 
+def attempted(measure: Callable[[], Any]) -> dict[str, Any]:
+    """What it gives, or how it failed: whatever it is, the other stages are worth having."""
+    try:
+        return {"result": measure()}
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
 class Measurements:
     """The stages, what they gave, and the time that is left for them."""
 
@@ -199,11 +220,11 @@ class Measurements:
         cases = self.cases()
         self.stage("machine", self.machine)
         self.stage("kernels compiled, tests", lambda: self.prepare(cases))
-        self.stage("one molecule replayed", lambda: self.replayed(cases[0]))
+        self.stage("one molecule replayed", lambda: self.apart("replayed"))
         for case in cases:
             self.stage(f"{case.system.name}, {case.name}", lambda case=case: self.compare(case))
-        self.stage("rates of kernels", lambda: self.rates(cases))
-        self.stage("memory over many sizes", lambda: self.many_sizes(cases[0]))
+        self.stage("rates of kernels", lambda: self.apart("rates"))
+        self.stage("memory over many sizes", lambda: self.apart("many_sizes"))
         self.show()
 
     def stage(self, name: str, measure: Callable[[], Any]) -> None:
@@ -212,16 +233,36 @@ class Measurements:
         if self.left() < LEAST:
             entry = {"skipped": f"{self.left():.0f} s were left"}
         else:
-            try:
-                entry = {"result": measure()}
-            except Exception as error:  # whatever it is, the other stages are worth having
-                entry = {"error": f"{type(error).__name__}: {error}"}
+            entry = attempted(measure)
             entry["seconds"] = round(time.monotonic() - begun, 1)
         self.found[name] = entry
         text = json.dumps(self.found, indent=1) + "\n"
         (self.options.out / "measurements.json").write_text(text, encoding="utf-8")
         said = {key: value for key, value in entry.items() if key != "result"}
         print(f"{name}: {said}, {self.left():.0f} s left", flush=True)
+
+    def limit(self) -> float:
+        """Seconds for a process."""
+        return min(self.left(), LONGEST)
+
+    def apart(self, what: str) -> Any:
+        """A stage in a process of its own.
+
+        Raises:
+            RuntimeError: it failed there.
+            subprocess.SubprocessError: it took too long, or ended without a word.
+        """
+        limit = self.limit()
+        command = [sys.executable, str(Path(__file__).resolve()), "--only", what]
+        command += ["--device", self.device, "--seconds", str(limit)]
+        command += ["--tiny"] if self.options.tiny else []
+        ended = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=limit, check=True
+        )
+        found = json.loads(ended.stdout.splitlines()[-1])
+        if "error" in found:
+            raise RuntimeError(found["error"])
+        return found["result"]
 
     def cases(self) -> list[Any]:
         """Models and systems, most important first."""
@@ -301,8 +342,8 @@ class Measurements:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return {"status": status, "last_line": lines[-1] if lines else ""}
 
-    def replayed(self, case: Any) -> dict[str, Any]:
-        """Energies and forces of a case by two ways: milliseconds, and the forces' difference."""
+    def replayed(self, cases: Sequence[Any]) -> dict[str, Any]:
+        """Energies and forces of the first case by two ways: times, and the forces' difference."""
         import torch
 
         import clebsch.repeats
@@ -310,8 +351,8 @@ class Measurements:
         from clebsch.benchmarks.speed import energy_forces
         from clebsch.benchmarks.timing import accelerator, measure
 
-        potential, found, forces = self.potential(case), {}, []
-        frames = list(case.system.frames)
+        case, found, forces = cases[0], {}, []
+        potential, frames = self.potential(case), list(case.system.frames)
         timing = {"min_calls": 20, "min_seconds": 0.5, "max_seconds": 5.0}
         before = clebsch.repeats.RECORD_AFTER, clebsch.replay.CAPTURE_AT
         clebsch.replay.CAPTURE_AT = 1
@@ -329,13 +370,13 @@ class Measurements:
         off = max(float((here - forces[0]).abs().max()) for here in forces)
         return {**found, "backend": potential.backend, "largest_force_difference": off}
 
-    def many_sizes(self, case: Any) -> dict[str, Any]:
+    def many_sizes(self, cases: Sequence[Any]) -> dict[str, Any]:
         """MiB that torch holds and has reserved as sizes go by, and how many captures there are."""
         import numpy as np
         import torch
 
-        potential = self.potential(case)
-        rng, frame = np.random.default_rng(0), case.system.frames[0]
+        potential = self.potential(cases[0])
+        rng, frame = np.random.default_rng(0), cases[0].system.frames[0]
         end = time.monotonic() + min(MOST, 0.5 * self.left())
         n_calls = 30 if self.options.tiny else SIZES
         calls, memory = 0, []
@@ -389,7 +430,7 @@ class Measurements:
             progress=lambda what, done, total: None,
             save=save,
             device=self.device,
-            seconds_left=self.left,
+            seconds_left=self.limit,
         )
         return {f"{row.contender}, {row.mode}": self.told(row) for row in rows}
 
@@ -410,6 +451,7 @@ class Measurements:
 
         from clebsch.benchmarks.rates import kernel_rates
 
+        self.machine()
         found = []
         for case, size in ((cases[0], 1000), (cases[-1], 10_000)):
             for one in kernel_rates(

@@ -49,6 +49,26 @@ def test_a_failure_and_a_lack_of_time_do_not_end_the_run(script: ModuleType, tmp
     assert "s were left" in written["late"]["skipped"]
 
 
+def test_a_process_that_hangs_takes_nothing_from_the_others(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = measurements(script, tmp_path, 100.0)
+    monkeypatch.setattr(script, "LONGEST", 0.1)
+    run.stage("hangs", lambda: run.apart("rates"))
+    run.stage("works", lambda: 5)
+    written = json.loads((tmp_path / "measurements.json").read_text())
+    assert written["hangs"]["error"].startswith("TimeoutExpired")
+    assert written["works"]["result"] == 5
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_says_why(script: ModuleType, tmp_path: Path):
+    run = measurements(script, tmp_path, 10_000.0)
+    run.device = "nowhere"
+    with pytest.raises(RuntimeError, match="nowhere"):
+        run.apart("many_sizes")
+
+
 def test_without_time_everything_is_skipped_and_said(script: ModuleType, tmp_path: Path):
     measurements(script, tmp_path, 0.0).run()
     written = json.loads((tmp_path / "measurements.json").read_text())
@@ -115,11 +135,11 @@ def test_what_was_compiled_elsewhere_is_found_where_it_is_unpacked(
 def test_replays_and_memory_are_measured(script: ModuleType, tmp_path: Path):
     """On a CPU there is nothing to capture with, and torch counts no memory."""
     run = measurements(script, tmp_path, 10_000.0)
-    (case, *_) = run.cases()
-    replayed = run.replayed(case)
+    cases = run.cases()
+    replayed = run.replayed(cases)
     assert {"modules", "captured"} <= set(replayed)
     assert replayed["largest_force_difference"] < 1e-4
-    sizes = run.many_sizes(case)
+    sizes = run.many_sizes(cases)
     assert sizes["calls"] == 30
     assert sizes["captures"] == 0
 
