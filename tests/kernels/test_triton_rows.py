@@ -240,6 +240,17 @@ def test_evaluations_and_gradients_can_be_recorded(
             assert [gradient.shape for gradient in gradients] == shapes
 
 
+def test_linear_maps_of_all_atoms_alike_copy_nothing_back() -> None:
+    """Neither a map of one irrep nor the derivative of any."""
+    features, weight = randn(5, 3, 4).requires_grad_(), randn(1, 4, 4).requires_grad_()
+    with torch.profiler.profile() as profile:
+        out = gpu.linear(features, weight, None, (3,), (1,))
+        torch.autograd.grad(out.sum(), (features, weight))
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::bmm" in called
+    assert not called & {"aten::cat", "aten::select_backward"}
+
+
 def test_recorded_and_padded_it_gives_what_the_reference_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,6 +7,7 @@ are used, so that features keep unit variance and one learning rate fits all of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class IrrepsLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Args: features [N, sum of copies x (2l + 1), K]. Returns: [N, irreps.dim, K]."""
-        weight = torch.cat([w * (self.scale / math.sqrt(len(w))) for w in self.weights])
+        weight = _joined([w * (self.scale / math.sqrt(len(w))) for w in self.weights], dim=0)
         dims = [irrep.dim for irrep in self.irreps]
         return self.kernels.linear(self.choice(features), weight[None], None, dims, self.copies)
 
@@ -79,7 +80,7 @@ class SpeciesLinear(nn.Module):
 
     def forward(self, features: Tensor, species: Tensor) -> Tensor:
         """Args: features [N, irreps_in.dim, K], species [N]. Returns: [N, irreps_out.dim, K]."""
-        weight = torch.cat(list(self.weights), dim=1) / math.sqrt(features.shape[2])
+        weight = _joined(list(self.weights), dim=1) / math.sqrt(features.shape[2])
         dims = [irrep.dim for irrep in self.irreps_out]
         known = species if len(weight) > 1 else None
         return self.kernels.linear(self.choice(features), weight, known, dims, self.copies)
@@ -143,4 +144,9 @@ class _Choice:
         if self.blocks == list(range(len(self.sizes))):
             return features
         parts = features.split(self.sizes, dim=1)
-        return torch.cat([parts[block] for block in self.blocks], dim=1)
+        return _joined([parts[block] for block in self.blocks], dim=1)
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Parts as one tensor; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)

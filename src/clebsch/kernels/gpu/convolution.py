@@ -12,7 +12,13 @@ from torch import Tensor
 from clebsch.graph import AtomGraph
 from clebsch.kernels.gpu import convolution_code as code
 from clebsch.kernels.gpu import machine
-from clebsch.kernels.gpu.convolution_walk import Radial, parts_by_node, parts_by_output
+from clebsch.kernels.gpu.convolution_walk import (
+    Radial,
+    outputs_of,
+    parts_by_node,
+    parts_by_output,
+    sent_by,
+)
 from clebsch.kernels.gpu.operators import define, differentiable, last
 from clebsch.kernels.gpu.tuning import Setting
 from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
@@ -63,7 +69,7 @@ def _convolve(
     plan: str, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
 ) -> Tensor:
     call = Call(plan, nodes, graph)
-    out = call.of_atoms(call.plan.out_dim)
+    out = call.of_receivers()
     call.by_receiver("convolve", forward(plan), path_weights, harmonics, nodes, out)
     return out
 
@@ -142,7 +148,7 @@ def _second(
     radial, harmonic, node = wanted
     d_weights = path_weights.new_empty(path_weights.shape if radial else (0,))
     sums = call.sums(name, harmonics, harmonic)
-    d_cotangent = call.of_atoms(call.plan.out_dim)
+    d_cotangent = call.of_receivers()
     directions = (t_weights, t_harmonics, nodes if t_nodes is None else t_nodes)
     call.by_receiver(
         name,
@@ -239,9 +245,15 @@ class Call:
         self.n_atoms, _, self.channels = nodes.shape
         self.n_edges = graph[1].shape[0]
 
-    def of_atoms(self, rows: int) -> Tensor:
-        """A result [N, rows, K]: zeros, since not every irrep need be on a path."""
-        return self.nodes.new_zeros((self.n_atoms, rows, self.channels))
+    def of_receivers(self) -> Tensor:
+        """Room for a result [N, C, K]; zeros where kernels leave some of it as it is."""
+        return self._room(self.plan.out_dim, _writes_all(self.plan.key, False))
+
+    def _room(self, rows: int, is_written: bool) -> Tensor:
+        shape = (self.n_atoms, rows, self.channels)
+        if is_written and self.n_edges:
+            return self.nodes.new_empty(shape)
+        return self.nodes.new_zeros(shape)
 
     def by_receiver(self, name: str, kernel: Any, *arguments: Tensor | int) -> None:
         """Run a kernel that sums over the edges of receivers, or computes something of each."""
@@ -253,7 +265,7 @@ class Call:
         """The derivative by nodes, by a kernel that sums over senders' edges; empty if unwanted."""
         if not wanted:
             return self.nodes.new_empty(0)
-        d_nodes = self.of_atoms(self.plan.node_irreps.dim)
+        d_nodes = self._room(self.plan.node_irreps.dim, _writes_all(self.plan.key, True))
         _, _, receivers, sender_ptr, sender_order = self.graph
         arguments = (sender_ptr, sender_order, receivers, *inputs, d_nodes)
         self._launch(name, kernel, len(parts_by_node(self.plan)), arguments)
@@ -293,6 +305,16 @@ class Call:
         """Zeros for what each part and block of channels adds to ``like``; empty if not wanted."""
         n_parts = len(parts_by_output(self.plan, code.ROWS[name]))
         return like.new_zeros((n_parts * self.n_blocks(name), *like.shape) if wanted else (0,))
+
+
+@lru_cache(maxsize=256)
+def _writes_all(plan: str, nodes: bool) -> bool:
+    """Whether every component of the senders' features, or of the output, is on a path."""
+    found = convolution_plan_of(plan)
+    paths = range(found.n_paths)
+    if nodes:
+        return len(sent_by(found, paths)) == found.node_irreps.dim
+    return len(outputs_of(found, paths)) == found.out_dim
 
 
 def read_gradients(

@@ -30,7 +30,7 @@ def linear(
 ) -> Tensor:
     """See ``reference.linear``."""
     if species is None:
-        return _mapped(features[None], weight, dims, copies)[0]
+        return _mapped(features[None], weight, dims, copies).squeeze(0)  # [0] would be a copy back
     n_atoms, n_species = features.shape[0], weight.shape[0]
     if n_atoms == 0:
         return _mapped(features.expand(n_species, -1, -1, -1), weight, dims, copies).flatten(0, 1)
@@ -64,8 +64,8 @@ def _mapped(
     n_blocks, n_atoms, _, channels = features.shape
     sizes = [dim * n for dim, n in zip(dims, copies, strict=True)]
     parts = zip(
-        features.split(sizes, dim=2),
-        weights.split([n * channels for n in copies], dim=1),
+        _split(features, sizes, dim=2),
+        _split(weights, [n * channels for n in copies], dim=1),
         dims,
         copies,
         strict=True,
@@ -74,4 +74,9 @@ def _mapped(
     for part, matrices, dim, n_copies in parts:
         rows = part.reshape(n_blocks, n_atoms * dim, n_copies * channels)
         made.append((rows @ matrices).view(n_blocks, n_atoms, dim, channels))
-    return torch.cat(made, dim=2)
+    return made[0] if len(made) == 1 else torch.cat(made, dim=2)
+
+
+def _split(tensor: Tensor, sizes: Sequence[int], dim: int) -> Sequence[Tensor]:
+    """Parts of a tensor; the derivative of taking one that is all of it would be a copy."""
+    return tensor.split(sizes, dim) if len(sizes) > 1 else (tensor,)

@@ -63,7 +63,7 @@ def _convolve(
 ) -> Tensor:
     if _is_fused(hidden, last_weight):
         call = Call(plan, nodes, graph, hidden.shape[1])
-        out = call.of_atoms(call.plan.out_dim)
+        out = call.of_receivers()
         inputs = (hidden, last_weight, harmonics, nodes)
         call.by_receiver("convolve", forward(plan, "layer"), *inputs, out)
         return out

@@ -61,14 +61,15 @@ def segment_sum(values: Tensor, row_ptr: Tensor, order: Tensor | None = None) ->
 
 def _summed(values: Tensor, row_ptr: Tensor, order: Tensor | None) -> Tensor:
     """By one program for each segment."""
-    out = values.new_zeros((row_ptr.shape[0] - 1, *values.shape[1:]))
-    if values.numel() and len(out):
-        width = values[0].numel()
-        block = min(AT_A_TIME, triton.next_power_of_2(width))
-        grid = (len(out), triton.cdiv(width, block))
-        sizes = {"WIDTH": width, "ROWS": AT_A_TIME // block, "BLOCK": block}
-        held = (values, values if order is None else order, row_ptr, out)
-        machine.launch(_sum_rows, grid, held, **sizes, ORDERED=order is not None)
+    shape = (row_ptr.shape[0] - 1, *values.shape[1:])
+    if not (values.numel() and shape[0]):
+        return values.new_zeros(shape)
+    out, width = values.new_empty(shape), values[0].numel()
+    block = min(AT_A_TIME, triton.next_power_of_2(width))
+    grid = (shape[0], triton.cdiv(width, block))
+    sizes = {"WIDTH": width, "ROWS": AT_A_TIME // block, "BLOCK": block}
+    held = (values, values if order is None else order, row_ptr, out)
+    machine.launch(_sum_rows, grid, held, **sizes, ORDERED=order is not None)
     return out
 
 

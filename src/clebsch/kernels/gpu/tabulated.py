@@ -45,7 +45,7 @@ def _convolve(
     plan: str, places: Tensor, table: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
 ) -> Tensor:
     call = Call(plan, nodes, graph)
-    out = call.of_atoms(call.plan.out_dim)
+    out = call.of_receivers()
     call.by_receiver("convolve", forward(plan, "table"), places, table, harmonics, nodes, out)
     return out
 
