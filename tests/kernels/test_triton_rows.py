@@ -28,8 +28,9 @@ from builders import MODELS, ethanol, potential, skewed_cell
 from captures import InPlace, capture_with, gradients
 from clebsch.algebra import Irreps, spherical_irreps
 from clebsch.kernels import dispatch, gpu
-from clebsch.kernels.gpu import linear_maps, machine, segments
-from clebsch.kernels.plan import convolution_plan
+from clebsch.kernels.gpu import linear_maps, machine, product, segments
+from clebsch.kernels.plan import contraction_plan, convolution_plan
+from clebsch.recording import Recording
 from clebsch.replay import Captures, tensors_of
 
 # --- values and derivatives ---
@@ -238,6 +239,20 @@ def test_evaluations_and_gradients_can_be_recorded(
             gradients = recording.finish(begun, *(torch.ones_like(value) for value in values))
             shapes = [p.shape for p in tested.parameters() if p.requires_grad]
             assert [gradient.shape for gradient in gradients] == shapes
+
+
+def test_tables_that_are_made_while_recording_stay_on_the_device(no_launches: None) -> None:
+    """Else a CUDA graph would have to copy them from main memory, which it cannot."""
+    plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 2)
+    basis = torch.ones(3, 4, 2, device="meta")
+    weights = torch.ones(1, plan.n_couplings, 2, device="meta")
+    product._table.cache_clear()
+    recording = Recording(
+        lambda basis, weights, species: ((gpu.contract(plan, basis, weights, species),), ()),
+        [((basis, weights, torch.zeros(3, dtype=torch.int64, device="meta")), ())],
+    )
+    assert recording.weights
+    assert {weight.device.type for weight in recording.weights} == {"meta"}
 
 
 def test_linear_maps_of_all_atoms_alike_copy_nothing_back() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu import polynomial_code as code
@@ -51,7 +52,8 @@ def _evaluate(key: str, variables: Tensor, weights: Tensor, species: Tensor) -> 
 
 @lru_cache(maxsize=64)
 def _table(key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
+    # One that is made while an evaluation is recorded would be sent to the GPU in every replay.
+    with torch.inference_mode(False), _disable_current_modes():
         return torch.from_numpy(coefficient_table(key, dtype.itemsize * 8)).to(device)
 
 
