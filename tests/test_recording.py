@@ -372,6 +372,27 @@ def test_work_on_weights_is_done_once() -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, weight, g)[0])
 
 
+def test_what_follows_from_nothing_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(x: Tensor) -> tuple[tuple[Tensor], tuple[()]]:
+        places = torch.arange(x.shape[0], dtype=x.dtype)[:, None]  # follows from a size
+        return (x * torch.arange(4) + places + torch.ones(4, dtype=x.dtype),), ()
+
+    def without_inputs(recording: Recording) -> list[str]:
+        graphs = [recording._prepare.graph, recording._first.graph]
+        nodes = [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
+        return [str(node.target) for node in nodes if not node.all_input_nodes]
+
+    examples = [(rows(n), []) for n in SIZES]
+    assert not without_inputs(recording := Recording(function, examples))
+    x = torch.randn(5, 4).double()
+    assert torch.equal(recording(x)[0], function(x)[0][0])
+    monkeypatch.setattr("clebsch.recording.MOST_CONSTANT", 3)  # what is large is not kept
+    assert without_inputs(Recording(function, examples)) == [
+        "aten.arange.default",
+        "aten.ones.default",
+    ]
+
+
 def test_taking_all_of_a_tensor_is_left_out_and_taking_a_part_is_not() -> None:
     def function(x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[()]]:
         leaf = x.detach().requires_grad_()

@@ -44,6 +44,8 @@ _UNFORESEEABLE = {
     torch.Tag.dynamic_output_shape,
     torch.Tag.nondeterministic_seeded,
 }
+#: Numbers in a tensor that is made once and kept, at most.
+MOST_CONSTANT = 2**14
 #: Ways of reading values that are no operations.
 _READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 _DIFFERENT = "an evaluation that depends on more of its inputs than sizes cannot be recorded"
@@ -81,6 +83,7 @@ class Recording:
         counted = _Counted(function)
         traced = _joined([_Trace(counted, [*early, *late]) for early, late in examples])
         _simplify(traced.graph)
+        _make_constants(traced)
         self.weights = [
             getattr(traced, str(node.target))
             for node in traced.graph.nodes
@@ -409,6 +412,23 @@ def _is_idle(node: fx.Node) -> bool:
         return node.target in _IDLE
     place, whole = _PARTS[node.target]
     return node.args[place:] == whole
+
+
+def _make_constants(traced: fx.GraphModule) -> None:
+    """Make now, as one more weight, what follows from nothing and is small: numbers in a row, say.
+
+    On GPUs it would be made in every replay, and each costs what a launch costs.
+    """
+    for number, node in enumerate(list(traced.graph.nodes)):
+        if node.op != "call_function" or node.all_input_nodes:
+            continue
+        made = node.target(*node.args, **node.kwargs)
+        if not isinstance(made, Tensor) or made.numel() > MOST_CONSTANT:
+            continue
+        traced.register_buffer(f"constant_{number}", made)
+        with traced.graph.inserting_before(node):
+            node.replace_all_uses_with(traced.graph.get_attr(f"constant_{number}"))
+        traced.graph.erase_node(node)
 
 
 def _stages(
