@@ -25,6 +25,7 @@ from builders import potential
 from clebsch.agreement import answers
 from clebsch.algebra import spherical_irreps
 from clebsch.kernels import dispatch, gpu, reference
+from clebsch.kernels.gpu import activation
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 
 CHECKS = (
@@ -99,6 +100,27 @@ def test_bessel_functions_have_derivatives_of_any_order() -> None:
     torch.testing.assert_close(*found, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (3, 5)], ids=str)
+@DTYPES
+def test_silu_is_that_of_the_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several programs, the last one not full, and of strided numbers."""
+    monkeypatch.setattr(activation, "AT_A_TIME", 4)
+    x = randn(*shape, dtype=dtype, strided=True)
+    assert_as_reference(lambda backend, x: backend.silu(x), (x,))
+
+
+def test_silu_far_from_zero_is_zero_or_linear() -> None:
+    for dtype, far in ((torch.float32, 200.0), (torch.float64, 1500.0)):
+        x = torch.tensor([-far, far], dtype=dtype, device=DEVICE).requires_grad_()
+        out, slope, bend = twice(gpu.silu(x), (x,))[:3]
+        expected = reference.SILU_GAIN * torch.tensor([0, far], dtype=dtype, device=DEVICE)
+        torch.testing.assert_close(out, expected)
+        assert slope.isfinite().all()
+        assert bend.isfinite().all()
+
+
 def calls(kind: str) -> dict[str, tuple[Any, ...]]:
     """The operators of a kind, with arguments as the public functions give them."""
     scalars = convolution_plan(spherical_irreps(0), spherical_irreps(1), spherical_irreps(1))
@@ -118,6 +140,9 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
             plan = contraction_plan(spherical_irreps(1), spherical_irreps(0), 2)
             *inputs, species = product_inputs(plan, (2, 0), 2)
             twice(gpu.contract(plan, *inputs, species), inputs)
+        elif kind == "silu":
+            inputs = (randn(2, 3),)
+            twice(gpu.silu(*inputs), inputs)
         elif kind == "bessel":
             inputs = (torch.tensor([1.0, 3.0], dtype=torch.float64, device=DEVICE),)
             gpu.bessel_basis(inputs[0].requires_grad_(), 4.0, 3, 5)
@@ -136,6 +161,7 @@ def calls(kind: str) -> dict[str, tuple[Any, ...]]:
         ("polynomial", 3, ()),
         ("harmonics", 3, ()),
         ("bessel", 1, ()),
+        ("silu", 3, ()),
     ],
 )
 def test_operators_are_what_torch_expects(

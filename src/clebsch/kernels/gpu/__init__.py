@@ -15,6 +15,7 @@ interpreted on the CPU: slow, and meant for tests.
 from __future__ import annotations
 
 from clebsch.kernels.gpu import machine
+from clebsch.kernels.gpu.activation import silu
 from clebsch.kernels.gpu.bessel import bessel_basis
 from clebsch.kernels.gpu.convolution import convolve
 from clebsch.kernels.gpu.edge_product import edge_product
@@ -24,7 +25,7 @@ from clebsch.kernels.gpu.product import contract, contract_slots
 from clebsch.kernels.gpu.radial import convolve_radial
 from clebsch.kernels.gpu.rows import from_receivers, from_senders, rows, segment_sum, to_senders
 from clebsch.kernels.gpu.tabulated import convolve_table
-from clebsch.kernels.reference import silu, tree_polynomial
+from clebsch.kernels.reference import tree_polynomial
 
 __all__ = [
     "bessel_basis",

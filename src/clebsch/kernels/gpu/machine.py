@@ -145,7 +145,7 @@ def launch(
     grid: tuple[int, ...],
     arguments: tuple[Tensor | int, ...],
     settings: tuple[Setting, ...] = (Setting(),),
-    **constants: int | str,
+    **constants: float | str,
 ) -> None:
     """Run a kernel on the device of its first argument, with the fastest of some settings.
 

@@ -60,7 +60,7 @@ def choose(
     function: Any,
     grid: Sequence[int],
     arguments: Sequence[Tensor | int],
-    constants: dict[str, int | str],
+    constants: dict[str, float | str],
     settings: tuple[Setting, ...],
     run: Run,
 ) -> Setting:
