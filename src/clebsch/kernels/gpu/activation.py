@@ -113,6 +113,7 @@ def _run(kernel: Any, inputs: tuple[Tensor, ...], n_out: int) -> list[Tensor]:
     held = [tensor.contiguous() for tensor in inputs]
     outputs = [_like(held[0]) for _ in range(n_out)]
     if n := held[0].numel():
-        grid, given = (-(-n // AT_A_TIME),), (*held, *outputs, n)
-        machine.launch(kernel, grid, given, (Setting(WARPS),), GAIN=SILU_GAIN, BLOCK=AT_A_TIME)
+        given: tuple[Tensor | int, ...] = (*held, *outputs, n)
+        sizes = {"GAIN": SILU_GAIN, "BLOCK": AT_A_TIME}
+        machine.launch(kernel, (-(-n // AT_A_TIME),), given, (Setting(WARPS),), **sizes)
     return outputs
