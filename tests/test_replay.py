@@ -28,6 +28,7 @@ from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.recording import Recording
 from clebsch.replay import (
     CAPTURE_AT,
+    FEW_EDGES,
     GHOST_LENGTH,
     MOST_EDGES,
     CapturedRecordings,
@@ -468,12 +469,16 @@ def test_a_size_is_captured_when_it_has_come_often() -> None:
         assert (found is None) == (call < CAPTURE_AT)
 
 
-def test_large_structures_are_not_captured() -> None:
+def test_large_structures_are_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clebsch.replay.CAPTURE_AT", 1)
     capturer = InPlace()
-    recordings, _ = toy(capturer)
-    for _ in range(CAPTURE_AT + 1):
-        assert recordings.find(chain(10, MOST_EDGES + 1)) is None
+    recordings, captures = toy(capturer)
+    assert recordings.find(chain(10, MOST_EDGES + 1)) is None
+    late = [("frames", ())]
+    gradients = CapturedRecordings(recordings._record, recordings._early, late, 5.0, captures)
+    assert gradients.find(chain(10, FEW_EDGES + 1)) is None
     assert capturer.captures == 0
+    assert recordings.find(chain(10, FEW_EDGES + 1)) is not None
 
 
 @pytest.fixture

@@ -388,9 +388,8 @@ class Potential(nn.Module):
         return self
 
     def replays(self, graph: AtomGraph) -> bool:
-        """Whether evaluations of such a graph are replayed as CUDA graphs, edge by edge alike.
-
-        Then edges beyond the cut-off cost less than to find them would.
+        """Whether evaluations of such a graph are replayed as CUDA graphs, and edges beyond the
+        cut-off cost less than to find them would.
         """
         return self.device.type == "cuda" and self.backend == "triton" and is_small(graph)
 

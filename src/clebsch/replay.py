@@ -27,8 +27,12 @@ from clebsch.recording import Recording, Tensors
 
 #: Sizes within an octave: padding adds less than one part in so many.
 STEPS_PER_OCTAVE = 8
-#: Larger structures keep a GPU busy as they are, and padding them would cost more than it gains.
-MOST_EDGES = 2**16
+#: Larger structures keep a GPU busy as they are, and padding them would cost more than it gains: to
+#: launch the kernels of an evaluation one by one takes as long as an H200 works on so many edges.
+MOST_EDGES = 2**18
+#: Of gradients, whose captures hold what the second stage needs of the first; and up to so many
+#: edges those beyond the cut-off cost less than to drop them would.
+FEW_EDGES = 2**16
 #: A bucket is captured when it has come so often: recording it takes as long as many evaluations.
 CAPTURE_AT = 16
 #: Captures of a potential, and the memory that they may hold between calls.
@@ -151,8 +155,8 @@ class PaddedGraph:
 
 
 def is_small(graph: AtomGraph) -> bool:
-    """Whether a graph is small enough for its evaluation to be captured."""
-    return graph.n_edges <= MOST_EDGES
+    """Whether a graph has few edges."""
+    return graph.n_edges <= FEW_EDGES
 
 
 def tensors_of(graph: AtomGraph) -> Tensors:
@@ -429,7 +433,7 @@ class CapturedRecordings:
 
     def find(self, graph: AtomGraph) -> Captured | None:
         """What evaluates graphs of such a size; None where that is left to modules."""
-        if not is_small(graph):
+        if graph.n_edges > (FEW_EDGES if self._late else MOST_EDGES):
             return None
         sizes = bucket(Sizes.of(graph))
 
