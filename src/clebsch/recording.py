@@ -422,7 +422,8 @@ def _make_constants(traced: fx.GraphModule) -> None:
     for number, node in enumerate(list(traced.graph.nodes)):
         if node.op != "call_function" or node.all_input_nodes:
             continue
-        made = node.target(*node.args, **node.kwargs)
+        with torch.inference_mode(False):  # it serves outside, too
+            made = node.target(*node.args, **node.kwargs)
         if not isinstance(made, Tensor) or made.numel() > MOST_CONSTANT:
             continue
         traced.register_buffer(f"constant_{number}", made)
