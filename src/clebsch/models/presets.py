@@ -278,7 +278,9 @@ def _explain(error: ValidationError, kind: type[ModelConfig]) -> str:
         places = [one for one in known if one.rpartition(".")[2] == last]
         beside = [one for one in known if one.rpartition(".")[0] == section]
         return f"unknown key {key!r}. {did_you_mean(given, places or beside or known)}"
-    return f"{key}: {problem['msg']} (got {problem['input']!r})"
+    value = problem["input"]
+    shown = "" if isinstance(value, Mapping) else f" (got {value!r})"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
