@@ -321,3 +321,33 @@ def test_a_setting_in_the_wrong_place_is_led_to_the_right_one(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         model_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "idle", "value"),
+    [
+        ({"radial": {"envelope": "smooth"}}, "radial.envelope_exponent", 3),
+        ({"radial": {"weights": "element_linear"}}, "radial.hidden", [5]),
+        ({"layers": 1}, "update.later_layers", "species_linear"),
+        ({"layers": 1}, "update.self_connection", "linear"),
+        ({"update": {"later_layers": "species_linear"}}, "update.self_connection", "none"),
+        ({"layers": 1}, "readout.inner", "mlp"),
+        ({"readout": {"layers": "last"}}, "readout.inner", "mlp"),
+        ({"readout": {"last": "linear"}}, "readout.hidden", 7),
+        ({"product": {"correlation": 1}}, "product.slots", "distinct"),
+        ({"product": {"correlation": 1}}, "product.couplings", "unreduced"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_nothing_are_told(given: dict[str, Any], idle: str, value: Any) -> None:
+    """They change no energy; where something else gives them a meaning they are not idle."""
+    section, _, name = idle.partition(".")
+    setting = {**given, section: {**given.get(section, {}), name: value}}
+    small = {"channels": 4, "l_max": 1}
+    alone = {section: {name: value}}
+    configs = [model_config({**small, **settings}) for settings in (setting, given, alone, {})]
+    assert [config.idle_settings for config in configs] == [[idle], [], [], []]
+    built = [assemble(config, ["H", "C", "O"], dtype=torch.float64) for config in configs]
+    energies = [p(p.graph(ethanol()), ("energy",)).energy for p in built]
+    assert torch.equal(energies[0], energies[1])
+    assert not torch.equal(energies[2], energies[3])

@@ -7,6 +7,7 @@ and PACE are points of it (``clebsch.models.presets``), and so is everything bet
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -275,6 +276,29 @@ class MessagePassingConfig(NetworkConfig):
         if self.update.gate != "none":
             parts.append("gates")
         return ", ".join(parts)
+
+    @property
+    def idle_settings(self) -> list[str]:
+        """Settings that are not at their defaults and change nothing beside the others."""
+        radial, product, update, readout = self.radial, self.product, self.update, self.readout
+        no_inner = self.layers == 1 or readout.layers == "last"
+        no_residual = "residual" not in (update.first_layer, update.later_layers)[: self.layers]
+        idle = {
+            "radial.envelope_exponent": radial.envelope != "polynomial",
+            "radial.hidden": radial.weights == "element_linear",
+            "update.later_layers": self.layers == 1,
+            "update.self_connection": no_residual,
+            "readout.inner": no_inner,
+            "readout.hidden": readout.last == "linear" and (no_inner or readout.inner == "linear"),
+        }
+        if product is not None:
+            idle["product.slots"] = idle["product.couplings"] = product.correlation == 1
+        usual = MessagePassingConfig()
+        return [
+            name
+            for name, does_nothing in idle.items()
+            if does_nothing and attrgetter(name)(self) != attrgetter(name)(usual)
+        ]
 
     @property
     def keeps_lone_atoms(self) -> bool:

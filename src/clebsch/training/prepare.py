@@ -25,6 +25,7 @@ from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics
 from clebsch.errors import ConfigError, DataError, UnknownElementError
 from clebsch.modelfile import load
+from clebsch.models.config import MessagePassingConfig
 from clebsch.potential import Potential
 from clebsch.training.calibration import energy_residuals
 from clebsch.training.config import DEFAULT_RECIPE, Config, DataConfig
@@ -371,6 +372,9 @@ def _describe(prepared: Prepared, say: Say) -> None:
         f"Potential: {potential.config.name}, {n_parameters} parameters, "
         f"{potential.backend} backend"
     )
+    if isinstance(potential.config, MessagePassingConfig) and potential.config.idle_settings:
+        idle = ", ".join(f"model.{name}" for name in potential.config.idle_settings)
+        say(f"Settings that do nothing beside the others: {idle}")
 
 
 def _warn_of_known(train: Sequence[Frame], valid: Sequence[Frame], say: Say) -> None:
