@@ -316,6 +316,27 @@ def test_contacts_closer_than_in_training_are_said(tmp_path: Path) -> None:
     assert not (tmp_path / "none.traj").exists()
 
 
+def test_a_restart_stops_at_contacts_of_its_own_frames(tmp_path: Path) -> None:
+    atoms = Atoms("Cu3", [[0, 0, 0], [2.6, 0, 0], [0, 0, 4]])
+    atoms.set_momenta([[6, 0, 0], [-6, 0, 0], [0, 0, 0]])
+
+    def go_on(steps: int, output: str, interval: int = 2, **options: Any) -> MDResult:
+        options |= {"interval": interval, "output": tmp_path / output}
+        return run_md(Trained(), atoms, steps=steps, timestep_fs=1, **options)
+
+    whole = go_on(100, "whole.traj")
+    went_apart = go_on(90, "md.traj")
+    assert went_apart.atoms.get_distance(0, 1) > 0.9 * 2.6
+    result = go_on(100, "md.traj", restart=True, stop_at_contacts=True)
+    assert result.contacts == whole.contacts == went_apart.contacts
+
+    with pytest.raises(BlowUpError, match=r"was stopped at step 15 .* the first at step 15"):
+        go_on(15, "between.traj", interval=20, stop_at_contacts=True)
+    go_on(40, "between.traj", interval=20, restart=True)
+    frames = ase.io.read(tmp_path / "between.traj", index=":")
+    assert [frame.info["step"] for frame in frames] == [0, 20, 40]
+
+
 def test_npt_refuses_fixed_atoms(tmp_path: Path) -> None:
     crystal = bulk("Cu", cubic=True)
     crystal.set_constraint(FixAtoms([0]))

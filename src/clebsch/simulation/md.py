@@ -255,7 +255,10 @@ class _Run:
         self.contacts: tuple[ClosestContact, ...] = ()
         if resumed is not None:
             resumed.put_into(self.atoms)
-            self.contacts = tuple(ClosestContact(**told) for told in resumed.contacts)
+            self.contacts = tuple(
+                ClosestContact(**told | {"atoms": tuple(told["atoms"])})
+                for told in resumed.contacts
+            )
             if resumed.lone_atoms is not None:
                 self.lone_atoms = LoneAtoms(**resumed.lone_atoms)
         elif settings.temperature is not None:
@@ -323,7 +326,7 @@ class _Run:
             # before a frame between two intervals, which a restart then cuts off again
             recorder.save(self.state())
             if recorder.last_step != self.step:
-                self._record(guard, recorder)
+                self._record(guard, recorder, between=True)
                 report()
         elapsed = time.perf_counter() - start
         return self.step < total_steps, (self.step - first) / elapsed
@@ -337,16 +340,19 @@ class _Run:
         self.dynamics.nsteps += 1
         self._refuse(guard.trouble(self.atoms))
 
-    def _record(self, guard: BlowUpGuard, recorder: Recorder) -> None:
+    def _record(self, guard: BlowUpGuard, recorder: Recorder, between: bool = False) -> None:
         self._refuse(guard.trouble_at_record(self.atoms))
         self.lone_atoms = with_lone_atoms(self.lone_atoms, self.atoms, self.step)
         self.contacts = with_contacts(self.contacts, self.atoms, self.step)
         recorder.record(self.atoms, self.step, self.time_ps, self.degrees_of_freedom)
-        if self.contacts and self.stop_at_contacts:
-            recorder.save(self.state())
+        # those of earlier frames, before a restart, stop nothing
+        now = with_contacts((), self.atoms, self.step) if self.stop_at_contacts else ()
+        if now:
+            if not between:  # two intervals, where a restart cuts the frame off
+                recorder.save(self.state())
             raise BlowUpError(
                 f"the run was stopped at step {self.step} ({self.time_ps:.4f} ps): atoms are "
-                f"{describe_contacts(self.contacts)}. What was written until then is kept"
+                f"{describe_contacts(now)}. What was written until then is kept"
             )
 
     def _refuse(self, trouble: str | None) -> None:
