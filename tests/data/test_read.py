@@ -572,6 +572,22 @@ def test_a_label_without_a_unit_beside_other_units_is_refused(tmp_path: Path) ->
     assert frame.energy is not None
 
 
+def test_a_virial_has_the_unit_of_energies(tmp_path: Path) -> None:
+    header = '1\nLattice="3 0 0 0 3 0 0 0 3" virial="8 8 8 0 0 0" Properties='
+    path = write(tmp_path / "a.xyz", f"{header}species:S:1:pos:R:3:forces:R:3\nH 0 0 0 1 2 3\n")
+    with pytest.raises(DataError, match=r"say the unit of the virial too: --energy-unit UNIT"):
+        read_frames(path, LabelKeys(forces_unit="Hartree/Bohr"))
+
+
+def test_a_label_that_a_structure_does_not_have_needs_no_unit(tmp_path: Path) -> None:
+    """Such as forces of an isolated atom among structures that declare both units."""
+    atom = "1\nenergy=-0.5 energy_unit=Hartree Properties=species:S:1:pos:R:3\nH 0 0 0\n"
+    both = water_text(1).replace("energy=", "energy_unit=Hartree forces_unit=Ha/Bohr energy=")
+    alone, water = read_frames(write(tmp_path / "a.xyz", atom + both))
+    assert alone.energy == pytest.approx(-0.5 * HARTREE, rel=1e-6)
+    assert water.forces is not None
+
+
 def test_npz_files_may_declare_electronvolts_in_any_way(tmp_path: Path) -> None:
     arrays = {"R": np.zeros((2, 3, 3)), "z": [8.0, 1.0, 1.0], "E": [1.0, 2.0]}
     units = {"e_unit": b"eV", "energy_units": ["ev"], "r_units": [b"Ang"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -292,7 +292,7 @@ def _same_everywhere(candidates: list[str], frames: list[RawFrame]) -> bool:
 # --- what the labels say --------------------------------------------------------------------------
 
 
-def unit_factors(frame: RawFrame, keys: LabelKeys, found: Collection[str]) -> dict[str, float]:
+def unit_factors(frame: RawFrame, keys: LabelKeys, found: dict[str, str]) -> dict[str, float]:
     """What energy, forces, stress and length of the frame are multiplied with.
 
     Where one of energy, forces and length is not in eV and Angstrom, a label without a unit is not
@@ -301,7 +301,7 @@ def unit_factors(frame: RawFrame, keys: LabelKeys, found: Collection[str]) -> di
     Args:
         frame: as its file tells it.
         keys: units that the user names.
-        found: labels that the file has.
+        found: keys of the labels that the file has.
 
     Raises:
         DataError: the file declares another unit than ``keys`` says, or none that is known; a label
@@ -320,12 +320,13 @@ def unit_factors(frame: RawFrame, keys: LabelKeys, found: Collection[str]) -> di
                 f"{quantity}_unit says"
             )
     other = [units[name] for name in ("energy", "forces", "length") if factors[name] != 1]
-    unsaid = [name for name in ("energy", "forces", "stress") if name in found and not units[name]]
-    if other and unsaid:
-        raise DataError(
-            f"{frame.where}: as {' and '.join(map(str, other))} is used, say the unit of the "
-            f"{unsaid[0]} too: {how_to_say_units(**{unsaid[0]: 'UNIT'})} ({EXAMPLES[unsaid[0]]})"
-        )
+    for label in QUANTITIES:
+        quantity = "energy" if label == "virial" else label
+        if other and not units[quantity] and label in found and frame.lookup(found[label]):
+            raise DataError(
+                f"{frame.where}: as {' and '.join(map(str, other))} is used, say the unit of the "
+                f"{label} too: {how_to_say_units(**{quantity: 'UNIT'})} ({EXAMPLES[quantity]})"
+            )
     return factors
 
 
