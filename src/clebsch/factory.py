@@ -80,8 +80,12 @@ def _check_references(references: Mapping[str, float], symbols: Sequence[str]) -
     for symbol, energy in references.items():
         if problem := not_an_element(symbol):
             raise ConfigError(f"references: {problem}")
-        if not math.isfinite(energy):
-            raise ConfigError(f"the reference energy of {symbol} is {energy}")
+        try:
+            is_finite = math.isfinite(energy)
+        except TypeError:  # no number at all
+            is_finite = False
+        if not is_finite:
+            raise ConfigError(f"the reference energy of {symbol} is {energy!r}")
     missing = [symbol for symbol in symbols if symbol not in references]
     if missing:
         raise ConfigError(

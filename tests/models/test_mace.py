@@ -215,6 +215,7 @@ def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> 
     [
         ({"H": -13.0}, "no reference energy for O"),
         ({"H": -13.0, "O": float("nan")}, "the reference energy of O is nan"),
+        ({"H": -13.0, "O": "-2041"}, "the reference energy of O is '-2041'"),
         ({"H": -13.0, "O": -1.0, "Xy": 0.0}, "references: 'Xy' is not an element"),
         ([-13.0, -1.0], r"energies by element, such as \{'H': -13.6\}, not \[-13.0, -1.0\]"),
     ],
