@@ -73,7 +73,7 @@ def test_an_atom_may_be_too_close_to_its_own_image() -> None:
     potential = copied_potential()
     chain = Atoms("Cu", [[1, 1, 1]], cell=[1.9, 20, 20], pbc=(True, False, False))
     found = find_contacts(potential.graph(chain), potential.species, {"Cu-Cu": 2.3}, 3.0)
-    assert found == [Contact("Cu-Cu", (0, 0), pytest.approx(1.9), 2.3)]
+    assert found == [Contact("Cu-Cu", [0, 0], pytest.approx(1.9), 2.3)]
 
 
 def test_the_calculator_tells_contacts_of_the_last_geometry() -> None:

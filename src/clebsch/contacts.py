@@ -24,14 +24,14 @@ class Contact:
 
     Attributes:
         pair: their elements, such as "C-H".
-        atoms: their indices; one index twice is an atom and an image of its own.
+        atoms: the indices of both; one index twice is an atom and an image of its own.
         distance: Angstrom.
         trained: the shortest distance of such a pair in training, Angstrom; None if none was
             within the cut-off.
     """
 
     pair: str
-    atoms: tuple[int, int]
+    atoms: list[int]
     distance: float
     trained: float | None
 
@@ -61,7 +61,7 @@ def find_contacts(
     found = []
     for pair in pairs[close].unique().tolist():
         edge = int(torch.where(pairs == pair, lengths, torch.inf).argmin())
-        ends = (int(graph.senders[edge]), int(graph.receivers[edge]))
+        ends = [int(graph.senders[edge]), int(graph.receivers[edge])]
         name = names[pair]
         found.append(Contact(name, ends, float(lengths[edge]), trained.get(name)))
     return found

@@ -474,8 +474,8 @@ def test_npz_files_of_both_usual_forms_are_read(tmp_path: Path) -> None:
         ({"e_unit": np.array("kcal")}, "key 'e_unit': 'kcal' is no unit of energy: eV, Hartree"),
         ({"e_unit": np.array(" ")}, "key 'e_unit': '' is no unit of energy"),
         ({"F_units": np.array("Hartree")}, "'F_units': 'Hartree' is no unit of forces: an energy"),
-        ({"e_unit": np.array("kcal/mol")}, "as kcal/mol is used, say the unit of the forces too"),
-        ({"r_units": np.array(b"Bohr")}, "as Bohr is used, say the unit of the energy too"),
+        ({"e_unit": np.array("kcal/mol")}, "beside kcal/mol, say the unit of the forces too"),
+        ({"r_units": np.array(b"Bohr")}, "beside Bohr, say the unit of the energy too"),
         ({"E_UNIT": np.array("eV"), "energy_units": np.array(["Ha"])}, "in eV and, under 'energy"),
         ({"z": [1, 1, 8.7]}, r"key 'z' holds 8\.7, which is no atomic number"),
         ({"E": np.array([None, {}], dtype=object)}, "key 'E': cannot be read"),
@@ -560,13 +560,15 @@ def test_units_that_files_declare_are_converted_file_by_file(tmp_path: Path) -> 
     assert read_frames(tmp_path / "a.npz", same)[0].energy == frames[0].energy
     with pytest.raises(DataError, match=r"declares the energy in kcal/mol, not in Hartree, as e"):
         read_frames(tmp_path / "a.npz", LabelKeys(energy_unit="Hartree"))
+    (of_training, _) = read_frames(tmp_path / "a.npz", LabelKeys(energy_unit="Ha"), strict=False)
+    assert of_training.energy == frames[0].energy
 
 
 def test_a_label_without_a_unit_beside_other_units_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.xyz", water_text(1))
-    with pytest.raises(DataError, match=r"as Hartree is used, say the unit of the forces too: --f"):
+    with pytest.raises(DataError, match=r"beside Hartree, say the unit of the forces too: --f"):
         read_frames(path, LabelKeys(energy_unit="Hartree"))
-    with pytest.raises(DataError, match=r"as Hartree/Bohr is used, say the unit of the energy"):
+    with pytest.raises(DataError, match=r"beside Hartree/Bohr, say the unit of the energy"):
         read_frames(path, LabelKeys(forces_unit="Hartree/Bohr"))
     (frame,) = read_frames(path, LabelKeys(energy_unit="Hartree", forces="none"))
     assert frame.energy is not None

@@ -108,6 +108,12 @@ def test_labels_are_read_as_in_training(model, data, tmp_path):
     assert not judged[0].pbc.any()
     assert sets["frames.xyz"][0][0].energy is not None  # under its usual name, in the other file
 
+    written = tmp_path / "written.xyz"  # in eV, as it says, whatever the training read
+    printed(model=trained, data=[both], out=written)
+    again = printed(model=trained, data=[written])[0]["written.xyz"]
+    assert again[1].metrics["energy_mae"] < 1e-6
+    assert again[1].metrics["forces_mae"] < 1e-6
+
     asked, text = printed(model=trained, data=[both], keys=LabelKeys(), pbc="file")
     assert "as in training" not in text
     assert asked["both.xyz"][0][0].energy == pytest.approx(frames[0].info["E0"] - 1.0)

@@ -233,4 +233,4 @@ def test_a_minimum_closer_than_anything_in_training_is_said() -> None:
     (said,) = result.to_json()["contacts"]
     assert said["distance"] == pytest.approx(result.atoms.get_distance(0, 1))
     assert "Warning     atoms are closer than anything" in result.describe()
-    assert run_relax(Morse(), Atoms("Cu2", [[0, 0, 0], [2.8, 0, 0]])).contacts == ()
+    assert run_relax(Morse(), Atoms("Cu2", [[0, 0, 0], [2.8, 0, 0]])).contacts == []

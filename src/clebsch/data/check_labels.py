@@ -57,7 +57,7 @@ _MISTAKES = {
     f"them, {how_to_say_units(energy='Hartree', forces='Hartree/Bohr')}",
 } | {
     unit_factor("forces", forces) / unit_factor("energy", energy): (
-        f"energies are in {energy} and forces in {forces}: to convert them, "
+        f"energies are in {energy} and forces in {forces} (if no unit was named): to convert them, "
         f"{how_to_say_units(energy=energy, forces=forces)}"
     )
     for energy, forces in _MIXED_UNITS

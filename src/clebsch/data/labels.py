@@ -292,7 +292,9 @@ def _same_everywhere(candidates: list[str], frames: list[RawFrame]) -> bool:
 # --- what the labels say --------------------------------------------------------------------------
 
 
-def unit_factors(frame: RawFrame, keys: LabelKeys, found: dict[str, str]) -> dict[str, float]:
+def unit_factors(
+    frame: RawFrame, keys: LabelKeys, found: dict[str, str], strict: bool = True
+) -> dict[str, float]:
     """What energy, forces, stress and length of the frame are multiplied with.
 
     Where one of energy, forces and length is not in eV and Angstrom, a label without a unit is not
@@ -302,6 +304,7 @@ def unit_factors(frame: RawFrame, keys: LabelKeys, found: dict[str, str]) -> dic
         frame: as its file tells it.
         keys: units that the user names.
         found: keys of the labels that the file has.
+        strict: what the file declares may not differ from ``keys``; otherwise it holds.
 
     Raises:
         DataError: the file declares another unit than ``keys`` says, or none that is known; a label
@@ -311,21 +314,21 @@ def unit_factors(frame: RawFrame, keys: LabelKeys, found: dict[str, str]) -> dic
     units: dict[str, str | None] = {}
     factors = {}
     for quantity in EXAMPLES:
-        said = declared.get(quantity)
-        unit = units[quantity] = getattr(keys, f"{quantity}_unit") or said
+        said, asked = declared.get(quantity), getattr(keys, f"{quantity}_unit")
+        unit = units[quantity] = said or asked
         factors[quantity] = 1.0 if unit is None else unit_factor(quantity, unit)
-        if said is not None and unit_factor(quantity, said) != factors[quantity]:
+        if strict and asked is not None and unit_factor(quantity, asked) != factors[quantity]:
             raise DataError(
-                f"{frame.where}: declares the {quantity} in {said}, not in {unit}, as "
+                f"{frame.where}: declares the {quantity} in {said}, not in {asked}, as "
                 f"{quantity}_unit says"
             )
-    other = [units[name] for name in ("energy", "forces", "length") if factors[name] != 1]
+    other = [str(units[name]) for name in ("energy", "forces", "length") if factors[name] != 1]
     for label in QUANTITIES:
         quantity = "energy" if label == "virial" else label
         if other and not units[quantity] and label in found and frame.lookup(found[label]):
             raise DataError(
-                f"{frame.where}: as {' and '.join(map(str, other))} is used, say the unit of the "
-                f"{label} too: {how_to_say_units(**{quantity: 'UNIT'})} ({EXAMPLES[quantity]})"
+                f"{frame.where}: beside {other[0]}, say the unit of the {label} too: "
+                f"{how_to_say_units(**{quantity: 'UNIT'})} ({EXAMPLES[quantity]})"
             )
     return factors
 

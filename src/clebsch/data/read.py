@@ -51,8 +51,9 @@ def read_frames(
         keys: where the labels are; by their usual names if None. Keys are looked for file by file.
         pbc: "file" as the files say; "none" reads every structure as a molecule: no cell, not
             periodic, and no stress unless it is asked for. For dummy boxes around molecules.
-        strict: a key that is asked for has to be there. Otherwise, in a file that does not have it,
-            the label is looked for under its usual names.
+        strict: a key that is asked for has to be there, and units may not be others than the file
+            declares. Otherwise, in a file that does not have the key, the label is looked for under
+            its usual names, and what the file declares holds.
 
     Returns:
         The frames in the order of the files. A label that a frame lacks, or that has the weight
@@ -82,7 +83,7 @@ def read_with_census(
         keys = keys.model_copy(update=unasked)
     resolved = resolve_keys(keys, files, strict)
     frames = [
-        _to_frame(raw, keys, resolved[path], pbc == "none")
+        _to_frame(raw, keys, resolved[path], pbc == "none", strict)
         for path, raws in files.items()
         for raw in raws
     ]
@@ -115,8 +116,10 @@ def path_list(paths: Paths) -> list[Path]:
     return listed
 
 
-def _to_frame(raw: RawFrame, keys: LabelKeys, found: dict[str, str], molecule: bool) -> Frame:
-    factors = unit_factors(raw, keys, found)
+def _to_frame(
+    raw: RawFrame, keys: LabelKeys, found: dict[str, str], molecule: bool, strict: bool
+) -> Frame:
+    factors = unit_factors(raw, keys, found, strict)
     length = factors["length"]
     raw = replace(raw, positions=raw.positions * length, cell=raw.cell * length)
     if molecule:

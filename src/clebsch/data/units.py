@@ -41,6 +41,15 @@ _DECLARATIONS = {
 }
 
 
+#: What files that Clebsch writes declare.
+DECLARED = {
+    "energy_unit": "eV",
+    "forces_unit": "eV/Angstrom",
+    "stress_unit": "eV/Angstrom^3",
+    "length_unit": "Angstrom",
+}
+
+
 def unit_factor(quantity: str, unit: str) -> float:
     """What a number in ``unit`` is multiplied with; upper and lower case are the same.
 

@@ -15,6 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from clebsch.data.frame import Frame
+from clebsch.data.units import DECLARED
 from clebsch.errors import DataError
 from clebsch.evaluation.evaluate import Evaluation
 from clebsch.evaluation.predict import FramePrediction
@@ -30,7 +31,7 @@ def write_predictions(path: Path, sets: Iterable[tuple[Sequence[Frame], Evaluati
     one was asked for, ``get_stress()``; the labels as ``atoms.info["reference_energy"]``,
     ``atoms.arrays["reference_forces"]`` and ``atoms.info["reference_stress"]`` ([3, 3]). A label
     that a frame does not have is not written. ``atoms.info["source"]`` tells where the frame came
-    from. Units eV, eV/Angstrom, eV/Angstrom^3.
+    from. Units are eV, Angstrom, eV/Angstrom and eV/Angstrom^3, and the file declares them.
 
     Args:
         path: ends in .xyz or .extxyz.
@@ -76,6 +77,7 @@ def _annotated(frame: Frame, prediction: FramePrediction) -> Atoms:
         atoms.arrays["reference_forces"] = frame.forces
     if frame.stress is not None:
         atoms.info["reference_stress"] = frame.stress
+    atoms.info |= DECLARED  # whoever reads them may have been told that data are in others
     results: dict[str, Any] = {"energy": prediction.energy, "forces": prediction.forces}
     if prediction.stress is not None:
         results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
 from clebsch.calculators import ClebschCalculator
+from clebsch.contacts import Contact
 
 #: Pairs of elements in one message, at most.
 _MOST_TOLD = 4
 
 
 @dataclass(frozen=True)
-class ClosestContact:
-    """The closest contact of two elements in recorded frames; see ``clebsch.contacts.Contact``.
+class ClosestContact(Contact):
+    """The closest contact of two elements in recorded frames.
 
     Attributes:
-        pair: their elements, such as "C-H".
-        atoms: indices of the two.
-        distance: Angstrom.
-        trained: the shortest distance of the pair in training, Angstrom; None if none was within
-            the cut-off.
         step: of the first frame in which any two atoms of the pair were too close.
     """
 
-    pair: str
-    atoms: tuple[int, int]
-    distance: float
-    trained: float | None
     step: int
 
 
@@ -41,38 +33,39 @@ def knows_contacts(calculator: BaseCalculator | None) -> bool:
     return calculator.potential.shortest_distances is not None
 
 
+def contacts_of(atoms: Atoms) -> list[Contact]:
+    """What is too close in a structure whose energy was computed; nothing where it is not known."""
+    return atoms.calc.contacts() if knows_contacts(atoms.calc) else []
+
+
 def with_contacts(
-    before: Sequence[ClosestContact], atoms: Atoms, step: int
+    before: Sequence[ClosestContact], contacts: Sequence[Contact], step: int
 ) -> tuple[ClosestContact, ...]:
-    """What is known of contacts after one more frame, whose energy was computed.
+    """What is known of a run's contacts after one more frame.
 
     Args:
         before: what was known.
-        atoms: the frame; nothing is found where its calculator does not know.
+        contacts: of the frame.
         step: of the frame.
     """
     known = {contact.pair: contact for contact in before}
-    if knows_contacts(atoms.calc):
-        for new in atoms.calc.contacts():
-            old = known.get(new.pair)
-            if old is None or new.distance < old.distance:
-                first = step if old is None else old.step
-                known[new.pair] = ClosestContact(
-                    new.pair, new.atoms, new.distance, new.trained, first
-                )
+    for new in contacts:
+        old = known.get(new.pair)
+        if old is None or new.distance < old.distance:
+            known[new.pair] = ClosestContact(**asdict(new), step=step if old is None else old.step)
     return tuple(known.values())
 
 
-def describe_contacts(contacts: Sequence[ClosestContact]) -> str:
-    """A sentence for people about some contacts, at least one."""
+def describe_contacts(contacts: Sequence[Contact]) -> str:
+    """What atoms are or were, for people: those of at least one contact."""
     told = []
     for contact in contacts[:_MOST_TOLD]:
         first, second = contact.atoms
         who = f"atoms {first} and {second}" if first != second else f"atom {first} and its image"
+        since = f", the first at step {contact.step}" if isinstance(contact, ClosestContact) else ""
         seen = "none within the cut-off" if contact.trained is None else f"{contact.trained:.2f}"
         told.append(
-            f"{contact.pair} {contact.distance:.2f} Angstrom ({who}, the first at step "
-            f"{contact.step}; in training {seen})"
+            f"{contact.pair} {contact.distance:.2f} Angstrom ({who}{since}; in training {seen})"
         )
     more = len(contacts) - len(told)
     if more:

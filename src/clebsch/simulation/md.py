@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from ase.calculators.calculator import BaseCalculator
 from ase.md.md import MolecularDynamics
 
 from clebsch.calculators import as_calculator
+from clebsch.contacts import Contact
 from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.files import check_outputs
 from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
 from clebsch.simulation.contacts import (
     ClosestContact,
+    contacts_of,
     describe_contacts,
     knows_contacts,
     with_contacts,
@@ -255,10 +257,7 @@ class _Run:
         self.contacts: tuple[ClosestContact, ...] = ()
         if resumed is not None:
             resumed.put_into(self.atoms)
-            self.contacts = tuple(
-                ClosestContact(**told | {"atoms": tuple(told["atoms"])})
-                for told in resumed.contacts
-            )
+            self.contacts = tuple(ClosestContact(**told) for told in resumed.contacts)
             if resumed.lone_atoms is not None:
                 self.lone_atoms = LoneAtoms(**resumed.lone_atoms)
         elif settings.temperature is not None:
@@ -312,22 +311,28 @@ class _Run:
                 temperature = temperature_of(self.atoms, self.degrees_of_freedom)
                 progress(self.step, total_steps, temperature)
 
+        contacts: Sequence[Contact] = ()
         if self.step == 0:
-            self._record(guard, recorder)
+            contacts = self._record(guard, recorder)
             recorder.save(self.state())
         with stop_on_signals() as request:
-            while self.step < total_steps and not request.received:
+            while self.step < total_steps and not (request.received or contacts):
                 self._one_step(guard)
                 if self.step % interval == 0:
-                    self._record(guard, recorder)
+                    contacts = self._record(guard, recorder)
                     report()
                     if recorder.is_state_due():
                         recorder.save(self.state())
             # before a frame between two intervals, which a restart then cuts off again
             recorder.save(self.state())
             if recorder.last_step != self.step:
-                self._record(guard, recorder, between=True)
+                contacts = self._record(guard, recorder)
                 report()
+        if contacts:
+            raise BlowUpError(
+                f"the run was stopped at step {self.step} ({self.time_ps:.4f} ps): atoms are "
+                f"{describe_contacts(contacts)}. What was written until then is kept"
+            )
         elapsed = time.perf_counter() - start
         return self.step < total_steps, (self.step - first) / elapsed
 
@@ -340,20 +345,14 @@ class _Run:
         self.dynamics.nsteps += 1
         self._refuse(guard.trouble(self.atoms))
 
-    def _record(self, guard: BlowUpGuard, recorder: Recorder, between: bool = False) -> None:
+    def _record(self, guard: BlowUpGuard, recorder: Recorder) -> Sequence[Contact]:
+        """Write a frame; its contacts, if they are to end the run."""
         self._refuse(guard.trouble_at_record(self.atoms))
         self.lone_atoms = with_lone_atoms(self.lone_atoms, self.atoms, self.step)
-        self.contacts = with_contacts(self.contacts, self.atoms, self.step)
+        contacts = contacts_of(self.atoms)
+        self.contacts = with_contacts(self.contacts, contacts, self.step)
         recorder.record(self.atoms, self.step, self.time_ps, self.degrees_of_freedom)
-        # those of earlier frames, before a restart, stop nothing
-        now = with_contacts((), self.atoms, self.step) if self.stop_at_contacts else ()
-        if now:
-            if not between:  # two intervals, where a restart cuts the frame off
-                recorder.save(self.state())
-            raise BlowUpError(
-                f"the run was stopped at step {self.step} ({self.time_ps:.4f} ps): atoms are "
-                f"{describe_contacts(now)}. What was written until then is kept"
-            )
+        return contacts if self.stop_at_contacts else ()
 
     def _refuse(self, trouble: str | None) -> None:
         if trouble is not None:

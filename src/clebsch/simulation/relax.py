@@ -19,11 +19,12 @@ from ase.io.trajectory import TrajectoryWriter
 from ase.optimize import BFGS, FIRE, LBFGS
 
 from clebsch.calculators import as_calculator
+from clebsch.contacts import Contact
 from clebsch.errors import ClebschError, DataError, did_you_mean
 from clebsch.files import check_outputs
 from clebsch.interrupt import stop_on_signals
 from clebsch.potential import Potential
-from clebsch.simulation.contacts import ClosestContact, describe_contacts, with_contacts
+from clebsch.simulation.contacts import contacts_of, describe_contacts
 from clebsch.simulation.structure import bare_copy, check_periodic
 
 OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE, "lbfgs": LBFGS}
@@ -63,7 +64,7 @@ class RelaxResult:
     max_stress: float | None
     volume_initial: float | None
     volume_final: float | None
-    contacts: tuple[ClosestContact, ...]
+    contacts: list[Contact]
     output: Path | None
     trajectory: Path | None
     atoms: Atoms
@@ -195,7 +196,7 @@ def run_relax(
         max_stress=_max_stress(moved, pressure) if cell else None,
         volume_initial=volume,
         volume_final=float(moved.cell.volume) if cell else None,
-        contacts=with_contacts((), moved, int(search.nsteps)),
+        contacts=contacts_of(moved),
         output=output,
         trajectory=trajectory,
         atoms=moved,
