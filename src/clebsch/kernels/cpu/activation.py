@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from clebsch.kernels.activation_operators import define_silu, like
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.activation_code import write
-from clebsch.kernels.cpu.operators import define, differentiable, last
-from clebsch.kernels.operators import remember
+from clebsch.kernels.cpu.operators import operators
 
 
 def silu(x: Tensor) -> Tensor:
@@ -35,39 +34,12 @@ def _second(x: Tensor, cotangent: Tensor, t_x: Tensor) -> tuple[Tensor, Tensor]:
     return d_x, d_cotangent
 
 
-def _like(x: Tensor, *others: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 0)
-
-
-def _silu_backward(ctx: Any, cotangent: Tensor) -> Tensor:
-    out: Tensor = torch.ops.clebsch.silu_gradient(*ctx.saved_tensors, cotangent)
-    return out
-
-
-def _gradient_backward(ctx: Any, t_x: Tensor) -> tuple[Tensor, Tensor]:
-    d_x, d_cotangent = torch.ops.clebsch.silu_second(*ctx.saved_tensors, t_x)
-    return d_x, d_cotangent
-
-
-define("silu(Tensor x) -> Tensor", _silu, _like)
-define("silu_gradient(Tensor x, Tensor cotangent) -> Tensor", _gradient, _like)
-define(
-    "silu_second(Tensor x, Tensor cotangent, Tensor t_x) -> (Tensor, Tensor)",
-    _second,
-    lambda x, cotangent, t_x: (_like(x), _like(x)),
-)
-differentiable("silu", _setup, _silu_backward)
-differentiable("silu_gradient", _setup, _gradient_backward)
-last("silu_second")
+define_silu(operators, (_silu, _gradient, _second))
 
 
 def _run(name: str, inputs: tuple[Tensor, ...], n_out: int) -> list[Tensor]:
     held = [tensor.contiguous() for tensor in inputs]
-    outputs = [_like(held[0]) for _ in range(n_out)]
+    outputs = [like(held[0]) for _ in range(n_out)]
     kernel = _kernel(name, held[0].dtype.itemsize * 8)
     n = held[0].numel()
     ranges = threads.shares(n, 30 * n)

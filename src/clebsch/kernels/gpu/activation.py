@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from clebsch.kernels.activation_operators import define_silu, like
 from clebsch.kernels.gpu import machine
-from clebsch.kernels.gpu.operators import define, differentiable, last
+from clebsch.kernels.gpu.operators import operators
 from clebsch.kernels.gpu.tuning import Setting
-from clebsch.kernels.operators import remember
 from clebsch.kernels.reference import SILU_GAIN
 
 #: Numbers that a program takes, and its warps.
@@ -79,39 +79,12 @@ def _second(x: Tensor, cotangent: Tensor, t_x: Tensor) -> tuple[Tensor, Tensor]:
     return d_x, d_cotangent
 
 
-def _like(x: Tensor, *others: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs, 0)
-
-
-def _silu_backward(ctx: Any, cotangent: Tensor) -> Tensor:
-    out: Tensor = torch.ops.clebsch_gpu.silu_gradient(*ctx.saved_tensors, cotangent)
-    return out
-
-
-def _gradient_backward(ctx: Any, t_x: Tensor) -> tuple[Tensor, Tensor]:
-    d_x, d_cotangent = torch.ops.clebsch_gpu.silu_second(*ctx.saved_tensors, t_x)
-    return d_x, d_cotangent
-
-
-define("silu(Tensor x) -> Tensor", _silu, _like)
-define("silu_gradient(Tensor x, Tensor cotangent) -> Tensor", _gradient, _like)
-define(
-    "silu_second(Tensor x, Tensor cotangent, Tensor t_x) -> (Tensor, Tensor)",
-    _second,
-    lambda x, cotangent, t_x: (_like(x), _like(x)),
-)
-differentiable("silu", _setup, _silu_backward)
-differentiable("silu_gradient", _setup, _gradient_backward)
-last("silu_second")
+define_silu(operators, (_silu, _gradient, _second))
 
 
 def _run(kernel: Any, inputs: tuple[Tensor, ...], n_out: int) -> list[Tensor]:
     held = [tensor.contiguous() for tensor in inputs]
-    outputs = [_like(held[0]) for _ in range(n_out)]
+    outputs = [like(held[0]) for _ in range(n_out)]
     if n := held[0].numel():
         given: tuple[Tensor | int, ...] = (*held, *outputs, n)
         sizes = {"GAIN": SILU_GAIN, "BLOCK": AT_A_TIME}
