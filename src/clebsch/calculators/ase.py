@@ -78,8 +78,9 @@ class ClebschCalculator(Calculator):
         trained = self.potential.shortest_distances
         if trained is None:
             raise ClebschError("the model does not tell how close atoms came in its training")
+        # edges of the skin are longer than any contact
         return find_contacts(
-            self._graph_within(), self.potential.species, trained, self.potential.cutoff
+            self._last_graph(), self.potential.species, trained, self.potential.cutoff
         )
 
     def lone_atoms(self) -> list[int]:
@@ -89,16 +90,15 @@ class ClebschCalculator(Calculator):
         Raises:
             ClebschError: nothing was computed yet, or the last geometry was refused.
         """
-        graph = self._graph_within()
+        graph = within_cutoff(self._last_graph(), float(self.potential.cutoff))
         others = graph.receivers[graph.senders != graph.receivers]
         counts = torch.bincount(others, minlength=graph.n_atoms)
         return [int(atom) for atom in (counts == 0).nonzero()[:, 0]]
 
-    def _graph_within(self) -> AtomGraph:
-        """The last geometry's graph, without edges of the skin."""
+    def _last_graph(self) -> AtomGraph:
         if self._graph is None:
             raise ClebschError("there is no structure whose neighbours are known")
-        return within_cutoff(self._graph, float(self.potential.cutoff))
+        return self._graph
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What differs from the last geometry; of what ASE compares, only what can matter here."""
