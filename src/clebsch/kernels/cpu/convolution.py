@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from clebsch.graph import AtomGraph
+from clebsch.kernels.convolution_operators import define_convolution
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.convolution_code import write_forward, write_gradients, write_second
 from clebsch.kernels.cpu.convolution_spec import BLOCK, TABLE, ConvolutionSpec, Wanted, turned
-from clebsch.kernels.cpu.operators import define, differentiable, last
-from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
+from clebsch.kernels.cpu.operators import operators
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
@@ -22,17 +21,7 @@ def convolve(
     plan: ConvolutionPlan, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, graph: AtomGraph
 ) -> Tensor:
     """See ``reference.convolve``."""
-    out: Tensor = torch.ops.clebsch.convolve(
-        plan.key,
-        path_weights,
-        None,
-        harmonics,
-        nodes,
-        graph.row_ptr,
-        graph.senders,
-        graph.receivers,
-    )
-    return out
+    return _call_operator(plan, path_weights, None, harmonics, nodes, graph)
 
 
 def convolve_radial(
@@ -52,10 +41,7 @@ def convolve_radial(
         last_weight = torch.nn.functional.pad(last_weight, (0, 0, 0, 0, 0, missing))
     shaped = last_weight.unflatten(2, (spec.n_chunks, spec.chunk))
     packed = shaped.permute(2, 1, 0, 3).contiguous()  # [chunk, P, F, channel]
-    out: Tensor = torch.ops.clebsch.convolve(
-        plan.key, hidden, packed, harmonics, nodes, graph.row_ptr, graph.senders, graph.receivers
-    )
-    return out
+    return _call_operator(plan, hidden, packed, harmonics, nodes, graph)
 
 
 def convolve_table(
@@ -70,8 +56,20 @@ def convolve_table(
     spec = _spec(plan.key, nodes.shape[2], TABLE, nodes.dtype.itemsize * 8)
     shaped = table.unflatten(3, (spec.n_chunks, spec.chunk))
     packed = shaped.permute(0, 3, 2, 1, 4).contiguous()  # [n_knots, chunk, P, 2, channel]
+    return _call_operator(plan, places, packed, harmonics, nodes, graph)
+
+
+def _call_operator(
+    plan: ConvolutionPlan,
+    radial: Tensor,
+    weight: Tensor | None,
+    harmonics: Tensor,
+    nodes: Tensor,
+    graph: AtomGraph,
+) -> Tensor:
+    edges = (graph.row_ptr, graph.senders, graph.receivers)
     out: Tensor = torch.ops.clebsch.convolve(
-        plan.key, places, packed, harmonics, nodes, graph.row_ptr, graph.senders, graph.receivers
+        plan.key, radial, weight, harmonics, nodes, _turned(weight), *edges
     )
     return out
 
@@ -80,6 +78,14 @@ def _filled(hidden: int, bits: int) -> int:
     """The width of hidden layers, filled up to whole vectors."""
     wide = machine.wide(bits)
     return -(-hidden // wide) * wide
+
+
+def _turned(weight: Tensor | None) -> Tensor | None:
+    """Packed weights for the derivative by the hidden layer, a constant.
+
+    None where path weights come out of something else.
+    """
+    return None if weight is None or weight.ndim == 5 else turned(weight.detach())
 
 
 # --- operators: the radial argument is path weights [E, P, K], or hidden [E, F] with weights
@@ -92,27 +98,15 @@ def _convolve(
     weight: Tensor | None,
     harmonics: Tensor,
     nodes: Tensor,
-    row_ptr: Tensor,
-    senders: Tensor,
-    receivers: Tensor,
+    weight_t: Tensor | None,
+    *graph: Tensor,
 ) -> Tensor:
-    call = _Call(plan, radial, weight, harmonics, nodes, (row_ptr, senders, receivers))
+    call = _Call(plan, radial, weight, harmonics, nodes, graph)
     out = nodes.new_zeros((nodes.shape[0], call.spec.plan.out_dim, nodes.shape[2]))
     kernel = _kernel(call.spec, "convolve", None, False)
     given = (call.radial, call.weight, call.harmonics, call.nodes, out)
     call.run(kernel, lambda part: given)
     return out
-
-
-def _convolve_fake(
-    plan: str,
-    radial: Tensor,
-    weight: Tensor | None,
-    harmonics: Tensor,
-    nodes: Tensor,
-    *graph: Tensor,
-) -> Tensor:
-    return nodes.new_empty((nodes.shape[0], convolution_plan_of(plan).out_dim, nodes.shape[2]))
 
 
 def _gradients(
@@ -124,14 +118,12 @@ def _gradients(
     nodes: Tensor,
     cotangent: Tensor,
     weight_t: Tensor | None,
-    row_ptr: Tensor,
-    senders: Tensor,
-    receivers: Tensor,
+    *graph: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Derivatives by radial, weight, harmonics and nodes; empty where not wanted."""
     if radial.ndim == 1 and wanted[1]:
         raise NotImplementedError("tabulated path weights are constants")
-    call = _Call(plan, radial, weight, harmonics, nodes, (row_ptr, senders, receivers))
+    call = _Call(plan, radial, weight, harmonics, nodes, graph)
     kernel = _kernel(call.spec, "convolve_gradients", _wanted(wanted), False)
     derivatives = _Derivatives(call, wanted)
     held = cotangent.contiguous()
@@ -139,25 +131,6 @@ def _gradients(
     given = (call.radial, call.weight, turned, call.harmonics, call.nodes, held)
     call.run(kernel, lambda part: (*given, *derivatives.of_part(part)))
     return derivatives.gathered(harmonics)
-
-
-def _gradients_fake(
-    plan: str,
-    wanted: Sequence[bool],
-    radial: Tensor,
-    weight: Tensor | None,
-    harmonics: Tensor,
-    nodes: Tensor,
-    cotangent: Tensor,
-    *fixed: Tensor | None,
-) -> tuple[Tensor, ...]:
-    sources = (radial, weight, harmonics, nodes)
-    return tuple(
-        torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        if want and tensor is not None
-        else nodes.new_empty(0)
-        for tensor, want in zip(sources, wanted, strict=True)
-    )
 
 
 def _second(
@@ -168,126 +141,52 @@ def _second(
     harmonics: Tensor,
     nodes: Tensor,
     cotangent: Tensor,
-    t_radial: Tensor,
-    t_harmonics: Tensor,
+    t_radial: Tensor | None,
+    t_weight: Tensor | None,
+    t_harmonics: Tensor | None,
     t_nodes: Tensor | None,
     weight_t: Tensor | None,
-    row_ptr: Tensor,
-    senders: Tensor,
-    receivers: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives of ``t_radial . d_radial + t_harmonics . d_harmonics + t_nodes . d_nodes``."""
+    *graph: Tensor,
+) -> tuple[Tensor, ...]:
+    """Derivatives of the sum over inputs of ``direction . (first derivative)``.
+
+    By radial, weight, harmonics and nodes, empty where not wanted, and by cotangent.
+    """
     if radial.ndim == 1:
         raise NotImplementedError("tabulated path weights have no second derivative")
-    call = _Call(plan, radial, weight, harmonics, nodes, (row_ptr, senders, receivers))
+    call = _Call(plan, radial, weight, harmonics, nodes, graph)
     kernel = _kernel(call.spec, "convolve_second", _wanted(wanted), t_nodes is not None)
     derivatives = _Derivatives(call, wanted)
     d_cotangent = torch.zeros(cotangent.shape, dtype=cotangent.dtype)
+    moving = torch.zeros_like(call.radial) if t_radial is None else t_radial.contiguous()
+    turning = torch.zeros_like(harmonics) if t_harmonics is None else t_harmonics
     held = (
-        (call.radial, t_radial.contiguous(), call.weight),
+        (call.radial, moving, call.weight),
         (call.radial if weight_t is None else weight_t,),
-        (call.harmonics, call.across(t_harmonics), call.nodes),
+        (call.harmonics, call.across(turning), call.nodes),
         (call.nodes if t_nodes is None else t_nodes.contiguous(), cotangent.contiguous()),
     )
     given = tuple(tensor for group in held for tensor in group)
     call.run(kernel, lambda part: (*given, *derivatives.of_part(part), d_cotangent))
-    return (*derivatives.gathered(harmonics), d_cotangent)
+    results = (*derivatives.gathered(harmonics), d_cotangent)
+    if t_weight is None:
+        return results
+    # The convolution is linear in the last radial weight.
+    inputs = (radial, t_weight, harmonics, nodes)
+    others = [wanted[0], False, *wanted[2:]]
+    first = _gradients(plan, others, *inputs, cotangent, _turned(t_weight), *graph)
+    value = _convolve(plan, *inputs, None, *graph)
+    pairs = zip(results, (*first, value), strict=True)
+    return tuple(total + term if term.numel() else total for total, term in pairs)
 
 
-def _second_fake(
-    plan: str,
-    wanted: Sequence[bool],
-    radial: Tensor,
-    weight: Tensor | None,
-    harmonics: Tensor,
-    nodes: Tensor,
-    cotangent: Tensor,
-    *rest: Tensor | None,
-) -> tuple[Tensor, ...]:
-    first = _gradients_fake(plan, wanted, radial, weight, harmonics, nodes, cotangent)
-    return (*first, torch.empty_like(cotangent, memory_format=torch.contiguous_format))
-
-
-def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [needed(ctx, index) for index in range(1, 5)]
-    *inputs, row_ptr, senders, receivers = ctx.saved_tensors
-    weight_t = _turned(inputs[1])
-    gradients = torch.ops.clebsch.convolve_gradients(
-        *ctx.settings, wanted, *inputs, cotangent, weight_t, row_ptr, senders, receivers
-    )
-    return (None, *kept(gradients, wanted), None, None, None)
-
-
-def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-    plan, returned = ctx.settings
-    wanted = [needed(ctx, index) for index in range(2, 6)]
-    radial, weight, harmonics, nodes, cotangent, weight_t, *graph = ctx.saved_tensors
-    t_radial, t_weight, t_harmonics, t_nodes = kept(directions, returned)
-    results: list[Tensor | None] = [None] * 5
-    if t_radial is not None or t_harmonics is not None or t_nodes is not None:
-        second = torch.ops.clebsch.convolve_second(
-            plan,
-            wanted,
-            radial,
-            weight,
-            harmonics,
-            nodes,
-            cotangent,
-            torch.zeros_like(radial) if t_radial is None else t_radial,
-            torch.zeros_like(harmonics) if t_harmonics is None else t_harmonics,
-            t_nodes,
-            weight_t,
-            *graph,
-        )
-        results = kept(second, [*wanted, True])
-    if t_weight is not None:  # the convolution is linear in the last radial weight
-        wanted[1] = False
-        more = torch.ops.clebsch.convolve_gradients(
-            plan,
-            wanted,
-            radial,
-            t_weight,
-            harmonics,
-            nodes,
-            cotangent,
-            _turned(t_weight),
-            *graph,
-        )
-        across = torch.ops.clebsch.convolve(plan, radial, t_weight, harmonics, nodes, *graph)
-        for place, term in enumerate((*more, across)):
-            if place == 4 or wanted[place]:
-                held = results[place]
-                results[place] = term if held is None else held + term
-    return (None, None, *results, None, None, None, None)
-
-
-def _turned(weight: Tensor | None) -> Tensor | None:
-    """Packed weights for the derivative by the hidden layer, a constant.
-
-    None where path weights come out of something else.
-    """
-    return None if weight is None or weight.ndim == 5 else turned(weight.detach())
-
-
-_GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers"
-_INPUTS = "Tensor radial, Tensor? weight, Tensor harmonics, Tensor nodes"
-define(f"convolve(str plan, {_INPUTS}, {_GRAPH}) -> Tensor", _convolve, _convolve_fake)
-define(
-    f"convolve_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, "
-    f"Tensor? weight_t, {_GRAPH}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _gradients,
-    _gradients_fake,
+define_convolution(
+    operators,
+    "convolve",
+    (_convolve, _gradients, _second),
+    inputs=("Tensor radial", "Tensor? weight", "Tensor harmonics", "Tensor nodes"),
+    fixed=("Tensor? weight_t", "Tensor row_ptr", "Tensor senders", "Tensor receivers"),
 )
-define(
-    f"convolve_second(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, Tensor t_radial, "
-    f"Tensor t_harmonics, Tensor? t_nodes, Tensor? weight_t, {_GRAPH}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _second,
-    _second_fake,
-)
-differentiable("convolve", remember_plan, _convolve_backward)
-differentiable("convolve_gradients", remember_gradients, _gradients_backward)
-last("convolve_second")
 
 
 # --- calls ---
@@ -303,7 +202,7 @@ class _Call:
         weight: Tensor | None,
         harmonics: Tensor,
         nodes: Tensor,
-        graph: tuple[Tensor, Tensor, Tensor],
+        graph: Sequence[Tensor],
     ) -> None:
         bits = nodes.dtype.itemsize * 8
         hidden = (TABLE, radial.shape[-1], 0)[radial.ndim - 1]

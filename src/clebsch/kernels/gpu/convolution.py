@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clebsch.graph import AtomGraph
+from clebsch.kernels.convolution_operators import define_convolution
 from clebsch.kernels.gpu import convolution_code as code
 from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu.convolution_walk import (
@@ -19,9 +20,8 @@ from clebsch.kernels.gpu.convolution_walk import (
     parts_by_output,
     sent_by,
 )
-from clebsch.kernels.gpu.operators import define, differentiable, last
+from clebsch.kernels.gpu.operators import operators
 from clebsch.kernels.gpu.tuning import Setting
-from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 from clebsch.rounding import tf32_is_allowed
 
@@ -54,15 +54,28 @@ def convolve(
     return out
 
 
+#: What operators take of a graph, as a schema has it.
+GRAPH = (
+    "Tensor row_ptr",
+    "Tensor senders",
+    "Tensor receivers",
+    "Tensor sender_ptr",
+    "Tensor sender_order",
+)
+
+
 def walked(graph: AtomGraph) -> tuple[Tensor, ...]:
-    """What operators take of a graph, in the order of ``GRAPH``."""
+    """The tensors of ``GRAPH``."""
     ends = (graph.row_ptr, graph.senders, graph.receivers)
     return (*ends, graph.sender_ptr, graph.sender_order)
 
 
-# --- operators ---
+def rounds_to_tf32(dtype: torch.dtype) -> bool:
+    """Whether factors of matrix products of that type are rounded."""
+    return tf32_is_allowed() and dtype == torch.float32
 
-GRAPH = "Tensor row_ptr, Tensor senders, Tensor receivers, Tensor sender_ptr, Tensor sender_order"
+
+# --- operators ---
 
 
 def _convolve(
@@ -72,30 +85,6 @@ def _convolve(
     out = call.of_receivers()
     call.by_receiver("convolve", forward(plan), path_weights, harmonics, nodes, out)
     return out
-
-
-def _convolve_fake(
-    plan: str, path_weights: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
-) -> Tensor:
-    return out_like(plan, nodes)
-
-
-def rounds_to_tf32(dtype: torch.dtype) -> bool:
-    """Whether factors of matrix products of that type are rounded."""
-    return tf32_is_allowed() and dtype == torch.float32
-
-
-def out_like(plan: str, nodes: Tensor) -> Tensor:
-    """Room for a convolution, [N, C, K]."""
-    return nodes.new_empty((nodes.shape[0], convolution_plan_of(plan).out_dim, nodes.shape[2]))
-
-
-def gradients_like(inputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    """Room for derivatives; empty where not wanted."""
-    return tuple(
-        tensor.new_empty(tensor.shape if want else (0,))
-        for tensor, want in zip(inputs, wanted, strict=True)
-    )
 
 
 def _gradients(
@@ -120,17 +109,6 @@ def _gradients(
     return d_weights, sums.sum(0) if harmonic else sums, d_nodes
 
 
-def _gradients_fake(
-    plan: str,
-    wanted: Sequence[bool],
-    path_weights: Tensor,
-    harmonics: Tensor,
-    nodes: Tensor,
-    *rest: Tensor | None,
-) -> tuple[Tensor, ...]:
-    return gradients_like((path_weights, harmonics, nodes), wanted)
-
-
 def _second(
     plan: str,
     wanted: Sequence[bool],
@@ -138,8 +116,8 @@ def _second(
     harmonics: Tensor,
     nodes: Tensor,
     cotangent: Tensor,
-    t_weights: Tensor,
-    t_harmonics: Tensor,
+    t_weights: Tensor | None,
+    t_harmonics: Tensor | None,
     t_nodes: Tensor | None,
     *graph: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,81 +127,27 @@ def _second(
     d_weights = path_weights.new_empty(path_weights.shape if radial else (0,))
     sums = call.sums(name, harmonics, harmonic)
     d_cotangent = call.of_receivers()
-    directions = (t_weights, t_harmonics, nodes if t_nodes is None else t_nodes)
+    moving = torch.zeros_like(path_weights) if t_weights is None else t_weights
+    turning = torch.zeros_like(harmonics) if t_harmonics is None else t_harmonics
     call.by_receiver(
         name,
         _edge_second(plan, radial, harmonic, t_nodes is not None),
         *(path_weights, harmonics, nodes, cotangent),
-        *directions,
+        *(moving, turning, nodes if t_nodes is None else t_nodes),
         *(d_weights, sums, d_cotangent, call.n_edges),
     )
-    inputs = (path_weights, harmonics, cotangent, t_weights, t_harmonics)
+    inputs = (path_weights, harmonics, cotangent, moving, turning)
     d_nodes = call.of_senders("convolve_second_node", _second_node(plan), node, *inputs)
     return d_weights, sums.sum(0) if harmonic else sums, d_nodes, d_cotangent
 
 
-def _second_fake(
-    plan: str,
-    wanted: Sequence[bool],
-    path_weights: Tensor,
-    harmonics: Tensor,
-    nodes: Tensor,
-    cotangent: Tensor,
-    *rest: Tensor | None,
-) -> tuple[Tensor, ...]:
-    first = _gradients_fake(plan, wanted, path_weights, harmonics, nodes)
-    return (*first, cotangent.new_empty(cotangent.shape))
-
-
-def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [needed(ctx, index) for index in range(1, 4)]
-    inputs, graph = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-    gradients = torch.ops.clebsch_gpu.convolve_gradients(
-        *ctx.settings, wanted, *inputs, cotangent, *graph
-    )
-    return (None, *kept(gradients, wanted), *(None for _ in graph))
-
-
-def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-    plan, returned = ctx.settings
-    wanted = [needed(ctx, index) for index in range(2, 5)]
-    path_weights, harmonics, nodes, cotangent, *graph = ctx.saved_tensors
-    t_weights, t_harmonics, t_nodes = kept(directions, returned)
-    results: list[Tensor | None] = [None] * 4
-    if t_weights is not None or t_harmonics is not None or t_nodes is not None:
-        second = torch.ops.clebsch_gpu.convolve_second(
-            plan,
-            wanted,
-            path_weights,
-            harmonics,
-            nodes,
-            cotangent,
-            torch.zeros_like(path_weights) if t_weights is None else t_weights,
-            torch.zeros_like(harmonics) if t_harmonics is None else t_harmonics,
-            t_nodes,
-            *graph,
-        )
-        results = kept(second, [*wanted, True])
-    return (None, None, *results, *(None for _ in graph))
-
-
-_INPUTS = "Tensor path_weights, Tensor harmonics, Tensor nodes"
-define(f"convolve(str plan, {_INPUTS}, {GRAPH}) -> Tensor", _convolve, _convolve_fake)
-define(
-    f"convolve_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {GRAPH}) "
-    "-> (Tensor, Tensor, Tensor)",
-    _gradients,
-    _gradients_fake,
+define_convolution(
+    operators,
+    "convolve",
+    (_convolve, _gradients, _second),
+    inputs=("Tensor path_weights", "Tensor harmonics", "Tensor nodes"),
+    fixed=GRAPH,
 )
-define(
-    f"convolve_second(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, Tensor t_weights, "
-    f"Tensor t_harmonics, Tensor? t_nodes, {GRAPH}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _second,
-    _second_fake,
-)
-differentiable("convolve", remember_plan, _convolve_backward)
-differentiable("convolve_gradients", remember_gradients, _gradients_backward)
-last("convolve_second")
 
 
 # --- calls ---
@@ -319,20 +243,20 @@ def _writes_all(plan: str, nodes: bool) -> bool:
 
 def read_gradients(
     call: Call, plan: str, source: Radial, wanted: Sequence[bool], *inputs: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First derivatives where path weights are read out of something by what each edge has.
 
     Args:
         call: as it is launched.
         plan: its key.
         source: of path weights.
-        wanted: which of the derivatives by that, by harmonics and by nodes.
+        wanted: which of the derivatives by the first four inputs; never that by the second.
         inputs: what edges have, what it is read out of, harmonics, nodes, cotangent.
 
     Returns:
         The derivatives, empty where not wanted.
     """
-    name, (radial, harmonic, node) = "convolve_gradients", wanted
+    name, (radial, _, harmonic, node) = "convolve_gradients", wanted
     of_edges, read, harmonics, _, cotangent = inputs
     by_edge, by_harmonic = call.sums(name, of_edges, radial), call.sums(name, harmonics, harmonic)
     if radial or harmonic:
@@ -342,7 +266,8 @@ def read_gradients(
     kernel = node_gradient(plan, source)
     d_nodes = call.of_senders("convolve_node_gradient", kernel, node, *given)
     d_edges = by_edge.sum(0) if radial else by_edge
-    return d_edges, by_harmonic.sum(0) if harmonic else by_harmonic, d_nodes
+    d_harmonics = by_harmonic.sum(0) if harmonic else by_harmonic
+    return d_edges, read.new_empty(0), d_harmonics, d_nodes
 
 
 # --- kernels ---

@@ -12,24 +12,22 @@ would read shared memory three times as long as it multiplies (docs/performance.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from clebsch.graph import AtomGraph
+from clebsch.kernels.convolution_operators import define_convolution
 from clebsch.kernels.gpu.convolution import (
     GRAPH,
     Call,
     forward,
-    gradients_like,
-    out_like,
     read_gradients,
     rounds_to_tf32,
     walked,
 )
-from clebsch.kernels.gpu.operators import define, differentiable, last
-from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
+from clebsch.kernels.gpu.operators import operators
 from clebsch.kernels.plan import ConvolutionPlan
 
 #: Bytes of path weights that are stored at once, at most.
@@ -76,12 +74,6 @@ def _convolve(
     return total
 
 
-def _convolve_fake(
-    plan: str, hidden: Tensor, last_weight: Tensor, harmonics: Tensor, nodes: Tensor, *graph: Tensor
-) -> Tensor:
-    return out_like(plan, nodes)
-
-
 def _gradients(
     plan: str,
     wanted: Sequence[bool],
@@ -97,8 +89,7 @@ def _gradients(
     of_hidden, of_last, *others = wanted
     if not of_last and _is_fused(hidden, last_weight):
         call = Call(plan, nodes, graph, hidden.shape[1])
-        found = read_gradients(call, plan, "layer", [of_hidden, *others], *inputs, cotangent)
-        return found[0], hidden.new_empty(0), *found[1:]
+        return read_gradients(call, plan, "layer", wanted, *inputs, cotangent)
 
     def of_blocks() -> Iterator[tuple[Tensor, ...]]:
         for edges, part in _blocks(hidden, last_weight, graph, by_sender=others[1]):
@@ -110,18 +101,6 @@ def _gradients(
             yield *_of_layer(wanted, d_weights, some, last_weight), *rest
 
     return _joined(of_blocks())
-
-
-def _gradients_fake(
-    plan: str,
-    wanted: Sequence[bool],
-    hidden: Tensor,
-    last_weight: Tensor,
-    harmonics: Tensor,
-    nodes: Tensor,
-    *rest: Tensor | None,
-) -> tuple[Tensor, ...]:
-    return gradients_like((hidden, last_weight, harmonics, nodes), wanted)
 
 
 def _second(
@@ -150,13 +129,12 @@ def _second(
         for edges, part in _blocks(hidden, last_weight, graph, by_sender=True):
             some = hidden[edges]
             t_some = None if t_hidden is None else t_hidden[edges]
-            weights = _path_weights(some, last_weight)
-            still = torch.zeros_like(weights)
-            moving = still if t_some is None else _path_weights(t_some, last_weight)
+            moving = None if t_some is None else _path_weights(t_some, last_weight)
             if t_last is not None:
-                moving = moving + _path_weights(some, t_last)
-            given = (weights, harmonics[edges], nodes, cotangent)
-            turning = torch.zeros_like(given[1]) if t_harmonics is None else t_harmonics[edges]
+                by_last = _path_weights(some, t_last)
+                moving = by_last if moving is None else moving + by_last
+            given = (_path_weights(some, last_weight), harmonics[edges], nodes, cotangent)
+            turning = None if t_harmonics is None else t_harmonics[edges]
             d_weights, *rest = torch.ops.clebsch_gpu.convolve_second(
                 plan, [of_hidden or of_last, *others], *given, moving, turning, t_nodes, *part
             )
@@ -172,59 +150,13 @@ def _second(
     return _joined(of_blocks())
 
 
-def _second_fake(
-    plan: str,
-    wanted: Sequence[bool],
-    hidden: Tensor,
-    last_weight: Tensor,
-    harmonics: Tensor,
-    nodes: Tensor,
-    cotangent: Tensor,
-    *rest: Tensor | None,
-) -> tuple[Tensor, ...]:
-    first = _gradients_fake(plan, wanted, hidden, last_weight, harmonics, nodes)
-    return (*first, cotangent.new_empty(cotangent.shape))
-
-
-def _convolve_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [needed(ctx, index) for index in range(1, 5)]
-    inputs, graph = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-    gradients = torch.ops.clebsch_gpu.convolve_radial_gradients(
-        *ctx.settings, wanted, *inputs, cotangent, *graph
-    )
-    return (None, *kept(gradients, wanted), *(None for _ in graph))
-
-
-def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-    plan, returned = ctx.settings
-    wanted = [needed(ctx, index) for index in range(2, 6)]
-    inputs, graph = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    given = kept(directions, returned)
-    results: list[Tensor | None] = [None] * 5
-    if any(direction is not None for direction in given):
-        second = torch.ops.clebsch_gpu.convolve_radial_second(plan, wanted, *inputs, *given, *graph)
-        results = kept(second, [*wanted, True])
-    return (None, None, *results, *(None for _ in graph))
-
-
-_INPUTS = "Tensor hidden, Tensor last_weight, Tensor harmonics, Tensor nodes"
-_DIRECTIONS = "Tensor? t_hidden, Tensor? t_last, Tensor? t_harmonics, Tensor? t_nodes"
-define(f"convolve_radial(str plan, {_INPUTS}, {GRAPH}) -> Tensor", _convolve, _convolve_fake)
-define(
-    f"convolve_radial_gradients(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {GRAPH}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    _gradients,
-    _gradients_fake,
+define_convolution(
+    operators,
+    "convolve_radial",
+    (_convolve, _gradients, _second),
+    inputs=("Tensor hidden", "Tensor last_weight", "Tensor harmonics", "Tensor nodes"),
+    fixed=GRAPH,
 )
-define(
-    f"convolve_radial_second(str plan, bool[] wanted, {_INPUTS}, Tensor cotangent, {_DIRECTIONS}, "
-    f"{GRAPH}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _second,
-    _second_fake,
-)
-differentiable("convolve_radial", remember_plan, _convolve_backward)
-differentiable("convolve_radial_gradients", remember_gradients, _gradients_backward)
-last("convolve_radial_second")
 
 
 # --- path weights of some edges, and derivatives by them ---
