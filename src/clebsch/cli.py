@@ -58,6 +58,7 @@ from clebsch.cli_options import (
 )
 from clebsch.errors import BlowUpError, ClebschError, ConfigError
 from clebsch.reproduce.command import reproduce
+from clebsch.terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from clebsch.training.loop import TrainingResult
@@ -251,7 +252,7 @@ def report(
     """Write RUN/report.html: learning curves, parity plots, errors, worst structures."""
     from clebsch.training.report import report_run
 
-    _say(f"Report: {report_run(run, data or ())}")
+    say(f"Report: {report_run(run, data or ())}")
 
 
 @app.command()
@@ -321,7 +322,6 @@ def md(
     as_json: AsJSON = False,
 ) -> None:
     """Run molecular dynamics. Ctrl-C saves; the same command with --restart goes on."""
-    from clebsch.evaluation.run import progress_bar
     from clebsch.rounding import allow_tf32
     from clebsch.simulation.md import run_md
     from clebsch.simulation.structure import check_fits, read_structure
@@ -360,9 +360,9 @@ def md(
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
     else:
-        _say(result.describe())
+        say(result.describe())
     if result.interrupted:
-        _say("Interrupted; saved. The same command with --restart goes on.", error=True)
+        say("Interrupted; saved. The same command with --restart goes on.", error=True)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -425,10 +425,10 @@ def relax(
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
     else:
-        _say(result.describe())
+        say(result.describe())
     if result.interrupted:
         reached = f"{result.output} holds the structure reached"
-        _say(f"Interrupted after {result.steps} steps; {reached}.", error=True)
+        say(f"Interrupted after {result.steps} steps; {reached}.", error=True)
         raise typer.Exit(INTERRUPTED)
     if not result.converged:
         raise typer.Exit(BAD_ANSWER)
@@ -474,9 +474,9 @@ def scan(
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
     else:
-        _say(result.describe())
+        say(result.describe())
     for path in outputs:
-        _say(f"Written: {result.write(path)}", error=as_json)
+        say(f"Written: {result.write(path)}", error=as_json)
 
 
 @app.command()
@@ -518,21 +518,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         raise SystemExit(BAD_ANSWER if isinstance(error, BlowUpError) else BAD_INPUT) from None
     except KeyboardInterrupt:
-        _say("Interrupted.", error=True)
+        say("Interrupted.", error=True)
         raise SystemExit(INTERRUPTED) from None
     except SystemExit as end:
         # typer turns Ctrl-C into an exit without a word; commands that save have said so
         cause = end.__context__ and end.__context__.__cause__
         if isinstance(cause, KeyboardInterrupt):
-            _say("Interrupted.", error=True)
+            say("Interrupted.", error=True)
         raise
     finally:
         if arguments is None:  # what is left is to clean up: no time for another Ctrl-C
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _say(text: str, error: bool = False) -> None:
-    Console(stderr=error).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _end_of_training(result: TrainingResult) -> None:
@@ -547,9 +543,9 @@ def _end_of_training(result: TrainingResult) -> None:
     from clebsch.training.report import report_run
 
     try:
-        _say(f"Report: {report_run(result.run)}")
+        say(f"Report: {report_run(result.run)}")
     except OSError as error:
-        _say(
+        say(
             f"The model is finished, but its report cannot be written ({error}): clebsch report "
             f"{result.run} makes it",
             error=True,

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from clebsch.cli_options import Fix, Overwrite, fixed_properties
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.files import check_output
+from clebsch.terminal import say
 
 if TYPE_CHECKING:
     from clebsch.potential import Potential
@@ -66,13 +66,10 @@ def convert(
         potential.save(out)
     imported = [one.provenance.get("imported", {}) for one in potentials]
     named = ", ".join(about.get("head", "-") for about in imported)
-    Console().print(
+    say(
         f"{out}: {imported[0].get('class', potential.config.name)}, {potential.config.summary}, "
         f"{len(potential.species)} elements, head{'s' if others else ''} {named}, "
-        f"{potential.dtype}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{potential.dtype}"
     )
 
 
@@ -100,5 +97,4 @@ def _export(potential: Potential, out: Path) -> None:
     from clebsch.interop.export import export_mace_torch
 
     export_mace_torch(potential, out)
-    text = f"{out}: where mace-torch is installed, run python {out / 'build_model.py'} NEW.model"
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    say(f"{out}: where mace-torch is installed, run python {out / 'build_model.py'} NEW.model")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from clebsch.cli_options import BAD_ANSWER, AsJSON
 from clebsch.errors import ConfigError
+from clebsch.terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from clebsch.data.datasets import DataSet, FoundFile
@@ -33,7 +34,6 @@ def data(
     """Find a published data set and verify it, or download it. Exit status 1: files are missing."""
     from clebsch.data.datasets import data_set, data_sets, find_files
     from clebsch.data.download import download
-    from clebsch.evaluation.run import progress_bar
 
     if name is None:
         _list(data_sets(), as_json)
@@ -79,9 +79,8 @@ def _print(chosen: DataSet, found: dict[str, FoundFile]) -> None:
         verdict = "missing, optional" if optional else verdicts[one.verdict]
         frames = "" if facts.frames is None else str(facts.frames)
         table.add_row(name, frames, facts.about, verdict)
-    console = Console()
-    console.print(table)
-    console.print(f"Source: {chosen.source} ({chosen.licence})", markup=False, soft_wrap=True)
+    Console().print(table)
+    say(f"Source: {chosen.source} ({chosen.licence})")
 
 
 def _as_json(

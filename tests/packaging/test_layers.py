@@ -25,6 +25,7 @@ LAYERS = (
     "processor",
     "interrupt",
     "rounding",
+    "terminal",
     "graph",
     "contacts",
     "neighbors",

@@ -16,6 +16,7 @@ from rich.table import Table
 from clebsch.cli_options import BAD_ANSWER, precision, usable_device
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.files import check_output
+from clebsch.terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from clebsch.benchmarks.jobs import Case, Contender, Mode
@@ -81,7 +82,6 @@ def bench(
     """Time energies, forces and training steps here, and against mace-torch and nequip."""
     from clebsch.benchmarks.compare import measure_all
     from clebsch.benchmarks.record import results_table, write_record
-    from clebsch.evaluation.run import progress_bar
 
     _measurable(device)
     modes: list[Mode] = ["energy_forces", "step"] if step else ["energy_forces"]
@@ -106,17 +106,14 @@ def bench(
             device=device,
         )
     _print_whole(results_table(rows))
-    console = Console()
-    console.print(
+    say(
         f"{device}, {dtype}, threads: {threads}, rounds: {rounds}; large matrix product: "
-        f"{settings['gemm_multiply_adds_per_second'] / 1e9:.1f} G multiply-adds/s",
-        highlight=False,
-        soft_wrap=True,
+        f"{settings['gemm_multiply_adds_per_second'] / 1e9:.1f} G multiply-adds/s"
     )
-    console.print(f"All times: {path}", markup=False, highlight=False, soft_wrap=True)
+    say(f"All times: {path}")
     failed = [f"{row.case.system.name}, {row.mode}: {row.error}" for row in rows if row.error]
     for line in failed:
-        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line, error=True)
     if failed:
         raise typer.Exit(BAD_ANSWER)
 
@@ -231,8 +228,7 @@ def _contenders(
             raise ConfigError("; ".join(notes[model, peer.name] for model in lacking))
     found = [*ours, *(one for peer in peers for one in peer.contenders(device=device))]
     for note in notes.values():
-        text = f"Not compared: {note}"
-        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"Not compared: {note}", error=True)
     return found
 
 

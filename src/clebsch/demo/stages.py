@@ -28,11 +28,12 @@ from clebsch.errors import ClebschError
 from clebsch.evaluation.evaluate import Evaluation
 from clebsch.evaluation.predictions import write_predictions
 from clebsch.evaluation.report import machine, write_report
-from clebsch.evaluation.run import evaluate_files, progress_bar
+from clebsch.evaluation.run import evaluate_files
 from clebsch.evaluation.tables import print_table
 from clebsch.files import atomic_write
 from clebsch.simulation.md import MDResult, run_md
 from clebsch.simulation.scan import ScanResult, run_scan
+from clebsch.terminal import progress_bar, say
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import TrainingResult, train
 from clebsch.training.report import read_history, run_facts, run_sets
@@ -84,10 +85,10 @@ def run_stages(out: Path, *, seed: int, quick: bool, console: Console | None) ->
         evaluations = _evaluate(files, console)
     with watch.stage("Molecular dynamics"):
         dynamics = _dynamics(files, sizes, seed)
-        console.print(dynamics.describe(), markup=False, highlight=False, soft_wrap=True)
+        say(dynamics.describe(), console)
     with watch.stage("Torsion scan"):
         scan = _scan(files)
-        console.print(scan.describe(), markup=False, highlight=False)
+        say(scan.describe(), console)
     with watch.stage("Writing the report"):
         _report(files, evaluations, dynamics, scan, watch.wall)
     summary = _summary(seed, quick, result, evaluations, dynamics, scan, watch)

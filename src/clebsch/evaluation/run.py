@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import clebsch
 from clebsch.data.frame import Frame
@@ -26,6 +17,7 @@ from clebsch.evaluation.evaluate import Evaluation, evaluate
 from clebsch.evaluation.predictions import check_suffix, write_predictions
 from clebsch.evaluation.tables import print_table
 from clebsch.potential import Potential
+from clebsch.terminal import progress_bar, say
 
 
 def run_evaluate(
@@ -82,25 +74,25 @@ def run_evaluate(
     as_trained = {} if strict else keys.model_dump(exclude_defaults=True)
     if as_trained and not as_json:
         told = ", ".join(f"{name} {value}" for name, value in as_trained.items())
-        console.print(f"Labels as in training: {told}", markup=False, soft_wrap=True)
+        say(f"Labels as in training: {told}", console)
     if as_json:
         judged = {name: evaluation.to_json() for name, (_, evaluation) in sets.items()}
         summary = {"model": str(model), "predictions": out and str(out), "sets": judged}
-        console.print(json.dumps(summary, indent=2), markup=False, highlight=False, soft_wrap=True)
+        say(json.dumps(summary, indent=2), console)
     else:
         for name, (_, evaluation) in sets.items():
             print_table(console, name, evaluation)
     if out is not None:
         write_predictions(out, sets.values())
         if not as_json:
-            console.print(f"Predictions: {out}", markup=False, soft_wrap=True)
+            say(f"Predictions: {out}", console)
     if report is not None:
         from clebsch.evaluation.report import potential_facts, write_report
 
         facts = {"Model": str(model), **potential_facts(potential)}
         write_report(report, title="Evaluation", facts=facts, evaluations=sets)
         if not as_json:
-            console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+            say(f"Report: {report}", console)
     return sets
 
 
@@ -126,30 +118,6 @@ def evaluate_files(
             judged = evaluate(potential, frames, progress=progress)
         sets[name] = (frames, judged)
     return sets
-
-
-@contextmanager
-def progress_bar(description: str) -> Iterator[Callable[..., None]]:
-    """A bar on standard error with the time left, driven by ``progress(done, total)``.
-
-    A third argument is a new description.
-    """
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,  # or it leaves blank lines in logs
-    )
-    with bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total, description=description: bar.update(
-            task, completed=done, total=total, description=description
-        )
 
 
 def _set_names(paths: Sequence[Path]) -> dict[str, Path]:

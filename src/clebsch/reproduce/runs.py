@@ -27,6 +27,7 @@ from clebsch.reproduce.results import (
     slug,
 )
 from clebsch.reproduce.suites import Suite, Task
+from clebsch.terminal import say
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict, differences, load_config
 from clebsch.training.log import duration
@@ -157,14 +158,14 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
     todo = [plan for plan in plans if not _is_finished(plan, results)]
     done = len(plans) - len(todo)
     if done:
-        _say(console, f"{done} of {len(plans)} runs are finished already.")
+        say(f"{done} of {len(plans)} runs are finished already.", console)
     for number, plan in enumerate(todo, start=done + 1):
         if until is not None and time.monotonic() >= until:
             return "time"
         if _is_finished(plan, results):
-            _say(console, f"Run {number} of {len(plans)}: {plan.name}: finished by another process")
+            say(f"Run {number} of {len(plans)}: {plan.name}: finished by another process", console)
             continue
-        _say(console, f"Run {number} of {len(plans)}: {plan.name}; {plan.config.run}")
+        say(f"Run {number} of {len(plans)}: {plan.name}; {plan.config.run}", console)
         result = _train(plan, until, console)
         out_of_time = until is not None and time.monotonic() >= until
         if result.reason == "interrupted" and not out_of_time:
@@ -172,7 +173,7 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
         if result.model is not None:
             row = _row(plan, result)
             add_row(results_file(results, plan.suite.name), row)
-            _say(console, describe(row))
+            say(describe(row), console)
         if result.reason == "interrupted":
             return "time"
     return "done"
@@ -361,7 +362,3 @@ def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         "energy": [float(f"{record['valid']['energy_rmse']:.4g}") for record in chosen],
         "forces": [float(f"{record['valid']['forces_rmse']:.4g}") for record in chosen],
     }
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from clebsch.errors import ConfigError
 from clebsch.files import atomic_write
+from clebsch.terminal import say
 
 
 class History:
@@ -92,7 +93,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A message; a log file that cannot be written is no reason to stop what it tells of."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text, self.console)
         with suppress(OSError), (self.run / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 

@@ -13,8 +13,9 @@ from clebsch.data.frame import Frame
 from clebsch.errors import DataError
 from clebsch.evaluation.evaluate import Evaluation, evaluate
 from clebsch.evaluation.report import potential_facts, write_report
-from clebsch.evaluation.run import evaluate_files, progress_bar
+from clebsch.evaluation.run import evaluate_files
 from clebsch.potential import Potential
+from clebsch.terminal import progress_bar
 from clebsch.training.config import Config
 from clebsch.training.configfile import load_run
 from clebsch.training.log import duration
