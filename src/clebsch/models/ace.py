@@ -20,13 +20,12 @@ from clebsch.algebra import Irreps, spherical_irreps
 from clebsch.algebra.cluster import ClusterBasis, cluster_basis
 from clebsch.errors import ConfigError
 from clebsch.graph import AtomGraph
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import convolution_plan
 from clebsch.kernels.tree import PolynomialForest, polynomial_tree
 from clebsch.models.ace_config import ACEConfig
 from clebsch.models.network import Network
 from clebsch.nn.couplings import FoldedCouplings
+from clebsch.nn.kernel_module import KernelModule
 from clebsch.nn.pairwise import PairPolynomials
 
 #: Channels of single precision that fill two vectors of the widest kind.
@@ -53,7 +52,6 @@ class ACE(Network):
     def __init__(self, config: ACEConfig, species: Sequence[str], avg_num_neighbors: float) -> None:
         super().__init__()
         self.config = config
-        self.kernels: Kernels = load_backend("reference")
         self.avg_num_neighbors = avg_num_neighbors
         limits = [config.max_degrees(element) for element in species]
         extra = tuple(config.neighbor_degree.get(element, 0.0) for element in species)
@@ -174,7 +172,7 @@ def _degree_groups(basis: ClusterBasis) -> list[_DegreeGroup]:
     return groups
 
 
-class _Sums(nn.Module):
+class _Sums(KernelModule):
     """Sums over neighbours of R_n Y_lm for the degrees and channels of a group."""
 
     one_radial: Tensor
@@ -182,7 +180,6 @@ class _Sums(nn.Module):
 
     def __init__(self, group: _DegreeGroup, l_max: int, n_species: int) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         harmonics = spherical_irreps(l_max)
         wanted = Irreps(harmonics[degree] for degree in group.degrees)
         self.plan = convolution_plan(spherical_irreps(0), harmonics, wanted)

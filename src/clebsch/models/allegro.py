@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from clebsch.algebra import SCALAR, Irrep, Irreps, spherical_irreps
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import convolution_plan
 from clebsch.models.allegro_config import AllegroConfig
 from clebsch.models.network import Network, envelope, radial_basis
+from clebsch.nn.kernel_module import KernelModule
 from clebsch.nn.linear import IrrepsLinear
 from clebsch.nn.path_weights import pair_of_edge
 from clebsch.nn.perceptron import Perceptron
@@ -104,7 +103,7 @@ class HarmonicWeights(nn.Module):
         return (latents @ weight).unflatten(1, (self.degrees, -1))
 
 
-class AllegroLayer(nn.Module):
+class AllegroLayer(KernelModule):
     """One layer: environment, products, latents, linear map of the tensors.
 
     Products that are scalars are made apart from the others: latents take them as they are.
@@ -114,7 +113,6 @@ class AllegroLayer(nn.Module):
         self, irreps: Irreps, targets: Irreps, config: AllegroConfig, avg_num_neighbors: float
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.mixing = config.mixing
         harmonics = spherical_irreps(config.l_max)
         scale = 1 / math.sqrt(avg_num_neighbors)
@@ -151,7 +149,7 @@ class AllegroLayer(nn.Module):
         return mixed, tensors
 
 
-class TensorMaps(nn.Module):
+class TensorMaps(KernelModule):
     """Equations 4 and 7 for what is not scalar: products, and linear maps over paths and channels.
 
     The last layer has none: nobody asks for its tensors.
@@ -161,7 +159,6 @@ class TensorMaps(nn.Module):
         self, irreps: Irreps, targets: Irreps, n_scalars: int, config: AllegroConfig
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         channels = config.channels
         self.scalars = IrrepsLinear(Irreps([SCALAR]), channels, (n_scalars,))
         self.plan = convolution_plan(irreps, spherical_irreps(config.l_max), targets[1:])
@@ -187,7 +184,6 @@ class Allegro(Network):
     def __init__(self, config: AllegroConfig, n_species: int, avg_num_neighbors: float) -> None:
         super().__init__()
         self.config = config
-        self.kernels: Kernels = load_backend("reference")
         self.avg_num_neighbors = avg_num_neighbors
         self.two_body = TwoBodyLatents(config, n_species)
         self.weights = HarmonicWeights(config.latent, config.l_max, config.channels)

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from clebsch.algebra import Irreps, all_irreps, spherical_irreps
 from clebsch.errors import ConfigError
 from clebsch.graph import AtomGraph
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
 from clebsch.models.config import MessagePassingConfig, ReadoutConfig
 from clebsch.models.network import Network, envelope, radial_basis
@@ -175,7 +173,6 @@ class MessagePassing(Network):
         super().__init__()
         n_species = len(numbers)
         self.config = config
-        self.kernels: Kernels = load_backend("reference")
         self.avg_num_neighbors = avg_num_neighbors
         radial, channels = config.radial, config.channels
         self.embedding = nn.Parameter(torch.randn(n_species, channels))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
 from clebsch.models.section import RadialBasisConfig
+from clebsch.nn.kernel_module import KernelModule
 from clebsch.nn.linear import ChannelMap, IrrepsLinear, SpeciesLinear
 from clebsch.nn.radial import (
     BernsteinBasis,
@@ -21,7 +22,7 @@ from clebsch.nn.radial import (
 )
 
 
-class Network(nn.Module, ABC):
+class Network(KernelModule, ABC):
     """From edge vectors to one energy per atom and layer, before scale and references.
 
     Attributes:

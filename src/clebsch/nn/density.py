@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from clebsch.graph import AtomGraph
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
+from clebsch.nn.kernel_module import KernelModule
 from clebsch.nn.radial import EdgeGeometry
 
 
-class NeighborDensity(nn.Module):
+class NeighborDensity(KernelModule):
     """rho_i = sum over neighbours of tanh((w . R(r_ij))^2), with the radial basis R.
 
     (The density blocks of mace-torch.) Where the radial basis has no envelope the terms are
@@ -22,7 +21,6 @@ class NeighborDensity(nn.Module):
 
     def __init__(self, n_basis: int) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.weight = nn.Parameter(torch.randn(n_basis))
 
     def forward(self, edges: EdgeGeometry, graph: AtomGraph) -> Tensor:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from clebsch.graph import AtomGraph
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.reference import polynomial_envelope
 from clebsch.nn.float64 import Float64Module
+from clebsch.nn.kernel_module import KernelModule
 from clebsch.nn.radial import PolynomialEnvelope
 
 #: Coulomb constant e^2 / (4 pi eps0), eV Angstrom (CODATA 2018).
@@ -24,7 +23,7 @@ BOHR = 0.529177210903
 MeanEnergyForm = Literal["none", "constant", "density"]
 
 
-class EnergyHead(Float64Module):
+class EnergyHead(Float64Module, KernelModule):
     """Site energies in float64: reference + mean energy + scale x network.
 
     The mean interaction energy of the training set enters in one of three forms: not at all; as a
@@ -47,7 +46,6 @@ class EnergyHead(Float64Module):
         cutoff: float,
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.form = form
         self.envelope = PolynomialEnvelope(cutoff, 5)
         self.hold(stored=True, references=references, scale=scale, mean_energy=mean_energy)
@@ -72,7 +70,7 @@ class EnergyHead(Float64Module):
         return torch.cat([offset[:, None], self.scale * layer_energies.to(torch.float64)], dim=1)
 
 
-class ZBLRepulsion(Float64Module):
+class ZBLRepulsion(Float64Module, KernelModule):
     """The universal screened nuclear repulsion of Ziegler, Biersack and Littmark (1985).
 
     E_ij = k Z_i Z_j / r phi(r / a), a = 0.46850 Angstrom / (Z_i^0.23 + Z_j^0.23), times a
@@ -88,7 +86,6 @@ class ZBLRepulsion(Float64Module):
 
     def __init__(self, numbers: Sequence[int], cutoff: float) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.cutoff = cutoff
         radii = [float(ase.data.covalent_radii[z]) for z in numbers]
         self.hold(
@@ -111,7 +108,7 @@ class ZBLRepulsion(Float64Module):
         return self.kernels.segment_sum(energy, graph.row_ptr)
 
 
-class StoredZBLRepulsion(Float64Module):
+class StoredZBLRepulsion(Float64Module, KernelModule):
     """The ZBL repulsion of mace-torch, with the constants of a model of it, times a scale.
 
     E_ij = s k Z_i Z_j / r phi(r / a), a = a_0 0.529 Angstrom / (Z_i^b + Z_j^b), times a polynomial
@@ -129,7 +126,6 @@ class StoredZBLRepulsion(Float64Module):
 
     def __init__(self, numbers: Sequence[int], cutoff: float) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.cutoff = cutoff
         radii = [float(ase.data.covalent_radii[z]) for z in numbers]
         self.hold(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clebsch.algebra import SCALAR, Irreps
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
+from clebsch.nn.kernel_module import KernelModule
 
 #: Makes tanh keep the second moment of a standard normal input: 1 / sqrt(E[tanh(x)^2]).
 TANH_GAIN = 1.592537419722831
@@ -25,7 +24,7 @@ def gates(irreps: Irreps) -> Irreps:
     return Irreps(SCALAR for irrep in irreps if irrep.l > 0)
 
 
-class Gate(nn.Module):
+class Gate(KernelModule):
     """Scalars through a nonlinearity, everything else times a scalar that went through it.
 
     Even scalars have SiLU or tanh, odd ones tanh (which is odd, as they are); features of higher
@@ -36,7 +35,6 @@ class Gate(nn.Module):
 
     def __init__(self, irreps: Irreps, activation: Literal["silu", "tanh", "silu_sigmoid"]) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.irreps = irreps
         self.activation = activation
 

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from clebsch.algebra import Irreps
 from clebsch.graph import AtomGraph
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import ConvolutionPlan
 from clebsch.nn.gate import Gate, gates
+from clebsch.nn.kernel_module import KernelModule
 from clebsch.nn.linear import ChannelMap, IrrepsLinear
 from clebsch.nn.radial import EdgeGeometry
 
@@ -47,7 +46,7 @@ class EdgeNetwork(nn.Module):
         return torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
 
 
-class GatedAtomicBasis(nn.Module):
+class GatedAtomicBasis(KernelModule):
     """See the module's docstring.
 
     Args:
@@ -75,7 +74,6 @@ class GatedAtomicBasis(nn.Module):
         sent_channels: int,
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.plan = plan
         nodes, single = plan.node_irreps, (1,) * len(plan.node_irreps)
         gated = Irreps([*wanted, *gates(wanted)])

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from clebsch.algebra import Irreps
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
+from clebsch.nn.kernel_module import KernelModule
 
 
-class IrrepsLinear(nn.Module):
+class IrrepsLinear(KernelModule):
     """A linear map over channels, one matrix for each irrep, for each of its input blocks.
 
     ``out[n, m, k] = scale sum_(p, k') in[n, (m, p), k'] W[(p, k'), k] / sqrt(P K)``: the input has
@@ -41,7 +40,6 @@ class IrrepsLinear(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.irreps = irreps_out or irreps
         self.scale = scale
         copies = copies or (1,) * len(irreps)
@@ -58,7 +56,7 @@ class IrrepsLinear(nn.Module):
         return self.kernels.linear(self.choice(features), weight[None], None, dims, self.copies)
 
 
-class SpeciesLinear(nn.Module):
+class SpeciesLinear(KernelModule):
     """A linear map over channels with one matrix for each species and irrep (self-connections).
 
     Irreps of the input that the output lacks are dropped; irreps of the output that the input
@@ -69,7 +67,6 @@ class SpeciesLinear(nn.Module):
         self, irreps_in: Irreps, irreps_out: Irreps, n_species: int, channels: int
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.irreps_out = irreps_out
         self.copies = [int(irrep in irreps_in) for irrep in irreps_out]
         shared = Irreps(irrep for irrep in irreps_out if irrep in irreps_in)

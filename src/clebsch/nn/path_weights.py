@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from clebsch.algebra import spherical_harmonics, spherical_irreps
 from clebsch.graph import AtomGraph
-from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan
+from clebsch.nn.kernel_module import KernelModule
 from clebsch.nn.radial import EdgeGeometry
 
 #: Standard deviation of a radial network's initial weights after its first layer.
@@ -31,7 +31,7 @@ from clebsch.nn.radial import EdgeGeometry
 INITIAL_SCALE = 1.6765
 
 
-class RadialNetwork(nn.Module):
+class RadialNetwork(KernelModule):
     """The multilayer perceptron from radial basis to path weights, R of equation 8, without biases.
 
     Without biases and with SiLU(0) = 0 the path weights inherit the envelope's smooth end at the
@@ -41,7 +41,6 @@ class RadialNetwork(nn.Module):
 
     def __init__(self, n_basis: int, hidden: Sequence[int], n_paths: int, channels: int) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         widths = [n_basis, *hidden]
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(fan_in, fan_out) * (INITIAL_SCALE if layer else 1.0))
@@ -78,7 +77,7 @@ class RadialNetwork(nn.Module):
         return self.last / math.sqrt(len(self.last))
 
 
-class EdgeScalars(nn.Module):
+class EdgeScalars(KernelModule):
     """What path weights know of an edge's atoms: a linear map of the scalars of both.
 
     Equation as mace-torch's attention blocks compute it, no paper; s sends, r receives:
@@ -90,7 +89,6 @@ class EdgeScalars(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.weight = nn.Parameter(torch.randn(channels, width))
 
     def forward(self, nodes: Tensor, edges: EdgeGeometry, graph: AtomGraph) -> EdgeGeometry:
@@ -101,7 +99,7 @@ class EdgeScalars(nn.Module):
         return edges._replace(basis=torch.cat([edges.basis, *of_atoms], dim=1))
 
 
-class ElementLinear(nn.Module):
+class ElementLinear(KernelModule):
     """Path weights linear in the radial basis, with a matrix for each element of the sender.
 
     As in BOTNet (Batatia et al. 2022, arXiv 2205.06643): nothing but a sum over neighbours is left
@@ -112,7 +110,6 @@ class ElementLinear(nn.Module):
 
     def __init__(self, n_basis: int, n_species: int, n_paths: int, channels: int) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.last = nn.Parameter(INITIAL_SCALE * torch.randn(n_species, n_basis, n_paths, channels))
         self.register_buffer("species", torch.eye(n_species), persistent=False)
 
@@ -126,7 +123,7 @@ class ElementLinear(nn.Module):
         return self.kernels.convolve_radial(plan, hidden, weight, edges.harmonics, nodes, graph)
 
 
-class PairAmplitudes(nn.Module):
+class PairAmplitudes(KernelModule):
     """PACE's edge booster: radial functions of each degree for every pair of elements.
 
     PACE (Xu et al. 2024, arXiv 2411.04219) gives half of the channels of an edge
@@ -145,7 +142,6 @@ class PairAmplitudes(nn.Module):
     ) -> None:
         super().__init__()
         half = channels // 2
-        self.kernels: Kernels = load_backend("reference")
         self.register_buffer("pairs", pair_features(n_species), persistent=False)
         self.inner = nn.Parameter(torch.randn(2 * n_species, half))
         self.norm = nn.LayerNorm(half)
@@ -169,7 +165,7 @@ class PairAmplitudes(nn.Module):
         return torch.cat([plain, boosted], dim=2)
 
 
-class PairWeights(nn.Module):
+class PairWeights(KernelModule):
     """Path weights of PACE: a network of the distance plus one of the pair of elements, times the
     pair's amplitude of the path's harmonic; in the first layer the amplitude alone.
     """
@@ -186,7 +182,6 @@ class PairWeights(nn.Module):
         first: bool,
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.of_distance: RadialNetwork | None = None
         if not first:
             self.of_distance = RadialNetwork(n_basis, hidden, plan.n_paths, channels)
@@ -236,7 +231,7 @@ def _boost_mixing(plan: ConvolutionPlan) -> Tensor:
     return mixing
 
 
-class RadialTable(nn.Module):
+class RadialTable(KernelModule):
     """Path weights as a table: cubic Hermite splines of the distance, values and slopes exact.
 
     It computes what a radial network computed when the table was made; it is for inference.
@@ -260,7 +255,7 @@ class RadialTable(nn.Module):
         envelope: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = network.kernels
+        self.kernels = network.kernels
         n_intervals = math.ceil(cutoff / spacing)
         self.per_angstrom = n_intervals / cutoff
         double, double_basis = copy.deepcopy(network).double(), copy.deepcopy(basis).double()

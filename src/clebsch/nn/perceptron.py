@@ -10,11 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
+from clebsch.nn.kernel_module import KernelModule
 
 
-class Perceptron(nn.Module):
+class Perceptron(KernelModule):
     """Matrices with a nonlinearity between them.
 
     Weights start as standard normals and are divided by the square root of their fan-in when they
@@ -33,7 +32,6 @@ class Perceptron(nn.Module):
         first_fan_in: float | None = None,
     ) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.nonlinearity = nonlinearity
         self.fan_ins = [float(width) for width in widths[:-1]]
         if first_fan_in is not None:

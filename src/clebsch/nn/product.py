@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.plan import ContractionPlan
+from clebsch.nn.kernel_module import KernelModule
 
 
-class ProductBasis(nn.Module):
+class ProductBasis(KernelModule):
     """Equations 10 and 11: all products of A up to ``correlation``, linearly expanded.
 
     All factors are the same A, or each is a different one (PACE), which needs the unreduced
@@ -21,7 +20,6 @@ class ProductBasis(nn.Module):
 
     def __init__(self, plan: ContractionPlan, n_species: int, channels: int) -> None:
         super().__init__()
-        self.kernels: Kernels = load_backend("reference")
         self.plan = plan
         weights = torch.randn(n_species, self.plan.n_couplings, channels)
         for rows in self.plan.weight_slices:

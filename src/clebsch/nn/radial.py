@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clebsch.kernels.backend import Kernels
-from clebsch.kernels.dispatch import load_backend
 from clebsch.kernels.reference import bessel_functions, polynomial_envelope
+from clebsch.nn.kernel_module import KernelModule
 
 
 class EdgeGeometry(NamedTuple):
@@ -108,7 +107,7 @@ class RadialBasis(nn.Module, ABC):
         return values if self.envelope is None else values * self.envelope(lengths)[:, None]
 
 
-class BesselBasis(RadialBasis):
+class BesselBasis(RadialBasis, KernelModule):
     """Spherical Bessel functions of order 0 times an envelope: b_n(r) f(r), n = 1..n_basis.
 
     b_n(r) = sqrt(2 / r_c) sin(n pi r / r_c) / r (Gasteiger et al. 2020, equation 7), in
@@ -119,7 +118,6 @@ class BesselBasis(RadialBasis):
         self, cutoff: float, n_basis: int, envelope: nn.Module | None, trainable: bool = False
     ) -> None:
         super().__init__(n_basis, envelope)
-        self.kernels: Kernels = load_backend("reference")
         self.cutoff = cutoff
         self.frequencies: nn.Parameter | None = None
         if trainable:
