@@ -36,25 +36,19 @@ from clebsch.cli_options import (
     DType,
     EnergyKey,
     EnergyUnit,
-    ForcesKey,
-    ForcesUnit,
     Head,
     Index,
-    LengthUnit,
+    LabelOptions,
     Model,
     Overwrite,
     Pbc,
-    StressConvention,
-    StressKey,
-    StressUnit,
     Structure,
-    VirialConvention,
-    VirialKey,
     label_keys,
     load_model,
     periodicity,
     precision,
     usable_device,
+    with_label_options,
 )
 from clebsch.errors import BlowUpError, ClebschError, ConfigError
 from clebsch.reproduce.command import reproduce
@@ -95,18 +89,11 @@ def demo(
 
 
 @app.command()
+@with_label_options
 def check(
     data: Data,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    virial_key: VirialKey = None,
-    stress_convention: StressConvention = None,
-    virial_convention: VirialConvention = None,
-    energy_unit: EnergyUnit = None,
-    forces_unit: ForcesUnit = None,
-    stress_unit: StressUnit = None,
-    length_unit: LengthUnit = None,
+    *,
+    labels: LabelOptions,
     pbc: Pbc = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -114,19 +101,9 @@ def check(
     from clebsch.data.check import check_frames
     from clebsch.data.read import read_with_census
 
-    keys = label_keys(
-        energy=energy_key,
-        forces=forces_key,
-        stress=stress_key,
-        virial=virial_key,
-        stress_convention=stress_convention,
-        virial_convention=virial_convention,
-        energy_unit=energy_unit,
-        forces_unit=forces_unit,
-        stress_unit=stress_unit,
-        length_unit=length_unit,
+    report = check_frames(
+        *read_with_census(data, label_keys(**labels), pbc=periodicity(pbc) or "file")
     )
-    report = check_frames(*read_with_census(data, keys, pbc=periodicity(pbc) or "file"))
     if as_json:
         print(report.to_json())
     else:
@@ -177,6 +154,7 @@ def resume(
 
 
 @app.command()
+@with_label_options
 def evaluate(
     model: Model,
     data: Data,
@@ -186,16 +164,8 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(help="Write parity plots and histograms to this HTML file.")
     ] = None,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    virial_key: VirialKey = None,
-    stress_convention: StressConvention = None,
-    virial_convention: VirialConvention = None,
-    energy_unit: EnergyUnit = None,
-    forces_unit: ForcesUnit = None,
-    stress_unit: StressUnit = None,
-    length_unit: LengthUnit = None,
+    *,
+    labels: LabelOptions,
     pbc: Pbc = None,
     as_json: AsJSON = False,
     head: Head = None,
@@ -218,18 +188,7 @@ def evaluate(
         judged = run_evaluate(
             model,
             data,
-            keys=label_keys(
-                energy=energy_key,
-                forces=forces_key,
-                stress=stress_key,
-                virial=virial_key,
-                stress_convention=stress_convention,
-                virial_convention=virial_convention,
-                energy_unit=energy_unit,
-                forces_unit=forces_unit,
-                stress_unit=stress_unit,
-                length_unit=length_unit,
-            ),
+            keys=label_keys(**labels),
             pbc=periodicity(pbc),
             out=predictions,
             report=report,

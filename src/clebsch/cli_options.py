@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,33 +57,23 @@ Fix = Annotated[
 AsJSON = Annotated[
     bool, typer.Option("--json", help="Print JSON (eV, Angstrom) instead of a table.")
 ]
-EnergyKey = Annotated[
-    str | None, typer.Option(help="Key of the total energy. Usual names are found.")
-]
-ForcesKey = Annotated[str | None, typer.Option(help="Key of the forces. Usual names are found.")]
-StressKey = Annotated[str | None, typer.Option(help="Key of the stress. Usual names are found.")]
-VirialKey = Annotated[str | None, typer.Option(help="Key of the virial. Usual names are found.")]
-StressConvention = Annotated[
-    str | None,
-    typer.Option(help="Sign of the stress: ase (tension positive; usual) or negative (VASP)."),
-]
-VirialConvention = Annotated[
-    str | None, typer.Option(help="Sign of the virial: virial (-dE/d strain; usual) or dE_dstrain.")
-]
-EnergyUnit = Annotated[
-    str | None,
-    typer.Option(help="Unit of energies and virials: eV (usual), Hartree, kcal/mol, ..."),
-]
-ForcesUnit = Annotated[
-    str | None,
-    typer.Option(help="Unit of forces: eV/Angstrom (usual), Hartree/Bohr, ..."),
-]
-StressUnit = Annotated[
-    str | None, typer.Option(help="Unit of the stress: eV/Angstrom^3 (usual), GPa, kbar, ...")
-]
-LengthUnit = Annotated[
-    str | None, typer.Option(help="Unit of positions and cells: Angstrom (usual), Bohr or nm.")
-]
+#: Options that say where labels are, and in which units and signs; with their help.
+LABEL_OPTIONS = {
+    "energy_key": "Key of the total energy. Usual names are found.",
+    "forces_key": "Key of the forces. Usual names are found.",
+    "stress_key": "Key of the stress. Usual names are found.",
+    "virial_key": "Key of the virial. Usual names are found.",
+    "stress_convention": "Sign of the stress: ase (tension positive; usual) or negative (VASP).",
+    "virial_convention": "Sign of the virial: virial (-dE/d strain; usual) or dE_dstrain.",
+    "energy_unit": "Unit of energies and virials: eV (usual), Hartree, kcal/mol, ...",
+    "forces_unit": "Unit of forces: eV/Angstrom (usual), Hartree/Bohr, ...",
+    "stress_unit": "Unit of the stress: eV/Angstrom^3 (usual), GPa, kbar, ...",
+    "length_unit": "Unit of positions and cells: Angstrom (usual), Bohr or nm.",
+}
+EnergyKey = Annotated[str | None, typer.Option(help=LABEL_OPTIONS["energy_key"])]
+EnergyUnit = Annotated[str | None, typer.Option(help=LABEL_OPTIONS["energy_unit"])]
+#: Their values by the settings of ``LabelKeys``: what ``label_keys`` takes.
+LabelOptions = dict[str, str | None]
 Pbc = Annotated[
     str | None,
     typer.Option(help="Periodicity: file (as it says; usual) or none (boxes around molecules)."),
@@ -149,6 +142,31 @@ def usable_device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the device {name!r} cannot be used: {reason}") from None
     return name
+
+
+def with_label_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``LABEL_OPTIONS`` in place of its keyword argument ``labels``."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name != "labels":
+            parameters.append(parameter)
+            continue
+        parameters += [
+            parameter.replace(
+                name=name, annotation=Annotated[str | None, typer.Option(help=text)], default=None
+            )
+            for name, text in LABEL_OPTIONS.items()
+        ]
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        labels = {name.removesuffix("_key"): given.pop(name) for name in LABEL_OPTIONS}
+        command(**given, labels=labels)
+
+    setattr(with_options, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+    with_options.__annotations__ = {}  # typer would look for the command's own
+    return with_options
 
 
 def label_keys(**options: str | None) -> LabelKeys | None:
