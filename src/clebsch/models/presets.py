@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.models.config import (
@@ -22,7 +22,7 @@ from clebsch.models.config import (
     UpdateConfig,
     architecture,
 )
-from clebsch.models.section import RadialBasisConfig
+from clebsch.models.section import RadialBasisConfig, all_keys, message_of
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _explain(error: ValidationError, kind: type[ModelConfig]) -> str:
     key = ".".join(str(part) for part in ("model", *problem["loc"]))
     if problem["type"] == "extra_forbidden":
         given = key.removeprefix("model.")
-        known = list(_keys(kind))
+        known = list(all_keys(kind))
         # A key that another section has was put in the wrong place.
         section, _, last = given.rpartition(".")
         places = [one for one in known if one.rpartition(".")[2] == last]
@@ -280,14 +280,4 @@ def _explain(error: ValidationError, kind: type[ModelConfig]) -> str:
         return f"unknown key {key!r}. {did_you_mean(given, places or beside or known)}"
     value = problem["input"]
     shown = "" if isinstance(value, Mapping) else f" (got {value!r})"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}"
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All settings of a section by their full names."""
-    for name, field in section.model_fields.items():
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        yield f"{prefix}{name}"
-        for kind in inner:
-            yield from _keys(kind, f"{prefix}{name}.")
+    return f"{key}: {message_of(problem)}{shown}"

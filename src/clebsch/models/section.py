@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +12,26 @@ class Section(BaseModel):
     """A part of a configuration: unknown keys are errors, numbers finite, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation allows: that of ``ProductConfig | None``, for one."""
+    kinds = (annotation, *get_args(annotation))
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The full names of a section's settings, of those in sections within it too."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in sections_in(field.annotation):
+            yield from all_keys(inner, f"{prefix}{name}.")
+
+
+def message_of(problem: Any) -> str:
+    """What pydantic says of a problem, to stand behind the name of a key."""
+    text: str = problem["msg"].removeprefix("Value error, ")
+    return text[:1].lower() + text[1:] if text.startswith("Input") else text
 
 
 class RadialBasisConfig(Section):

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from clebsch.files import atomic_write, no_such_file
 from clebsch.modelfile import read_potential
 from clebsch.models.config import CONFIGS, architecture
 from clebsch.models.presets import merged, preset_to_change
+from clebsch.models.section import all_keys, message_of, sections_in
 from clebsch.training.config import (
     ALTERNATIVES,
     DEFAULT_MODEL,
@@ -318,7 +319,7 @@ def _explain(error: ValidationError, place: Place) -> str:
     if unknown:
         name = str(problem["loc"][-1])
         full = f"{key}.{name}" if key else name
-        elsewhere = [k for k in _all_keys(Config) if k.split(".")[-1] == name]
+        elsewhere = [k for k in all_keys(Config) if k.split(".")[-1] == name]
         hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, section)
         return f"{place(full)}: unknown key {full!r}. {hint}"
     if problem["type"] == "missing":
@@ -329,16 +330,11 @@ def _explain(error: ValidationError, place: Place) -> str:
     if isinstance(got, str) and all(p["type"] == "literal_error" for p in same):
         choices = [one for p in same for one in re.findall(r"'([^']+)'", p["ctx"]["expected"])]
         return f"{place(key)}: {key}: unknown value {got!r}. {did_you_mean(got, choices)}"
-    expected = " or ".join(dict.fromkeys(_message(p) for p in same))
+    expected = " or ".join(dict.fromkeys(message_of(p) for p in same))
     if not key:  # of the whole, and the message begins with its key
         return f"{place(expected.partition(':')[0])}: {expected}"
     shown = "" if isinstance(got, dict) else f" (got {got!r})"
     return f"{place(key)}: {key}: {expected}{shown}"
-
-
-def _message(problem: Any) -> str:
-    text = problem["msg"].removeprefix("Value error, ")
-    return text[:1].lower() + text[1:] if text.startswith("Input") else text
 
 
 def _locate(loc: Sequence[int | str]) -> tuple[str, list[str]]:
@@ -347,33 +343,13 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, list[str]]:
     Behind a key the path may go on with what pydantic calls the members of a union.
     """
     parts: list[str] = []
-    section: Any = Config
+    section: type[BaseModel] | None = Config
     for part in loc:
         if parts == ["model"] and part in CONFIGS:
             section = CONFIGS[str(part)]
             continue
-        if not _is_section(section) or part not in section.model_fields:
+        if section is None or part not in section.model_fields:
             break
         parts.append(str(part))
-        section = _section(section.model_fields[part].annotation)
-    names = list(section.model_fields) if _is_section(section) else []
-    return ".".join(parts), names
-
-
-def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        inner = CONFIGS.values() if section is Config and name == "model" else [field.annotation]
-        for kind in inner:
-            held = _section(kind)
-            if _is_section(held):
-                yield from _all_keys(held, f"{prefix}{name}.")
-
-
-def _section(annotation: Any) -> Any:
-    """The section in an annotation that allows to leave it out."""
-    return next((kind for kind in get_args(annotation) if _is_section(kind)), annotation)
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = next(iter(sections_in(section.model_fields[str(part)].annotation)), None)
+    return ".".join(parts), [] if section is None else list(section.model_fields)

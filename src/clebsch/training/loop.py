@@ -19,6 +19,7 @@ from rich.console import Console
 from clebsch.errors import ClebschError, ConfigError, ModelFileError
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.modelfile import read_potential
+from clebsch.models.section import message_of
 from clebsch.rounding import allow_tf32
 from clebsch.training.config import Config, TrainingConfig
 from clebsch.training.configfile import config_dict, differences, load_run, write_config
@@ -365,9 +366,8 @@ def _with_limits(settings: TrainingConfig, limits: dict[str, Any]) -> TrainingCo
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(("training", *map(str, problem["loc"])))
-        message = problem["msg"]
         raise ConfigError(
-            f"new limits: {name}: {message[:1].lower()}{message[1:]} (got {problem['input']!r})"
+            f"new limits: {name}: {message_of(problem)} (got {problem['input']!r})"
         ) from None
 
 
