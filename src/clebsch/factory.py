@@ -47,13 +47,15 @@ def build(
         references: the energy of each element's isolated atom in eV; zero if None.
         statistics: sets the average number of neighbours, the scale (as the configuration says)
             and the mean interaction energy; without it they are 16, 1 and 0.
-        dtype: what the network computes in.
+        dtype: what the network computes in, torch.float32 or torch.float64.
         seed: of the weights; torch's global generator is left as it was.
 
     Raises:
-        ConfigError: an unknown preset, setting or element, or references that miss an element or
-            are not finite numbers.
+        ConfigError: an unknown preset, setting, element or dtype, or references that miss an
+            element or are not finite numbers.
     """
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"dtype is torch.float32 or torch.float64, not {dtype!r}")
     symbols = _sorted_species(species)
     if references is not None:
         _check_references(references, symbols)
@@ -154,6 +156,8 @@ def _network(config: ModelConfig, species: Sequence[str], avg_num_neighbors: flo
 
 
 def _sorted_species(species: Sequence[str]) -> list[str]:
+    if isinstance(species, str):  # a sequence of letters, some of which are elements
+        raise ConfigError(f"species is a list of element symbols, such as [{species!r}]")
     for symbol in species:
         if problem := not_an_element(symbol):
             raise ConfigError(problem)

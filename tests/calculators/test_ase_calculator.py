@@ -68,6 +68,11 @@ def direct(potential: Potential, atoms: Atoms) -> Prediction:
     return potential(potential.graph(atoms), ("energy", "forces"))
 
 
+def test_a_calculator_of_something_else_is_refused() -> None:
+    with pytest.raises(ClebschError, match="needs a potential or its model file, not 3"):
+        clebsch.calculator(3)  # type: ignore[arg-type]
+
+
 def test_the_calculator_gives_what_the_potential_gives(potential: Potential) -> None:
     atoms = crystal()
     atoms.calc = clebsch.calculator(potential)

@@ -225,9 +225,18 @@ def test_references_are_finite_energies_of_all_elements(references: Any, message
         clebsch.build("mace_tiny", ["H", "O"], references=references)
 
 
-def test_species_are_elements() -> None:
-    with pytest.raises(ConfigError, match="'Hx' is not an element"):
-        clebsch.build("mace_tiny", ["Hx"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"species": ["Hx"]}, "'Hx' is not an element"),
+        ({"species": "Cu"}, r"a list of element symbols, such as \['Cu'\]"),
+        ({"model": 3}, "a preset, a mapping or a configuration, not 3"),
+        ({"dtype": "float64"}, "torch.float32 or torch.float64, not 'float64'"),
+    ],
+)
+def test_what_cannot_be_built_is_told(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        clebsch.build(**({"model": "mace_tiny", "species": ["H"]} | arguments))
 
 
 def test_a_forged_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ase.calculators.calculator import BaseCalculator
 
 from clebsch.calculators.ase import ClebschCalculator
+from clebsch.errors import ClebschError
 from clebsch.modelfile import load
 from clebsch.potential import Potential
 
@@ -22,10 +23,12 @@ def calculator(potential: Potential | Path | str, *, skin: float = 0.5) -> Clebs
             be rebuilt at every step; it changes the speed, never a result.
 
     Raises:
-        ClebschError: a negative skin, or a file that ``clebsch.load`` refuses.
+        ClebschError: a negative skin, a file that ``clebsch.load`` refuses, or something else.
     """
     if isinstance(potential, Path | str):
         potential = load(potential)
+    if not isinstance(potential, Potential):
+        raise ClebschError(f"a calculator needs a potential or its model file, not {potential!r}")
     return ClebschCalculator(potential, skin=skin)
 
 

@@ -224,8 +224,10 @@ def model_config(model: str | Mapping[str, Any] | ModelConfig) -> ModelConfig:
     Raises:
         ConfigError: an unknown preset, key or value.
     """
-    if not isinstance(model, str | Mapping):
+    if isinstance(model, ModelConfig):
         return model
+    if not isinstance(model, str | Mapping):
+        raise ConfigError(f"a model is a preset, a mapping or a configuration, not {model!r}")
     if isinstance(model, str):
         return preset_config(model)
     settings = dict(model)
