@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: What computes values, first and second derivatives.
+DerivativeKernels = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+
 _kernels: dict[Any, Callable[..., Any]] = {}
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from clebsch.kernels.operators import Operators, needed, remember
+from clebsch.kernels.operators import DerivativeKernels, Operators, needed, remember
 from clebsch.kernels.polynomial import polynomial
 
-#: Of values, first and second derivatives.
-Three = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
-
-def define_product_basis(operators: Operators, kernels: Three, fixed: Sequence[str]) -> None:
+def define_product_basis(
+    operators: Operators, kernels: DerivativeKernels, fixed: Sequence[str]
+) -> None:
     """Define the product basis, a polynomial of ``clebsch.kernels.polynomial``, by its key.
 
     Args:
@@ -40,7 +39,7 @@ def define_product_basis(operators: Operators, kernels: Three, fixed: Sequence[s
 def define_polynomial(
     operators: Operators,
     names: tuple[str, str, str],
-    kernels: Three,
+    kernels: DerivativeKernels,
     shape: Callable[..., Sequence[int]],
     *,
     settings: Sequence[str] = (),

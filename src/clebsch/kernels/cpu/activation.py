@@ -7,10 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from clebsch.kernels.activation_operators import define_silu, like
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.activation_code import write
 from clebsch.kernels.cpu.operators import operators
+from clebsch.kernels.unary_operators import define_unary, like
 
 
 def silu(x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def _second(x: Tensor, cotangent: Tensor, t_x: Tensor) -> tuple[Tensor, Tensor]:
     return d_x, d_cotangent
 
 
-define_silu(operators, (_silu, _gradient, _second))
+define_unary(operators, "silu", (_silu, _gradient, _second), lambda x: x.shape)
 
 
 def _run(name: str, inputs: tuple[Tensor, ...], n_out: int) -> list[Tensor]:

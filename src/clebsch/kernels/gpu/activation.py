@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clebsch.kernels.activation_operators import define_silu, like
 from clebsch.kernels.gpu import machine
 from clebsch.kernels.gpu.operators import operators
 from clebsch.kernels.gpu.tuning import Setting
 from clebsch.kernels.reference import SILU_GAIN
+from clebsch.kernels.unary_operators import define_unary, like
 
 #: Numbers that a program takes, and its warps.
 AT_A_TIME, WARPS = 1024, 4
@@ -79,7 +79,7 @@ def _second(x: Tensor, cotangent: Tensor, t_x: Tensor) -> tuple[Tensor, Tensor]:
     return d_x, d_cotangent
 
 
-define_silu(operators, (_silu, _gradient, _second))
+define_unary(operators, "silu", (_silu, _gradient, _second), lambda x: x.shape)
 
 
 def _run(kernel: Any, inputs: tuple[Tensor, ...], n_out: int) -> list[Tensor]:

@@ -11,77 +11,49 @@ from torch import Tensor
 
 from clebsch.kernels.gpu import harmonics_code as code
 from clebsch.kernels.gpu import machine
-from clebsch.kernels.gpu.operators import define, differentiable, last
-from clebsch.kernels.operators import remember
+from clebsch.kernels.gpu.operators import operators
+from clebsch.kernels.unary_operators import define_unary, like
 
 
 def spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
     """See ``clebsch.algebra.spherical_harmonics``, of normalised vectors [E, 3]."""
-    out: Tensor = torch.ops.clebsch_gpu.harmonics(vectors, l_max)
+    out: Tensor = torch.ops.clebsch_gpu.harmonics(l_max, vectors)
     return out
 
 
-def _harmonics(vectors: Tensor, l_max: int) -> Tensor:
-    out = _values(vectors, l_max)
+def _harmonics(l_max: int, vectors: Tensor) -> Tensor:
+    out = vectors.new_empty(_shape(l_max, vectors))
     _run("harmonics", l_max, vectors, out)
     return out
 
 
-def _gradient(vectors: Tensor, cotangent: Tensor, l_max: int) -> Tensor:
+def _gradient(l_max: int, vectors: Tensor, cotangent: Tensor) -> Tensor:
     """The derivative of ``cotangent . harmonics``."""
-    d_vectors = _same(vectors)
+    d_vectors = like(vectors)
     _run("harmonics_gradient", l_max, vectors, cotangent, d_vectors)
     return d_vectors
 
 
 def _second(
-    vectors: Tensor, cotangent: Tensor, t_vectors: Tensor, l_max: int
+    l_max: int, vectors: Tensor, cotangent: Tensor, t_vectors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of ``t_vectors . (derivative)`` by vectors and cotangent."""
-    results = _same(vectors), _values(vectors, l_max)
+    results = like(vectors), like(cotangent)
     _run("harmonics_second", l_max, vectors, cotangent, t_vectors, *results)
     return results
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.l_max = inputs
-    remember(ctx, tuple(tensors), 0)
+def _shape(l_max: int, vectors: Tensor) -> tuple[int, int]:
+    return vectors.shape[0], (l_max + 1) ** 2
 
 
-def _harmonics_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-    gradient = torch.ops.clebsch_gpu.harmonics_gradient(*ctx.saved_tensors, cotangent, ctx.l_max)
-    return gradient, None
-
-
-def _gradient_backward(ctx: Any, t_vectors: Tensor) -> tuple[Tensor, Tensor, None]:
-    inputs = (*ctx.saved_tensors, t_vectors)
-    d_vectors, d_cotangent = torch.ops.clebsch_gpu.harmonics_second(*inputs, ctx.l_max)
-    return d_vectors, d_cotangent, None
-
-
-def _values(vectors: Tensor, l_max: int) -> Tensor:
-    return vectors.new_empty((vectors.shape[0], (l_max + 1) ** 2))
-
-
-def _same(vectors: Tensor) -> Tensor:
-    return vectors.new_empty(vectors.shape)
-
-
-define("harmonics(Tensor vectors, int l_max) -> Tensor", _harmonics, _values)
-define(
-    "harmonics_gradient(Tensor vectors, Tensor cotangent, int l_max) -> Tensor",
-    _gradient,
-    lambda vectors, cotangent, l_max: _same(vectors),
+define_unary(
+    operators,
+    "harmonics",
+    (_harmonics, _gradient, _second),
+    _shape,
+    settings=("int l_max",),
 )
-define(
-    "harmonics_second(Tensor vectors, Tensor cotangent, Tensor t_vectors, int l_max) "
-    "-> (Tensor, Tensor)",
-    _second,
-    lambda vectors, cotangent, t_vectors, l_max: (_same(vectors), _values(vectors, l_max)),
-)
-differentiable("harmonics", _setup, _harmonics_backward)
-differentiable("harmonics_gradient", _setup, _gradient_backward)
-last("harmonics_second")
 
 _WRITERS: dict[str, Callable[[int], str]] = {
     "harmonics": code.write_values,
