@@ -1,11 +1,15 @@
-"""The processor that computes here: its name, and the cores that may be used."""
+"""The processor that computes here: its name, the cores that may be used, threads on them."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 
 def processor_name() -> str:
@@ -24,3 +28,14 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         return os.cpu_count() or 1
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Torch and the CPU kernels take so many threads while the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -15,7 +15,7 @@ from clebsch.graph import AtomGraph
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.plan import ConvolutionPlan, contraction_plan, convolution_plan
 from clebsch.neighbors import neighbor_graph
-from clebsch.training.shares import threads as torch_threads
+from clebsch.processor import torch_threads
 
 BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "llvm"])
 CHANNELS = 3

@@ -22,7 +22,7 @@ from clebsch.kernels.cpu import emit
 from clebsch.kernels.plan import contraction_plan, convolution_plan
 from clebsch.kernels.tree import PolynomialForest, polynomial_tree
 from clebsch.neighbors import neighbor_graph
-from clebsch.training.shares import threads as torch_threads
+from clebsch.processor import torch_threads
 
 CONVOLUTION = convolution_plan(spherical_irreps(1), spherical_irreps(1), spherical_irreps(1))
 PRODUCT = contraction_plan(spherical_irreps(1), spherical_irreps(1), 3)

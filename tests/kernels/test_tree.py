@@ -15,7 +15,7 @@ from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.threads import SMALLEST_SHARE
 from clebsch.kernels.tree import PolynomialForest, polynomial_tree
-from clebsch.training.shares import threads as torch_threads
+from clebsch.processor import torch_threads
 
 BACKENDS = pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "llvm"])
 N_VARIABLES = 5

@@ -23,7 +23,7 @@ from clebsch.models.config import MessagePassingConfig, ModelConfig
 from clebsch.models.message_passing import AtomicBasis, Layer
 from clebsch.nn.path_weights import RadialNetwork
 from clebsch.nn.product import ProductBasis
-from clebsch.training.shares import threads as torch_threads
+from clebsch.processor import torch_threads
 
 #: Rows and columns of the matrices on the processor and on a device.
 SIZE, DEVICE_SIZE = 2048, 8192

@@ -31,13 +31,13 @@ from clebsch.evaluation.report import machine, write_report
 from clebsch.evaluation.run import evaluate_files
 from clebsch.evaluation.tables import print_table
 from clebsch.files import atomic_write
+from clebsch.processor import torch_threads
 from clebsch.simulation.md import MDResult, run_md
 from clebsch.simulation.scan import ScanResult, run_scan
 from clebsch.terminal import progress_bar, say
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import TrainingResult, train
 from clebsch.training.report import read_history, run_facts, run_sets
-from clebsch.training.shares import threads
 
 _PACKAGES = ("clebsch", "torch", "numpy", "llvmlite", "ase", "tblite")
 
@@ -138,7 +138,10 @@ def _dynamics(files: Files, sizes: Sizes, seed: int) -> MDResult:
     Both are from the canonical ensemble, so there is nothing to equilibrate.
     """
     start = read_frames(files.tests["Test 300 K"])[-1].to_atoms()
-    with threads(1), progress_bar("Molecular dynamics") as advance:  # nine atoms: not worth two
+    with (
+        torch_threads(1),
+        progress_bar("Molecular dynamics") as advance,
+    ):  # nine atoms: not worth two
         result = run_md(
             clebsch.load(files.model),
             start,

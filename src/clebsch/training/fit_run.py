@@ -14,6 +14,7 @@ from clebsch.data.loader import BatchSampler
 from clebsch.errors import ClebschError, ModelFileError
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.models.ace import ACE
+from clebsch.processor import torch_threads
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict, write_config
 from clebsch.training.design import Design
@@ -27,7 +28,6 @@ from clebsch.training.linear_fit import (
 )
 from clebsch.training.log import History, RunLog, duration
 from clebsch.training.prepare import BATCH_EDGES, Prepared, data_provenance, run_provenance
-from clebsch.training.shares import threads
 from clebsch.training.validate import validate
 
 
@@ -81,7 +81,7 @@ def run_fit(
     if saved is not None:
         fit.restore(*saved)
     number = torch.get_num_threads() if config.threads == "auto" else config.threads
-    with threads(number), stop_on_signals(until) as request:
+    with torch_threads(number), stop_on_signals(until) as request:
         fit.request = request
         try:
             with log.progress():

@@ -20,6 +20,7 @@ from clebsch.errors import ClebschError, ConfigError, ModelFileError
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.modelfile import read_potential
 from clebsch.models.section import message_of
+from clebsch.processor import torch_threads
 from clebsch.rounding import allow_tf32
 from clebsch.training.config import Config, TrainingConfig
 from clebsch.training.configfile import config_dict, differences, load_run, write_config
@@ -27,7 +28,7 @@ from clebsch.training.fit_run import FitResult, run_fit
 from clebsch.training.fit_state import fit_state_file, read_fit_state
 from clebsch.training.log import RunLog
 from clebsch.training.prepare import prepare
-from clebsch.training.shares import threads, with_shares
+from clebsch.training.shares import with_shares
 from clebsch.training.state import Finished, TrainingState, read_newest_state, state_files
 from clebsch.training.trainer import Trainer
 
@@ -232,7 +233,7 @@ def _train(trainer: Trainer, log: RunLog, until: float | None) -> TrainingResult
         # Whatever lives now lives until the end: no need to look through it for garbage.
         gc.freeze()
         with (
-            threads(config.threads),
+            torch_threads(config.threads),
             allow_tf32(config.tf32),
             trainer.helpers,
             stop_on_signals(until) as request,

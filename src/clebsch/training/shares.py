@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from clebsch.data.loader import BatchSampler
 from clebsch.errors import ConfigError
+from clebsch.processor import torch_threads
 from clebsch.training.config import Config
 from clebsch.training.gradient import add_gradient
 from clebsch.training.prepare import Prepared, Say
@@ -63,17 +62,6 @@ def with_shares(config: Config, prepared: Prepared, say: Say) -> Config:
     return config.model_copy(update={"processes": processes, "threads": number})
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Torch and the CPU kernels take so many threads while the context lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _expected_seconds(config: Config, prepared: Prepared, batches: list[list[int]]) -> float:
     """What the run would take on one thread, or its limit."""
     limits = []
@@ -102,7 +90,7 @@ def _fastest(config: Config, prepared: Prepared, indices: list[int], most: int) 
 def _seconds(config: Config, prepared: Prepared, indices: list[int], number: int) -> float:
     """Median time of a gradient, after one that is not counted."""
     times = []
-    with threads(number):
+    with torch_threads(number):
         for _ in range(1 + REPETITIONS):
             begun = time.perf_counter()
             add_gradient(prepared.potential, prepared.train, indices, indices, config.training.loss)
