@@ -37,7 +37,7 @@ from clebsch.benchmarks.opponents import PEERS
 from clebsch.benchmarks.speed import energy_forces, frame_of, training_step
 from clebsch.benchmarks.timing import accelerator, measure
 from clebsch.factory import assemble
-from clebsch.kernels import events
+from clebsch.kernels import cuda_timing
 from clebsch.rounding import allow_tf32
 
 BEGUN = time.monotonic()
@@ -213,7 +213,7 @@ def milliseconds(call: Callable[[], object]) -> str:
     call()
     torch.cuda.synchronize()
     first = time.monotonic() - begun
-    return f"{events.milliseconds(call):.4f} ms (the first call {first:.1f} s)"
+    return f"{cuda_timing.milliseconds(call):.4f} ms (the first call {first:.1f} s)"
 
 
 def variants(number: int, told: Callable[..., str], device: str = "cuda") -> None:

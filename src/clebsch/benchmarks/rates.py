@@ -17,8 +17,8 @@ from clebsch.errors import ConfigError
 from clebsch.factory import assemble
 from clebsch.graph import AtomGraph
 from clebsch.kernels.backend import Kernels
+from clebsch.kernels.cuda_timing import milliseconds
 from clebsch.kernels.dispatch import best_backend
-from clebsch.kernels.events import milliseconds
 from clebsch.models.config import MessagePassingConfig, ModelConfig
 from clebsch.models.message_passing import AtomicBasis, Layer
 from clebsch.nn.path_weights import RadialNetwork

@@ -138,10 +138,8 @@ def _dynamics(files: Files, sizes: Sizes, seed: int) -> MDResult:
     Both are from the canonical ensemble, so there is nothing to equilibrate.
     """
     start = read_frames(files.tests["Test 300 K"])[-1].to_atoms()
-    with (
-        torch_threads(1),
-        progress_bar("Molecular dynamics") as advance,
-    ):  # nine atoms: not worth two
+    # one thread: nine atoms are not worth two
+    with torch_threads(1), progress_bar("Molecular dynamics") as advance:
         result = run_md(
             clebsch.load(files.model),
             start,

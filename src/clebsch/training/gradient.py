@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from clebsch.data.ahead import BatchesAhead
 from clebsch.data.loader import LabelledGraphs
+from clebsch.data.prefetch import BatchPrefetcher
 from clebsch.errors import ClebschError
 from clebsch.memory import is_out_of_memory
 from clebsch.potential import Potential
@@ -37,7 +37,7 @@ def divided(indices: Sequence[int], n_edges: Sequence[int], n_parts: int) -> lis
 
 def add_gradient(
     potential: Potential,
-    graphs: LabelledGraphs | BatchesAhead,
+    graphs: LabelledGraphs | BatchPrefetcher,
     indices: Sequence[int],
     batch_indices: Sequence[int],
     config: LossConfig,
@@ -82,7 +82,7 @@ def _memory_explained(indices: Sequence[int], n_edges: Sequence[int]) -> Iterato
 
 
 def label_counts(
-    graphs: LabelledGraphs | BatchesAhead, indices: Sequence[int], config: LossConfig
+    graphs: LabelledGraphs | BatchPrefetcher, indices: Sequence[int], config: LossConfig
 ) -> LossSums:
     """How many residuals the labels of some structures give that have a weight in the loss."""
     frames = [graphs.frames[i] for i in indices]

@@ -313,7 +313,7 @@ def _loop(trainer: Trainer, request: StopRequest) -> Finished | Literal["interru
                 f"epoch {state.epoch + 1}", progress, _time_left(begun, first, progress)
             )
             if state.position + 1 < len(batches):
-                trainer.announce(batches[state.position + 1])
+                trainer.prefetch(batches[state.position + 1])
             trainer.step(batches[state.position], progress)
             state.position += 1
             state.step += 1

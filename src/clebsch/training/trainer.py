@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.data.ahead import BatchesAhead
 from clebsch.data.loader import BatchSampler
+from clebsch.data.prefetch import BatchPrefetcher
 from clebsch.errors import ClebschError, ModelFileError
 from clebsch.training.calibration import energy_residuals, reference_shift
 from clebsch.training.config import Config
@@ -87,7 +87,7 @@ class Trainer:
             config.threads,
         )
         device = self.potential.device
-        self._ahead = None if device.type == "cpu" else BatchesAhead(prepared.train, device)
+        self._prefetcher = None if device.type == "cpu" else BatchPrefetcher(prepared.train, device)
         size, edges = self.settings.batch_size, self.settings.batch_edges
         self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
         self.valid_batches = BatchSampler(
@@ -161,14 +161,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def announce(self, indices: Sequence[int]) -> None:
+    def prefetch(self, indices: Sequence[int]) -> None:
         """Say what a later step will be given, so that it can be on its way to a GPU before."""
-        if self._ahead is not None:
-            self._ahead.announce(indices)
+        if self._prefetcher is not None:
+            self._prefetcher.prefetch(indices)
 
     def _gradient(self, indices: Sequence[int]) -> tuple[LossSums | None, bool]:
         """Loss sums (None without labels) and whether loss and gradient are finite."""
-        graphs, config = self._ahead or self.prepared.train, self.settings.loss
+        graphs, config = self._prefetcher or self.prepared.train, self.settings.loss
         own, *others = divided(indices, graphs.n_edges, 1 + self.helpers.number)
         self.optimizer.zero_grad()
         self.helpers.begin(others, indices)

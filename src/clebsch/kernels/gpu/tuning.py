@@ -30,7 +30,7 @@ from torch import Tensor
 
 from clebsch.files import atomic_write
 from clebsch.kernels.cache import cache_folder
-from clebsch.kernels.events import milliseconds
+from clebsch.kernels.cuda_timing import milliseconds
 
 #: Programs below which the launch takes the time, and nothing is timed.
 FEWEST_PROGRAMS = 1024

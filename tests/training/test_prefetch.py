@@ -1,4 +1,4 @@
-"""Batches made ahead are those that were asked for, and trainings with them the same."""
+"""Prefetched batches are those that were asked for, and trainings with them the same."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import clebsch
-from clebsch.data.ahead import MOST_ANNOUNCED, BatchesAhead
 from clebsch.data.loader import Batch, LabelledGraphs, Labels
+from clebsch.data.prefetch import MOST_PREFETCHED, BatchPrefetcher
 from clebsch.data.read import read_frames
 from clebsch.graph import AtomGraph
 from clebsch.training.configfile import load_config
@@ -39,19 +39,19 @@ def assert_equal(found: Batch, expected: Batch) -> None:
             assert torch.equal(one, other), field.name
 
 
-def test_a_batch_is_the_one_asked_for_whatever_was_announced(graphs: LabelledGraphs) -> None:
-    ahead = BatchesAhead(graphs, CPU)
+def test_a_batch_is_the_one_asked_for_whatever_was_prefetched(graphs: LabelledGraphs) -> None:
+    prefetcher = BatchPrefetcher(graphs, CPU)
     batches = [[0, 3], [5, 1], [2, 4, 6]]
     for number, indices in enumerate(batches):
         for later in batches[number + 1 : number + 2]:
-            ahead.announce(later)
-        assert_equal(ahead.batch(indices), graphs.batch(indices))
-    ahead.announce([7])
-    assert_equal(ahead.batch([0]), graphs.batch([0]))
-    assert_equal(ahead.batch([7]), graphs.batch([7]))
+            prefetcher.prefetch(later)
+        assert_equal(prefetcher.batch(indices), graphs.batch(indices))
+    prefetcher.prefetch([7])
+    assert_equal(prefetcher.batch([0]), graphs.batch([0]))
+    assert_equal(prefetcher.batch([7]), graphs.batch([7]))
 
 
-def test_what_is_announced_is_made_elsewhere_and_once(
+def test_what_is_prefetched_is_made_elsewhere_and_once(
     graphs: LabelledGraphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[tuple[int, ...], bool]] = []
@@ -62,21 +62,21 @@ def test_what_is_announced_is_made_elsewhere_and_once(
         return honest(self, indices)
 
     monkeypatch.setattr(LabelledGraphs, "batch", batch)
-    ahead = BatchesAhead(graphs, CPU)
-    ahead.announce([1, 2])
-    ahead.announce([1, 2])
-    ahead.batch([1, 2])
-    ahead.batch([3])
+    prefetcher = BatchPrefetcher(graphs, CPU)
+    prefetcher.prefetch([1, 2])
+    prefetcher.prefetch([1, 2])
+    prefetcher.batch([1, 2])
+    prefetcher.batch([3])
     assert made == [((1, 2), False), ((3,), True)]
 
 
-def test_announcements_that_nobody_takes_up_are_dropped(graphs: LabelledGraphs) -> None:
-    ahead = BatchesAhead(graphs, CPU)
+def test_prefetched_batches_that_nobody_asks_for_are_dropped(graphs: LabelledGraphs) -> None:
+    prefetcher = BatchPrefetcher(graphs, CPU)
     for index in range(8):
-        ahead.announce([index])
-    assert list(ahead._announced) == [(index,) for index in range(8)][-MOST_ANNOUNCED:]
+        prefetcher.prefetch([index])
+    assert list(prefetcher._prefetched) == [(index,) for index in range(8)][-MOST_PREFETCHED:]
     for index in range(8):
-        ahead.batch([index])
+        prefetcher.batch([index])
 
 
 def test_an_error_in_the_thread_reaches_who_asks(
@@ -86,25 +86,25 @@ def test_an_error_in_the_thread_reaches_who_asks(
         raise MemoryError("full")
 
     monkeypatch.setattr(LabelledGraphs, "batch", fail)
-    ahead = BatchesAhead(graphs, CPU)
-    ahead.announce([0])
+    prefetcher = BatchPrefetcher(graphs, CPU)
+    prefetcher.prefetch([0])
     with pytest.raises(MemoryError, match="full"):
-        ahead.batch([0])
+        prefetcher.batch([0])
 
 
-def test_trainings_are_the_same_with_batches_made_ahead(
+def test_trainings_are_the_same_with_prefetching(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where the trainer makes them ahead."""
+    """As on a GPU, where the trainer makes them prefetcher."""
     data = data_file(tmp_path, [cluster(seed) for seed in range(8)])
     asked = {True: 0, False: 0}
-    honest = BatchesAhead.batch
+    honest = BatchPrefetcher.batch
 
-    def batch(self: BatchesAhead, indices: Sequence[int]) -> Batch:
-        asked[tuple(indices) in self._announced] += 1
+    def batch(self: BatchPrefetcher, indices: Sequence[int]) -> Batch:
+        asked[tuple(indices) in self._prefetched] += 1
         return honest(self, indices)
 
-    monkeypatch.setattr(BatchesAhead, "batch", batch)
+    monkeypatch.setattr(BatchPrefetcher, "batch", batch)
 
     def weights(name: str) -> dict[str, torch.Tensor]:
         settings = [MODEL, f"data.train={data}", "data.valid_count=2", "processes=1", "threads=1"]
@@ -116,12 +116,12 @@ def test_trainings_are_the_same_with_batches_made_ahead(
     expected = weights("plain")
     begin = Trainer.__init__
 
-    def with_batches_ahead(self: Trainer, *arguments: object) -> None:
+    def with_prefetching(self: Trainer, *arguments: object) -> None:
         begin(self, *arguments)  # type: ignore[arg-type]
-        self._ahead = BatchesAhead(self.prepared.train, CPU)
+        self._prefetcher = BatchPrefetcher(self.prepared.train, CPU)
 
-    monkeypatch.setattr(Trainer, "__init__", with_batches_ahead)
-    found = weights("ahead")
+    monkeypatch.setattr(Trainer, "__init__", with_prefetching)
+    found = weights("prefetched")
     assert asked == {True: 4, False: 2}, "all but the first of each epoch"
     for name, value in expected.items():
         assert torch.equal(found[name], value), name

@@ -1,4 +1,4 @@
-"""Batches that are put together and sent to a GPU while it works on those before."""
+"""Prefetching: batches are put together and copied to a GPU while it works on earlier ones."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from clebsch.data.frame import Frame
 from clebsch.data.loader import Batch, LabelledGraphs
 
-#: Announced batches that are kept: the one that comes next, and the one after it.
-MOST_ANNOUNCED = 2
+#: Prefetched batches that are kept: the one that comes next, and the one after it.
+MOST_PREFETCHED = 2
 
 
-class BatchesAhead:
-    """The batches of labelled graphs on a device, made by a thread before they are asked for.
+class BatchPrefetcher:
+    """Batches of labelled graphs on a device, which a thread makes before they are asked for.
 
-    The thread joins the graphs, in memory that the device can read by itself, and starts the copy
-    on a stream of its own; the device's work waits for the copy, and the host for nothing. What
-    was not announced is made when it is asked for.
+    The thread joins the graphs in pinned memory and starts the copy on a stream of its own; the
+    device's work waits for the copy, and the host for nothing. A batch that was not prefetched is
+    made when it is asked for.
 
     Args:
         graphs: in main memory.
@@ -31,7 +31,7 @@ class BatchesAhead:
         self._graphs, self._device = graphs, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="clebsch-batches")
-        self._announced: dict[tuple[int, ...], Future[_Made]] = {}
+        self._prefetched: dict[tuple[int, ...], Future[_Made]] = {}
 
     @property
     def frames(self) -> list[Frame]:
@@ -43,18 +43,18 @@ class BatchesAhead:
         """As of the graphs."""
         return self._graphs.n_edges
 
-    def announce(self, indices: Sequence[int]) -> None:
-        """Begin to make the batch of some frames, which will be asked for soon."""
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Start making the batch of some frames, which will be asked for soon."""
         key = tuple(indices)
-        if key not in self._announced:
-            self._announced[key] = self._thread.submit(self._make, key)
-        while len(self._announced) > MOST_ANNOUNCED:
-            self._announced.pop(next(iter(self._announced))).cancel()
+        if key not in self._prefetched:
+            self._prefetched[key] = self._thread.submit(self._make, key)
+        while len(self._prefetched) > MOST_PREFETCHED:
+            self._prefetched.pop(next(iter(self._prefetched))).cancel()
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The batch of some frames, on the device."""
-        announced = self._announced.pop(tuple(indices), None)
-        batch, copied = self._make(tuple(indices)) if announced is None else announced.result()
+        prefetched = self._prefetched.pop(tuple(indices), None)
+        batch, copied = self._make(tuple(indices)) if prefetched is None else prefetched.result()
         if copied is not None:
             work = torch.cuda.current_stream(self._device)
             work.wait_event(copied)
