@@ -178,16 +178,16 @@ def examine(
     timings: list[Timing] = []
     for backend in names:
         for dtype in dtypes:
-            patient = _Patient(_prepared(potential, backend, dtype), truth, backend, dtype)
+            candidate = _Candidate(_prepared(potential, backend, dtype), truth, backend, dtype)
             for place, atoms in structures.items():
-                progress(f"{backend}, {patient.precision}: {place}")
-                checks += patient.checks(place, atoms)
-                timings += patient.timing(place, atoms, seconds)
+                progress(f"{backend}, {candidate.precision}: {place}")
+                checks += candidate.checks(place, atoms)
+                timings += candidate.timing(place, atoms, seconds)
             if stored is not None:
-                checks.append(patient.stored_answers(stored, potential.dtype))
+                checks.append(candidate.stored_answers(stored, potential.dtype))
             if opinion is not None:
-                progress(f"{backend}, {patient.precision}: {opinion.program}")
-                checks += patient.second_opinion(opinion)
+                progress(f"{backend}, {candidate.precision}: {opinion.program}")
+                checks += candidate.second_opinion(opinion)
     notes = () if opinion is None else opinion.notes
     return Diagnosis(tuple(checks), tuple(timings), missing, notes)
 
@@ -208,7 +208,7 @@ class _Answers(NamedTuple):
     virial: np.ndarray
 
 
-class _Patient:
+class _Candidate:
     """A potential with a backend in a precision, and the one that is held to be right."""
 
     def __init__(

@@ -81,7 +81,7 @@ class Recording:
         examples: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
     ) -> None:
         counted = _Counted(function)
-        traced = _joined([_Trace(counted, [*early, *late]) for early, late in examples])
+        traced = _merged([_Trace(counted, [*early, *late]) for early, late in examples])
         _simplify(traced.graph)
         _make_constants(traced)
         self.weights = [
@@ -301,7 +301,7 @@ def _is_unforeseeable(operation: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return not _UNFORESEEABLE.isdisjoint(operation.tags)
 
 
-def _joined(traces: Sequence[_Trace]) -> fx.GraphModule:
+def _merged(traces: Sequence[_Trace]) -> fx.GraphModule:
     """What all traces do, with their results in one tuple.
 
     Raises:

@@ -96,20 +96,20 @@ def collate(
 _Item = TypeVar("_Item", AtomGraph, Labels)
 
 
-def _joined(items: Sequence[_Item]) -> dict[str, tuple[Tensor, list[int]]]:
-    """Each field of some graphs or labels as one tensor, and how much of it belongs to each."""
+def _packed(items: Sequence[_Item]) -> dict[str, tuple[Tensor, list[int]]]:
+    """Each field of graphs or labels as one tensor, with the length that belongs to each item."""
     columns = {f.name: [getattr(item, f.name) for item in items] for f in fields(type(items[0]))}
     return {name: (torch.cat(parts), [len(p) for p in parts]) for name, parts in columns.items()}
 
 
-def _apart(kind: type[_Item], columns: dict[str, tuple[Tensor, list[int]]]) -> list[_Item]:
-    """The items that ``_joined`` joined, as views of what it made."""
+def _unpacked(kind: type[_Item], columns: dict[str, tuple[Tensor, list[int]]]) -> list[_Item]:
+    """The items that ``_packed`` was given, as views of its tensors."""
     parts = [whole.split(sizes) for whole, sizes in columns.values()]
     return [kind(**dict(zip(columns, values, strict=True))) for values in zip(*parts, strict=True)]
 
 
 def _labels(frames: Sequence[Frame]) -> list[Labels]:
-    """The labels of each frame, made together: tensors by the thousand take their time."""
+    """The labels of each frame, as views of a few tensors: thousands of small ones are slow."""
 
     each = [1] * len(frames)
     sizes = [len(frame) for frame in frames]
@@ -124,7 +124,7 @@ def _labels(frames: Sequence[Frame]) -> list[Labels]:
         columns[f"has_{term}"] = torch.tensor([getattr(f, term) is not None for f in frames]), each
         weights = [f.weight * getattr(f, f"{term}_weight") for f in frames]
         columns[f"{term}_weight"] = torch.tensor(weights, dtype=torch.float64), each
-    return _apart(Labels, columns)
+    return _unpacked(Labels, columns)
 
 
 class LabelledGraphs:
@@ -151,10 +151,10 @@ class LabelledGraphs:
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes: tensors joined, since each of them is pickled by itself."""
-        return self.__dict__ | {"_graphs": _joined(self._graphs), "_labels": _joined(self._labels)}
+        return self.__dict__ | {"_graphs": _packed(self._graphs), "_labels": _packed(self._labels)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        graphs, labels = _apart(AtomGraph, state["_graphs"]), _apart(Labels, state["_labels"])
+        graphs, labels = _unpacked(AtomGraph, state["_graphs"]), _unpacked(Labels, state["_labels"])
         self.__dict__ |= state | {"_graphs": graphs, "_labels": labels}
 
     def __len__(self) -> int:

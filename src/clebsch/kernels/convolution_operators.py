@@ -14,10 +14,10 @@ from torch import Tensor
 
 from clebsch.kernels.operators import (
     Operators,
-    kept,
-    needed,
-    remember_gradients,
-    remember_plan,
+    is_needed,
+    setup_gradients,
+    setup_values,
+    where_wanted,
 )
 from clebsch.kernels.plan import convolution_plan_of
 
@@ -77,32 +77,32 @@ def define_convolution(
         return (*first_fake(plan, wanted, *tensors), cotangent.new_empty(cotangent.shape))
 
     def value_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = [needed(ctx, 1 + place) for place in range(n_inputs)]
+        wanted = [is_needed(ctx, 1 + place) for place in range(n_inputs)]
         saved = ctx.saved_tensors
         gradients = operators.call(
             first, *ctx.settings, wanted, *saved[:n_inputs], cotangent, *saved[n_inputs:]
         )
-        return (None, *kept(gradients, wanted), *[None] * n_fixed)
+        return (None, *where_wanted(gradients, wanted), *[None] * n_fixed)
 
     def first_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         plan, returned = ctx.settings
-        wanted = [needed(ctx, 2 + place) for place in range(n_inputs)]
-        saved, moving = ctx.saved_tensors, kept(cotangents, returned)
+        wanted = [is_needed(ctx, 2 + place) for place in range(n_inputs)]
+        saved, moving = ctx.saved_tensors, where_wanted(cotangents, returned)
         results: list[Tensor | None] = [None] * (n_inputs + 1)
         if any(direction is not None for direction in moving):
             derivatives = operators.call(
                 second, plan, wanted, *saved[: n_inputs + 1], *moving, *saved[n_inputs + 1 :]
             )
-            results = kept(derivatives, [*wanted, True])
+            results = where_wanted(derivatives, [*wanted, True])
         return (None, None, *results, *[None] * n_fixed)
 
     with_cotangent = ("bool[] wanted", *inputs, "Tensor cotangent")
     define(name, inputs, 1, kernels[0], value_fake)
     define(first, with_cotangent, n_inputs, kernels[1], first_fake)
-    operators.differentiable(name, remember_plan, value_backward)
+    operators.register_autograd(name, setup_values, value_backward)
     if len(kernels) == 2:
-        operators.last(first)
+        operators.refuse_derivative(first)
         return
     define(second, (*with_cotangent, *directions), n_inputs + 1, kernels[2], second_fake)
-    operators.differentiable(first, remember_gradients, first_backward)
-    operators.last(second)
+    operators.register_autograd(first, setup_gradients, first_backward)
+    operators.refuse_derivative(second)

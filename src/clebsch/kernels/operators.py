@@ -48,7 +48,7 @@ class Operators:
         """Call an operator."""
         return getattr(getattr(torch.ops, self._namespace), name)(*arguments)
 
-    def differentiable(
+    def register_autograd(
         self, name: str, setup: Callable[..., None], backward: Callable[..., Any]
     ) -> None:
         """Register the derivative of an operator."""
@@ -56,7 +56,7 @@ class Operators:
             self._full(name), backward, setup_context=setup, lib=self._library
         )
 
-    def last(self, name: str) -> None:
+    def refuse_derivative(self, name: str) -> None:
         """Refuse to differentiate an operator: torch alone would warn and leave the term out."""
 
         def refuse(ctx: Any, *cotangents: Any) -> None:
@@ -71,33 +71,33 @@ class Operators:
         return f"{self._namespace}::{name}"
 
 
-def remember(ctx: Any, inputs: tuple[Any, ...], n_settings: int) -> None:
-    """Keep what a backward pass needs: the first ``n_settings`` inputs are no tensors."""
+def save_inputs(ctx: Any, inputs: tuple[Any, ...], n_settings: int) -> None:
+    """Save an operator's inputs for its backward pass; the first ``n_settings`` are no tensors."""
     ctx.settings = inputs[:n_settings]
     ctx.tensor_inputs = [i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
     ctx.save_for_backward(*inputs[n_settings:])
 
 
-def remember_plan(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keep the inputs of an operator that takes a plan first, and then tensors."""
-    remember(ctx, inputs, 1)
+def setup_values(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """The setup of an operator that takes a plan first, and then tensors."""
+    save_inputs(ctx, inputs, 1)
 
 
-def remember_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keep those of its derivative, which takes what is wanted second.
+def setup_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """The setup of its derivative, which takes second what is wanted.
 
     Cotangents of derivatives that nobody uses are None then, not zeros.
     """
     ctx.set_materialize_grads(False)
-    remember(ctx, inputs, 2)
+    save_inputs(ctx, inputs, 2)
 
 
-def kept(values: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """The values that are wanted, and None for others; there need be none where none is."""
+def where_wanted(values: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The values that are wanted, and None for the others."""
     return [values[place] if want else None for place, want in enumerate(wanted)]
 
 
-def needed(ctx: Any, index: int) -> bool:
+def is_needed(ctx: Any, index: int) -> bool:
     """Whether the backward pass that runs now asks for the derivative by an input.
 
     ``needs_input_grad`` alone says whether the input requires gradients: forces would cost the

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clebsch.kernels.operators import DerivativeKernels, Operators, needed, remember
+from clebsch.kernels.operators import DerivativeKernels, Operators, is_needed, save_inputs
 from clebsch.kernels.polynomial import polynomial
 
 
@@ -84,11 +84,11 @@ def define_polynomial(
         return (*first_fake(*inputs), cotangent.new_empty(cotangent.shape))
 
     def value_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, inputs, n_settings)
+        save_inputs(ctx, inputs, n_settings)
 
     def value_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         coefficients, variables, *rest = ctx.saved_tensors
-        weighted = needed(ctx, n_settings)
+        weighted = is_needed(ctx, n_settings)
         d_coefficients, d_variables = operators.call(
             first, *ctx.settings, weighted, coefficients, variables, cotangent, *rest
         )
@@ -97,14 +97,14 @@ def define_polynomial(
 
     def first_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
-        remember(ctx, inputs, n_settings + 1)
+        save_inputs(ctx, inputs, n_settings + 1)
 
     def first_backward(
         ctx: Any, t_coefficients: Tensor | None, t_variables: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *given, returned = ctx.settings
         coefficients, variables, cotangent, *rest = ctx.saved_tensors
-        weighted = needed(ctx, n_settings + 1)
+        weighted = is_needed(ctx, n_settings + 1)
         d_coefficients = d_variables = d_cotangent = None
         if t_variables is not None:
             held = (coefficients, variables, cotangent, t_variables)
@@ -130,6 +130,6 @@ def define_polynomial(
         kernels[2],
         second_fake,
     )
-    operators.differentiable(value, value_setup, value_backward)
-    operators.differentiable(first, first_setup, first_backward)
-    operators.last(second)
+    operators.register_autograd(value, value_setup, value_backward)
+    operators.register_autograd(first, first_setup, first_backward)
+    operators.refuse_derivative(second)

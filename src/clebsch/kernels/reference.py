@@ -299,7 +299,7 @@ def product_around(plan: ConvolutionPlan, tensors: Tensor, around: Tensor) -> Te
         outer = shaped[path.harmonic][:, :, None] * parts[path.node][:, None]  # [E, m1, m2, K]
         table = _table(plan, index, tensors).flatten(0, 1)  # [(m1 m2), m3]
         products[path.out].append(table.t() @ outer.flatten(1, 2))
-    return _joined(plan, products)
+    return _concatenated(plan, products)
 
 
 def contract(
@@ -466,10 +466,10 @@ def _convolve_padded(
             coupled.view(n_atoms, rows, plan.out_irreps[path.out].dim).transpose(1, 2)
             @ weighted.flatten(1, 2)
         )
-    return _joined(plan, products)
+    return _concatenated(plan, products)
 
 
-def _joined(plan: ConvolutionPlan, products: list[list[Tensor]]) -> Tensor:
+def _concatenated(plan: ConvolutionPlan, products: list[list[Tensor]]) -> Tensor:
     """The output of a convolution from what its paths give, for each output irrep."""
     if plan.summed:
         return torch.cat([torch.stack(block).sum(0) for block in products], dim=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clebsch.kernels.operators import DerivativeKernels, Operators, remember
+from clebsch.kernels.operators import DerivativeKernels, Operators, save_inputs
 
 
 def define_unary(
@@ -39,7 +39,7 @@ def define_unary(
     first, second, none = f"{name}_gradient", f"{name}_second", [None] * len(settings)
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, inputs, len(settings))
+        save_inputs(ctx, inputs, len(settings))
 
     def value_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         return *none, operators.call(first, *ctx.settings, *ctx.saved_tensors, cotangent)
@@ -65,9 +65,9 @@ def define_unary(
     operators.define(
         f"{schema(second, 'x', 'cotangent', 't_x')} -> (Tensor, Tensor)", kernels[2], second_fake
     )
-    operators.differentiable(name, setup, value_backward)
-    operators.differentiable(first, setup, first_backward)
-    operators.last(second)
+    operators.register_autograd(name, setup, value_backward)
+    operators.register_autograd(first, setup, first_backward)
+    operators.refuse_derivative(second)
 
 
 def like(x: Tensor) -> Tensor:

@@ -48,7 +48,9 @@ class EnergyHead(Float64Module, KernelModule):
         super().__init__()
         self.form = form
         self.envelope = PolynomialEnvelope(cutoff, 5)
-        self.hold(stored=True, references=references, scale=scale, mean_energy=mean_energy)
+        self.register_constants(
+            stored=True, references=references, scale=scale, mean_energy=mean_energy
+        )
 
     def forward(self, layer_energies: Tensor, lengths: Tensor, graph: AtomGraph) -> Tensor:
         """Equation 13 in eV.
@@ -88,7 +90,7 @@ class ZBLRepulsion(Float64Module, KernelModule):
         super().__init__()
         self.cutoff = cutoff
         radii = [float(ase.data.covalent_radii[z]) for z in numbers]
-        self.hold(
+        self.register_constants(
             stored=False,
             coefficients=[0.18175, 0.50986, 0.28022, 0.02817],
             exponents=[3.19980, 0.94229, 0.40290, 0.20162],
@@ -128,14 +130,14 @@ class StoredZBLRepulsion(Float64Module, KernelModule):
         super().__init__()
         self.cutoff = cutoff
         radii = [float(ase.data.covalent_radii[z]) for z in numbers]
-        self.hold(
+        self.register_constants(
             stored=True,
             coefficients=[0.1818, 0.5099, 0.2802, 0.02817],
             screening=[0.4543, 0.300, 6.0],  # a_0, b, exponent of the envelope
             radii=radii,
             scale=1.0,
         )
-        self.hold(
+        self.register_constants(
             stored=False,
             exponents=[3.2, 0.9423, 0.4028, 0.2016],
             numbers=[float(z) for z in numbers],

@@ -18,8 +18,8 @@ class Float64Module(nn.Module):
                 self._buffers[name] = buffer.to(device)
         return self
 
-    def hold(self, *, stored: bool, **tables: float | Sequence[float]) -> None:
-        """Register numbers as buffers, which model files hold if they are ``stored``."""
-        for name, values in tables.items():
-            table = torch.tensor(values, dtype=torch.float64)
-            self.register_buffer(name, table, persistent=stored)
+    def register_constants(self, *, stored: bool, **constants: float | Sequence[float]) -> None:
+        """Register numbers as float64 buffers, which model files contain if they are ``stored``."""
+        for name, values in constants.items():
+            tensor = torch.tensor(values, dtype=torch.float64)
+            self.register_buffer(name, tensor, persistent=stored)

@@ -43,7 +43,7 @@ class IrrepsLinear(KernelModule):
         self.irreps = irreps_out or irreps
         self.scale = scale
         copies = copies or (1,) * len(irreps)
-        self.choice = _Choice(irreps, copies, self.irreps)
+        self.select = _BlockSelection(irreps, copies, self.irreps)
         self.copies = tuple(copies[irreps.index(irrep)] for irrep in self.irreps)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(n_copies * channels, channels)) for n_copies in self.copies
@@ -51,9 +51,9 @@ class IrrepsLinear(KernelModule):
 
     def forward(self, features: Tensor) -> Tensor:
         """Args: features [N, sum of copies x (2l + 1), K]. Returns: [N, irreps.dim, K]."""
-        weight = _joined([w * (self.scale / math.sqrt(len(w))) for w in self.weights], dim=0)
+        weight = _concatenated([w * (self.scale / math.sqrt(len(w))) for w in self.weights], dim=0)
         dims = [irrep.dim for irrep in self.irreps]
-        return self.kernels.linear(self.choice(features), weight[None], None, dims, self.copies)
+        return self.kernels.linear(self.select(features), weight[None], None, dims, self.copies)
 
 
 class SpeciesLinear(KernelModule):
@@ -70,17 +70,17 @@ class SpeciesLinear(KernelModule):
         self.irreps_out = irreps_out
         self.copies = [int(irrep in irreps_in) for irrep in irreps_out]
         shared = Irreps(irrep for irrep in irreps_out if irrep in irreps_in)
-        self.choice = _Choice(irreps_in, (1,) * len(irreps_in), shared)
+        self.select = _BlockSelection(irreps_in, (1,) * len(irreps_in), shared)
         self.weights = nn.ParameterList(
             nn.Parameter(torch.randn(n_species, channels, channels)) for _ in shared
         )
 
     def forward(self, features: Tensor, species: Tensor) -> Tensor:
         """Args: features [N, irreps_in.dim, K], species [N]. Returns: [N, irreps_out.dim, K]."""
-        weight = _joined(list(self.weights), dim=1) / math.sqrt(features.shape[2])
+        weight = _concatenated(list(self.weights), dim=1) / math.sqrt(features.shape[2])
         dims = [irrep.dim for irrep in self.irreps_out]
         known = species if len(weight) > 1 else None
-        return self.kernels.linear(self.choice(features), weight, known, dims, self.copies)
+        return self.kernels.linear(self.select(features), weight, known, dims, self.copies)
 
 
 class ChannelMap(nn.Module):
@@ -130,8 +130,8 @@ class ChannelMap(nn.Module):
         return torch.cat(made, dim=1)
 
 
-class _Choice:
-    """The blocks of features that a map uses, in its order; nothing to do where that is all."""
+class _BlockSelection:
+    """Selects the blocks of features that a map uses, in its order; the whole is not copied."""
 
     def __init__(self, irreps: Irreps, copies: tuple[int, ...], chosen: Irreps) -> None:
         self.sizes = [irrep.dim * n for irrep, n in zip(irreps, copies, strict=True)]
@@ -141,9 +141,9 @@ class _Choice:
         if self.blocks == list(range(len(self.sizes))):
             return features
         parts = features.split(self.sizes, dim=1)
-        return _joined([parts[block] for block in self.blocks], dim=1)
+        return _concatenated([parts[block] for block in self.blocks], dim=1)
 
 
-def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Parts as one tensor; one alone is not copied."""
+def _concatenated(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """The parts as one tensor; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)

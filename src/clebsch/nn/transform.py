@@ -42,7 +42,7 @@ class DistanceTransform(Float64Module):
         self.form = form
         constants = {"agnesi": [1.0805, 0.9183, 4.5791], "soft": [4.0]}[form]
         radii = [float(covalent_radii[z]) for z in numbers]
-        self.hold(stored=True, constants=constants, radii=radii)
+        self.register_constants(stored=True, constants=constants, radii=radii)
 
     def forward(self, lengths: Tensor, graph: AtomGraph) -> Tensor:
         """Args: lengths [E], Angstrom, positive. Returns: [E], in the dtype of ``lengths``."""

@@ -105,7 +105,7 @@ class Helpers:
 
     def _start(self, path: Path) -> None:
         potential, graphs, loss = self._task
-        shared = _mapped(path, self._parameters, self.number)
+        shared = _shared_memory(path, self._parameters, self.number)
         self._weights, *self._gradients = (_views(row, self._parameters) for row in shared)
         task = pickle.dumps(
             _Task(potential, graphs, loss, path, self.number, self._threads),
@@ -121,7 +121,7 @@ class Helpers:
             ours, theirs = socket.socketpair()
             command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
             # a session of its own: Ctrl-C is for the main process, which ends the others
-            with _deaf():
+            with _signals_blocked():
                 process = subprocess.Popen(
                     command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
                 )
@@ -210,8 +210,8 @@ class Helpers:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait meanwhile, and never reach what is started meanwhile.
+def _signals_blocked() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait, and never reach a process that is started within.
 
     Slurm and systemd send SIGTERM to all processes of a job. The main process then saves, for which
     it needs its helpers; they end when it does.
@@ -223,7 +223,7 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _mapped(path: Path, parameters: Mapping[str, Tensor], n_helpers: int) -> Tensor:
+def _shared_memory(path: Path, parameters: Mapping[str, Tensor], n_helpers: int) -> Tensor:
     """[1 + n_helpers, elements] in a file: the weights, then each helper's gradient."""
     size = sum(p.numel() for p in parameters.values())
     dtype = next(iter(parameters.values())).dtype
@@ -251,7 +251,7 @@ def serve(connection: Connection) -> None:
     torch.set_num_threads(task.threads)
     potential = task.potential
     parameters = trained_parameters(potential)
-    shared = _mapped(task.path, parameters, task.n_helpers)
+    shared = _shared_memory(task.path, parameters, task.n_helpers)
     gradients = _views(shared[1 + number], parameters)
     for name, view in _views(shared[0], parameters).items():
         parameters[name].data = view

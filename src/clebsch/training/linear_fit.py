@@ -191,18 +191,18 @@ def labelled_rows(
     network = potential.model
     assert isinstance(network, ACE)
     design = design or Design(network)
-    nothing = _without_network(potential)
+    baseline = _without_network(potential)
     scale = float(potential.head.scale)
     for index in range(start, len(graphs)):
         batch = graphs.batch([index])
         rows = design(batch.graph, virial=bool(batch.labels.has_stress))
-        yield _rows(batch, scale * rows, nothing, config)
+        yield _rows(batch, scale * rows, baseline, config)
 
 
-def _rows(batch: Batch, design: np.ndarray, nothing: Potential, config: FitConfig) -> Rows:
+def _rows(batch: Batch, design: np.ndarray, baseline: Potential, config: FitConfig) -> Rows:
     labels, graph = batch.labels, batch.graph
     n_atoms = graph.n_atoms
-    known = nothing(graph, ("energy", "forces", "virial"))
+    known = baseline(graph, ("energy", "forces", "virial"))
     energy, forces, virial = np.split(design, [1, 1 + 3 * n_atoms])
     zero = ZERO * abs(design).max()
     parts = [Rows(design[:0], np.zeros(0), np.zeros(0), 0)]
@@ -286,8 +286,8 @@ def _noise(beta: float, weight: float) -> float | None:
     return (beta * weight) ** -0.5 if weight > 0 else None
 
 
-class _Nothing(Network):
-    """No energy at all: leaves references and repulsion."""
+class _ZeroNetwork(Network):
+    """A network without energy, so that references and repulsion are left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,5 +305,5 @@ class _Nothing(Network):
 
 def _without_network(potential: Potential) -> Potential:
     return Potential(
-        potential.config, potential.species, _Nothing(), potential.head, potential.prior
+        potential.config, potential.species, _ZeroNetwork(), potential.head, potential.prior
     )

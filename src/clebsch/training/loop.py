@@ -99,7 +99,7 @@ def train(
     started = time.monotonic()
     run = config.run if run is None else Path(run).absolute()
     config = config.model_copy(update={"run": run})
-    with _alone_in(run):
+    with _locked(run):
         if holds_a_run(run):
             raise ConfigError(
                 f"{run} holds a run already: continue it with clebsch resume {run}, or choose "
@@ -157,7 +157,7 @@ def resume(
     if new_limits:
         limits = {"max_epochs": max_epochs, "max_minutes": max_minutes}
         config = config.model_copy(update={"training": _with_limits(config.training, limits)})
-    with _alone_in(run):
+    with _locked(run):
         log = RunLog(run, console)
         state, tensors, losses = read_newest_state(run)
         for loss in losses:
@@ -202,7 +202,7 @@ def holds_a_run(run: Path) -> bool:
 def _resume_fit(config: Config, log: RunLog, started: float, until: float | None) -> TrainingResult:
     """Go on with a fit in closed form; one that is finished stays as it is."""
     run = config.run
-    with _alone_in(run):
+    with _locked(run):
         if (run / "model.safetensors").exists():
             log.say(f"{run} is finished: its model is fitted.")
             (line,) = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -331,10 +331,14 @@ def _time_left(begun: float, first: float, progress: float) -> float | None:
 
 
 @contextmanager
-def _alone_in(run: Path) -> Iterator[None]:
-    """A run's folder, made if need be, for this process alone; what a disk refuses is told.
+def _locked(run: Path) -> Iterator[None]:
+    """Lock a run's folder, made if need be, for this process; errors of the disk become ours.
 
-    The system lets go of the lock when a process ends, however it ends.
+    The system releases the lock when a process ends, however it ends.
+
+    Raises:
+        ConfigError: another process holds the lock, or there can be no such folder.
+        ClebschError: the disk refuses something within.
     """
     lock, is_new = FileLock(run / ".lock"), not run.exists()
     try:

@@ -16,8 +16,8 @@ from torch import Tensor
 from clebsch.graph import AtomGraph
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.edge_product_code import EdgeProductSpec, write_forward, write_gradients
-from clebsch.kernels.cpu.operators import define, differentiable
-from clebsch.kernels.operators import kept, needed, remember_gradients, remember_plan
+from clebsch.kernels.cpu.operators import operators
+from clebsch.kernels.operators import is_needed, setup_gradients, setup_values, where_wanted
 from clebsch.kernels.plan import ConvolutionPlan, convolution_plan_of
 
 
@@ -104,13 +104,13 @@ def _product_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, row_ptr = ctx.saved_tensors
     results: list[Tensor | None] = []
     for first in (0, 2):
-        wanted = [needed(ctx, 1 + first), needed(ctx, 2 + first)]
+        wanted = [is_needed(ctx, 1 + first), is_needed(ctx, 2 + first)]
         gradients: Sequence[Tensor] = ()
         if any(wanted):
             gradients = torch.ops.clebsch.edge_product_gradients(
                 *ctx.settings, wanted, *inputs[first : first + 2], cotangent, row_ptr
             )
-        results += kept(gradients, wanted)
+        results += where_wanted(gradients, wanted)
     return (None, *results, None)
 
 
@@ -118,10 +118,10 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
     """Of ``t_tensors . d_tensors + t_environment . d_environment``, linear in all that it holds."""
     plan, returned = ctx.settings
     tensors, environment, cotangent, row_ptr = ctx.saved_tensors
-    t_tensors, t_environment = kept(directions, returned)
+    t_tensors, t_environment = where_wanted(directions, returned)
     wanted = [
-        t_environment is not None and needed(ctx, 2),
-        t_tensors is not None and needed(ctx, 3),
+        t_environment is not None and is_needed(ctx, 2),
+        t_tensors is not None and is_needed(ctx, 3),
     ]
     gradients: Sequence[Tensor] = ()
     if any(wanted):
@@ -137,26 +137,26 @@ def _gradients_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | 
     pairs: list[Tensor | None] = []
     pairs += [] if t_tensors is None else [t_tensors, environment]
     pairs += [] if t_environment is None else [tensors, t_environment]
-    if pairs and needed(ctx, 4):
+    if pairs and is_needed(ctx, 4):
         pairs += [None] * (4 - len(pairs))
         d_cotangent = torch.ops.clebsch.edge_product(plan, *pairs, row_ptr)
-    return (None, None, *kept(gradients, wanted), d_cotangent, None)
+    return (None, None, *where_wanted(gradients, wanted), d_cotangent, None)
 
 
-define(
+operators.define(
     "edge_product(str plan, Tensor tensors, Tensor environment, Tensor? more_tensors, "
     "Tensor? more_environment, Tensor row_ptr) -> Tensor",
     _product,
     _product_fake,
 )
-define(
+operators.define(
     "edge_product_gradients(str plan, bool[] wanted, Tensor tensors, Tensor environment, "
     "Tensor cotangent, Tensor row_ptr) -> (Tensor, Tensor)",
     _gradients,
     _gradients_fake,
 )
-differentiable("edge_product", remember_plan, _product_backward)
-differentiable("edge_product_gradients", remember_gradients, _gradients_backward)
+operators.register_autograd("edge_product", setup_values, _product_backward)
+operators.register_autograd("edge_product_gradients", setup_gradients, _gradients_backward)
 
 
 @lru_cache(maxsize=256)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from clebsch.kernels.cpu import machine, threads
 from clebsch.kernels.cpu.linear_code import Block, LinearSpec, write_map, write_weight
-from clebsch.kernels.cpu.operators import define, differentiable
-from clebsch.kernels.operators import needed, remember
+from clebsch.kernels.cpu.operators import operators
+from clebsch.kernels.operators import is_needed, save_inputs
 from clebsch.kernels.species import by_species
 
 _Sizes = Sequence[int]
@@ -120,7 +120,7 @@ def _weight_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    remember(ctx, inputs[:4], 0)
+    save_inputs(ctx, inputs[:4], 0)
     ctx.sizes = inputs[4:]
 
 
@@ -128,9 +128,9 @@ def _linear_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
     inputs, packed, order, ptr = ctx.saved_tensors
     dims, copies, transposed = ctx.sizes
     d_inputs = d_packed = None
-    if needed(ctx, 0):
+    if is_needed(ctx, 0):
         d_inputs = _transposed(cotangent, packed, order, ptr, ctx.sizes)
-    if needed(ctx, 1):
+    if is_needed(ctx, 1):
         d_packed = _packed(
             torch.ops.clebsch.linear_weight(
                 inputs, cotangent, order, ptr, len(packed), dims, copies, transposed
@@ -144,9 +144,9 @@ def _weight_backward(ctx: Any, t_matrices: Tensor) -> tuple[Any, ...]:
     _, *sizes = ctx.sizes
     packed = _packed(t_matrices)
     d_inputs = d_cotangent = None
-    if needed(ctx, 0):
+    if is_needed(ctx, 0):
         d_inputs = _transposed(cotangent, packed, order, ptr, sizes)
-    if needed(ctx, 1):
+    if is_needed(ctx, 1):
         d_cotangent = torch.ops.clebsch.linear(inputs, packed, order, ptr, *sizes)
     return d_inputs, d_cotangent, None, None, None, None, None, None
 
@@ -172,20 +172,20 @@ def _packed(matrices: Tensor) -> Tensor:
 
 
 _SIZES = "Tensor? order, Tensor? ptr"
-define(
+operators.define(
     f"linear(Tensor inputs, Tensor packed, {_SIZES}, int[] dims, int[] copies, bool transposed) "
     "-> Tensor",
     _linear,
     _linear_fake,
 )
-define(
+operators.define(
     f"linear_weight(Tensor inputs, Tensor cotangent, {_SIZES}, int n_species, int[] dims, "
     "int[] copies, bool transposed) -> Tensor",
     _weight,
     _weight_fake,
 )
-differentiable("linear", _setup, _linear_backward)
-differentiable("linear_weight", _setup, _weight_backward)
+operators.register_autograd("linear", _setup, _linear_backward)
+operators.register_autograd("linear_weight", _setup, _weight_backward)
 
 
 @lru_cache(maxsize=16)

@@ -5,4 +5,3 @@ from __future__ import annotations
 from clebsch.kernels.operators import Operators
 
 operators = Operators("clebsch", "llvm", ("CPU",))
-define, differentiable, last = operators.define, operators.differentiable, operators.last

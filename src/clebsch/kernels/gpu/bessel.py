@@ -12,8 +12,8 @@ from torch import Tensor
 
 from clebsch.kernels.gpu import bessel_code as code
 from clebsch.kernels.gpu import machine
-from clebsch.kernels.gpu.operators import define, differentiable
-from clebsch.kernels.operators import remember
+from clebsch.kernels.gpu.operators import operators
+from clebsch.kernels.operators import save_inputs
 
 #: Numbers that a program makes: edges times functions.
 AT_A_TIME = 128
@@ -44,7 +44,7 @@ def _like(lengths: Tensor, cutoff: float, n_basis: int, exponent: int, order: in
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     lengths, *ctx.function = inputs
-    remember(ctx, (lengths,), 0)
+    save_inputs(ctx, (lengths,), 0)
 
 
 def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -53,12 +53,12 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     return (cotangent * slopes).sum(1), None, None, None, None
 
 
-define(
+operators.define(
     "bessel(Tensor lengths, float cutoff, int n_basis, int exponent, int order) -> Tensor",
     _bessel,
     _like,
 )
-differentiable("bessel", _setup, _backward)
+operators.register_autograd("bessel", _setup, _backward)
 
 
 @lru_cache(maxsize=64)

@@ -30,10 +30,12 @@ def linear(
 ) -> Tensor:
     """See ``reference.linear``."""
     if species is None:
-        return _mapped(features[None], weight, dims, copies).squeeze(0)  # [0] would be a copy back
+        return _products(features[None], weight, dims, copies).squeeze(
+            0
+        )  # [0] would be a copy back
     n_atoms, n_species = features.shape[0], weight.shape[0]
     if n_atoms == 0:
-        return _mapped(features.expand(n_species, -1, -1, -1), weight, dims, copies).flatten(0, 1)
+        return _products(features.expand(n_species, -1, -1, -1), weight, dims, copies).flatten(0, 1)
     size = atoms_of_block(n_atoms)
     order, ptr = by_species(species, n_species)
     bounds, block_ptr = blocks(ptr, n_atoms, size)
@@ -47,7 +49,7 @@ def linear(
     back = (block * size + sorted_place - bounds[block])[torch.argsort(order)]
     of_blocks = rearranged(features, index, back).unflatten(0, (-1, size))  # [B, size, ., K]
     weights = rows_of_blocks(weight, kinds_of_blocks(block_ptr, number), block_ptr)
-    mapped = _mapped(of_blocks, weights, dims, copies)
+    mapped = _products(of_blocks, weights, dims, copies)
     return rearranged(mapped.flatten(0, 1), back, index)
 
 
@@ -57,7 +59,7 @@ def atoms_of_block(n_atoms: int) -> int:
     return size
 
 
-def _mapped(
+def _products(
     features: Tensor, weights: Tensor, dims: Sequence[int], copies: Sequence[int]
 ) -> Tensor:
     """Blocks of features [B, A, sum of dims x copies, K] by weights [B, sum of copies x K, K]."""

@@ -100,7 +100,7 @@ def _gradients(
             )
             yield *_of_layer(wanted, d_weights, some, last_weight), *rest
 
-    return _joined(of_blocks())
+    return _summed(of_blocks())
 
 
 def _second(
@@ -147,7 +147,7 @@ def _second(
                 of_layer = [a + b if b.numel() else a for a, b in zip(of_layer, more, strict=True)]
             yield *of_layer, *rest
 
-    return _joined(of_blocks())
+    return _summed(of_blocks())
 
 
 define_convolution(
@@ -215,7 +215,7 @@ def _of_layer(
     return [by_hidden, by_last]
 
 
-def _joined(blocks: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _summed(blocks: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Derivatives of all edges together.
 
     Args:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from clebsch.graph import AtomGraph
 from clebsch.kernels.gpu import segments
-from clebsch.kernels.gpu.operators import define, differentiable
-from clebsch.kernels.operators import remember
+from clebsch.kernels.gpu.operators import operators
+from clebsch.kernels.operators import save_inputs
 from clebsch.kernels.species import by_species
 
 
@@ -87,7 +87,7 @@ def _take_fake(table: Tensor, index: Tensor, *others: Tensor | None) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.n_rows = inputs[0].shape[0]
-    remember(ctx, (None, *inputs[1:]), 0)
+    save_inputs(ctx, (None, *inputs[1:]), 0)
 
 
 def _take_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,17 +126,19 @@ def _rearrange_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...
     return rearranged(cotangent, back, index), None, None
 
 
-define(
+operators.define(
     "take_rows(Tensor table, Tensor index, Tensor? order, Tensor? ptr) -> Tensor",
     _take,
     _take_fake,
 )
-define(
+operators.define(
     "sum_rows(Tensor values, Tensor? index, Tensor? order, Tensor ptr) -> Tensor",
     _sum,
     _sum_fake,
 )
-define("rearranged(Tensor values, Tensor index, Tensor back) -> Tensor", _rearrange, _take_fake)
-differentiable("take_rows", _setup, _take_backward)
-differentiable("sum_rows", _setup, _sum_backward)
-differentiable("rearranged", _setup, _rearrange_backward)
+operators.define(
+    "rearranged(Tensor values, Tensor index, Tensor back) -> Tensor", _rearrange, _take_fake
+)
+operators.register_autograd("take_rows", _setup, _take_backward)
+operators.register_autograd("sum_rows", _setup, _sum_backward)
+operators.register_autograd("rearranged", _setup, _rearrange_backward)
