@@ -1,4 +1,4 @@
-"""Options, arguments and exit statuses that several commands share; what is made of options."""
+"""Options, arguments and exit statuses that several commands share, and values of options."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def load_model(
     """The potential of a model file.
 
     Raises:
-        ClebschError: the file, the precision, the device or the head is of no use.
+        ClebschError: the file, the precision, the device or the head is invalid.
     """
     import clebsch
 

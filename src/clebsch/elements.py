@@ -11,7 +11,7 @@ ELEMENTS = tuple(chemical_symbols[1:])
 
 
 def not_an_element(symbol: str) -> str | None:
-    """What to say of a symbol that is no element's; None if it is one's."""
+    """The error message for a symbol that is not an element; None for an element."""
     if symbol in ELEMENTS:
         return None
     return f"{symbol!r} is not an element. {did_you_mean(symbol, ELEMENTS)}"

@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 
 class ClebschError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base class of all errors that a user can cause and fix."""
 
 
 class DataError(ClebschError):
-    """A structure, a label or a data file is not what it should be."""
+    """A structure, a label or a data file is invalid."""
 
 
 class UnknownElementError(DataError):
-    """A structure holds an element that the model was not built for."""
+    """A structure contains an element that the model was not built for."""
 
 
 class ConfigError(ClebschError):
@@ -35,10 +35,10 @@ class BackendError(ClebschError):
 
 
 class BlowUpError(ClebschError):
-    """Molecular dynamics left what is physical: nothing given was wrong, the answer is bad."""
+    """Molecular dynamics became unphysical: the input was valid, the trajectory is not."""
 
 
-#: Choices that are listed, at most: more than a section has keys, fewer than there are elements.
+#: The most choices that a hint lists: more than a section has keys, fewer than elements exist.
 _MOST_LISTED = 40
 
 
@@ -46,9 +46,9 @@ def did_you_mean(name: str, choices: Iterable[str], what: str = "Valid") -> str:
     """A hint for an unknown ``name``: the nearest of ``choices``, then all of them.
 
     Args:
-        name: what was given.
-        choices: what could have been.
-        what: they are.
+        name: the unknown name.
+        choices: the valid names.
+        what: introduces the list of choices.
     """
     choices = [str(choice) for choice in choices]
     if not choices:

@@ -25,8 +25,8 @@ from clebsch.potential import Potential
 if TYPE_CHECKING:
     from clebsch.data.statistics import Statistics
 
-#: Average number of neighbours where there are no data to count them in: of molecules and solids
-#: within 5 Angstrom.
+#: Average number of neighbours assumed without data: typical of molecules and solids within 5
+#: Angstrom.
 TYPICAL_NEIGHBORS = 16.0
 
 
@@ -95,7 +95,7 @@ def _check_references(references: Mapping[str, float], symbols: Sequence[str]) -
         )
 
 
-@torch.inference_mode(False)  # parameters serve outside, too
+@torch.inference_mode(False)  # parameters must be usable outside of it
 def assemble(
     config: ModelConfig,
     species: Sequence[str],
@@ -107,7 +107,7 @@ def assemble(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Potential:
-    """Put a potential together from numbers; ``build`` and the model file's reader call this."""
+    """Assemble a potential from numbers; ``build`` and the reader of model files call this."""
     with torch.random.fork_rng(devices=[]), _default_dtype(torch.float32):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         model = _network(config, species, float(avg_num_neighbors)).to(dtype)
@@ -130,7 +130,7 @@ def assemble(
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What torch draws numbers in, so that a seed means the same weights to everybody."""
+    """Set the dtype in which torch draws numbers, so that a seed always gives the same weights."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

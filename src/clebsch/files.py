@@ -41,11 +41,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def no_such_file(path: Path, kind: str = "a file") -> str:
-    """What to say of a file that is not there, with the nearest names that are.
+    """The error message for a missing file, with the nearest names of existing ones.
 
     Args:
         path: of the file.
-        kind: what it should have been, if it is a folder.
+        kind: what was expected, should it be a folder.
     """
     if path.is_dir():
         return f"{path}: is a folder, not {kind}"
@@ -64,12 +64,12 @@ def no_such_file(path: Path, kind: str = "a file") -> str:
 def check_output(
     path: Path | str, *, overwrite: bool = False, inputs: Iterable[Path | str] = ()
 ) -> Path:
-    """Refuse a file that could not be written or that would replace another: before the work.
+    """Check, before the work begins, that a file can be written and would replace no other.
 
     Args:
-        path: what shall be written.
-        overwrite: whether it may exist.
-        inputs: files that are read, which it may never be.
+        path: the file to write.
+        overwrite: whether it may already exist.
+        inputs: files that are read; the output may be none of them.
 
     Raises:
         ClebschError: says which, and what to do.
@@ -119,10 +119,10 @@ def check_outputs(
 
 @contextmanager
 def written_alone(path: Path) -> Iterator[None]:
-    """While this lasts no other process, nor other part of this one, holds ``path`` in this way.
+    """Hold an exclusive lock on ``path``, against other processes and other parts of this one.
 
     A hidden file beside it carries the lock and is removed at the end. One that a killed process
-    left is in nobody's way: the lock is the system's, which lets go of it when a process ends.
+    left does no harm: the lock is the system's, which releases it when a process ends.
 
     Raises:
         ClebschError: another holds it, or the file system cannot lock.
@@ -139,6 +139,6 @@ def written_alone(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # while it is held: nobody else's can be removed
+        with suppress(OSError):  # while the lock is held: it cannot be another process's
             os.unlink(lock.lock_file)
         lock.release()

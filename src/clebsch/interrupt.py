@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and the end of the time as a request to stop where everything can be saved."""
+"""Ctrl-C, SIGTERM and time limits as requests to stop where everything can be saved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRACE = 1.0
 
 
 class StopRequest:
-    """Whether a run has to stop: somebody asked for it, or its time is over."""
+    """Whether a run has to stop: on request, or because its time is over."""
 
     def __init__(self, until: float | None = None) -> None:
         """``until``: ``time.monotonic()`` at which the time is over; never if None."""
@@ -30,7 +30,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; one a while later acts at once.
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a later one acts at once.
 
     Outside the main thread, where signals cannot be caught, the time alone makes a request.
 
@@ -60,7 +60,7 @@ def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM act after what is done within, for code that takes them for failures."""
+    """Delay Ctrl-C and SIGTERM until the context ends, for code that takes them for failures."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -75,7 +75,7 @@ def signals_wait() -> Iterator[None]:
 
 
 def _handle_with(handler: Callable[[int, FrameType | None], None]) -> Callable[[], None]:
-    """Have Ctrl-C and SIGTERM call something; what is returned puts former handlers back."""
+    """Handle Ctrl-C and SIGTERM; the function returned restores the former handlers."""
     signals = (signal.SIGINT, signal.SIGTERM)
     former = {number: signal.signal(number, handler) for number in signals}
 

@@ -1,4 +1,4 @@
-"""Main memory: keeping what was freed, and telling that it ran out."""
+"""Main memory: keeping freed memory for reuse, and recognising that memory ran out."""
 
 from __future__ import annotations
 

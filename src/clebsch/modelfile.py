@@ -187,7 +187,7 @@ def model_heads(path: Path | str) -> list[str]:
     return [head["name"] for head in read_tensors(path)[1].get("heads", ())]
 
 
-@torch.inference_mode(False)  # the potential serves outside, too
+@torch.inference_mode(False)  # the potential must be usable outside of it
 def load(
     path: Path | str,
     *,
@@ -204,19 +204,19 @@ def load(
 
     Args:
         path: the file.
-        dtype: what the network shall compute in; as it was saved if None.
-        device: where to put it.
+        dtype: what the network computes in; as it was saved if None.
+        device: where it computes.
         head: of a model with several, which.
         species: of a mace-torch model, the elements to keep; all if None.
-        properties: of a mace-torch model that embeds total charge, spin or the like, the values
-            that the potential shall be for.
+        properties: of a mace-torch model that embeds total charge, spin or the like, their values
+            for this potential.
 
     Raises:
-        ModelFileError: the file is missing, damaged, of a newer format, hostile, holds what is
-            not supported, or the potential gives other numbers here than where it was saved.
-        BackendError: what shall compute it gives other numbers than the reference here, or none.
-        ConfigError: the model has no such head, element or property; several heads and none is
-            chosen; or embedded properties without a value.
+        ModelFileError: the file is missing, damaged, hostile, of a newer format or not supported,
+            or the potential does not reproduce the energies, forces and stress stored in it.
+        BackendError: the backend disagrees with the reference here, or gives no finite numbers.
+        ConfigError: the model lacks the head, element or property asked for; it has several heads
+            and none was chosen; or a property that it embeds has no value.
     """
     path = Path(path)
     if dtype not in (None, *TOLERANCES):

@@ -117,7 +117,7 @@ class Recording:
         if not self._asks_for_changes:
             return tuple(self._prepare())
         if self._prepared is None or not all(map(_has_bytes_of, self.weights, self._weights_then)):
-            with torch.inference_mode(False), torch.no_grad():  # it serves outside, too
+            with torch.inference_mode(False), torch.no_grad():  # usable outside of it
                 then = [weight.detach().clone() for weight in self.weights]
                 self._prepared = tuple(self._prepare())
             self._weights_then = then
@@ -391,7 +391,7 @@ class _Sizes:
 
 
 def _simplify(graph: fx.Graph) -> None:
-    """Drop what does nothing and what nobody uses, and do nothing twice."""
+    """Remove operations without effect, unused results and repetitions."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op == "call_function" and _is_idle(node):
@@ -422,7 +422,7 @@ def _make_constants(traced: fx.GraphModule) -> None:
     for number, node in enumerate(list(traced.graph.nodes)):
         if node.op != "call_function" or node.all_input_nodes:
             continue
-        with torch.inference_mode(False):  # it serves outside, too
+        with torch.inference_mode(False):  # usable outside of it
             made = node.target(*node.args, **node.kwargs)
         if not isinstance(made, Tensor) or made.numel() > MOST_CONSTANT:
             continue

@@ -142,7 +142,7 @@ class Repeats:
             assert self._holdings is not None
             key = (*key, wanted, *(p.requires_grad for p in self._holdings.parameters))
         if key not in self.recordings:
-            with torch.inference_mode(False):  # it serves outside, too
+            with torch.inference_mode(False):  # usable outside of it
                 self.recordings[key] = _attempted(
                     lambda: self._record(
                         potential, evaluate, needs_gradient, wanted, differentiable

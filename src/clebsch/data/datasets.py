@@ -42,7 +42,7 @@ class DataFile(BaseModel):
         energy_mean, energy_std: of the total energies, eV; None if they are not known.
         forces_rms: root mean square of the force components, eV/Angstrom; None without forces.
         sha256: of the file that these facts were read from, unpacked; None if none was.
-        url: where it can be had; None if nowhere by itself.
+        url: where it can be downloaded; None if not by itself.
         optional: whether the set is complete without it.
     """
 

@@ -39,7 +39,7 @@ _COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00"}
 
 
 def iter_raw_frames(path: Path) -> Iterator[RawFrame]:
-    """The frames of a file, in order; the format is told by name and content.
+    """The frames of a file, in order; the format is recognised by name and content.
 
     Raises:
         DataError: there is no such file, its format is unknown, or it is broken somewhere.

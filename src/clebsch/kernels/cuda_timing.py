@@ -1,4 +1,4 @@
-"""How long a GPU works on what it is told, without the time that telling it takes."""
+"""The time that a GPU takes for launched work, without the time that launching it takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMES = 7
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """The median time of what a function launches on the current stream.
+    """The median time of the work that a function launches on the current stream.
 
     Args:
         function: launches some hundred kernels at most, or the queue would be full.

@@ -1,4 +1,4 @@
-"""From what the network says to energies in eV: references, scale, mean energy, repulsive prior."""
+"""From the network's output to energies in eV: references, scale, mean energy, repulsive prior."""
 
 from __future__ import annotations
 

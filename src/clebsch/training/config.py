@@ -1,4 +1,4 @@
-"""What a training run is told, as a strict schema: unknown keys and wrong types are errors.
+"""The configuration of a training run, a strict schema: unknown keys and wrong types are errors.
 
 A configuration is a YAML file, a recipe's defaults under it and ``key=value`` settings over it.
 """

@@ -95,7 +95,7 @@ def posterior(
         n_rows: number of rows, n.
         prior_std: [P] s.
         strength: lambda; the one of greatest evidence if None.
-        tell: told of every strength that is tried, and its log evidence.
+        tell: called with every strength that is tried, and its log evidence.
 
     Raises:
         ClebschError: K is not positive definite to rounding.

@@ -111,7 +111,7 @@ class _Fit:
 
     Attributes:
         done: training structures that are in the equations.
-        request: whether somebody asked the run to stop.
+        request: whether the run was asked to stop.
         potential: what is fitted.
     """
 

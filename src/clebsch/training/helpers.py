@@ -93,7 +93,7 @@ class Helpers:
         self._gradients: list[dict[str, Tensor]] = []
 
     def __enter__(self) -> Helpers:
-        """Start them all, and wait until they have loaded."""
+        """Start the processes, and wait until they have loaded."""
         if self.number:
             try:
                 with tempfile.TemporaryDirectory(prefix="clebsch-") as folder:
@@ -241,10 +241,10 @@ def _views(row: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def serve(connection: Connection) -> None:
-    """A helper's life: a task, then gradients until nobody asks any more.
+    """What a helper does: receive a task, then compute gradients until the connection closes.
 
     Raises:
-        EOFError: that is so.
+        EOFError: the main process has closed the connection.
     """
     number: int = pickle.loads(connection.recv_bytes())
     task: _Task = pickle.loads(connection.recv_bytes())

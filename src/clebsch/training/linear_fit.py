@@ -117,7 +117,7 @@ def solve(
         equations: of all labels; no more of them can be added then.
         config: weights of the labels that there are, and prior.
         seed: of the committee's draws.
-        tell: told of every strength of the prior that is tried, and its log evidence.
+        tell: called with every strength of the prior that is tried, and its log evidence.
 
     Raises:
         DataError: no structure has a label that has a weight, or no atom has a neighbour, or all

@@ -311,7 +311,7 @@ def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
     """Files with their checksums, counts and references, for the model file.
 
     Where references are fitted, formulas say which compositions they were fitted to. How close
-    atoms came is told unless training started from a model, which may have seen them closer.
+    atoms came is recorded unless training started from a model, which may have seen them closer.
     """
     more: dict[str, Any] = {}
     if prepared.fitted:

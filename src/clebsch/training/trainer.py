@@ -162,7 +162,7 @@ class Trainer:
             group["lr"] = lr
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Say what a later step will be given, so that it can be on its way to a GPU before."""
+        """Start copying the batch of a later step to the GPU, if there is one."""
         if self._prefetcher is not None:
             self._prefetcher.prefetch(indices)
 
