@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clebsch.data.census import NO_NUMBER, Census, CensusEntry
 from clebsch.data.check_geometry import (
     check_boxes,
     check_contacts,
@@ -32,14 +33,7 @@ from clebsch.data.check_labels import (
 )
 from clebsch.data.finding import Finding
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
-from clebsch.data.labels import (
-    ALIASES,
-    NO_NUMBER,
-    QUANTITIES,
-    Census,
-    CensusEntry,
-    how_to_name,
-)
+from clebsch.data.labels import ALIASES, QUANTITIES, how_to_name
 from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.errors import DataError
 

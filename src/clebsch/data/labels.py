@@ -1,18 +1,16 @@
-"""Which keys of a file are labels, and what they say in Clebsch's units and signs."""
+"""Which keys of a file are labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from clebsch.conventions import VOIGT
-from clebsch.data.rawframe import RawFrame, shorten
-from clebsch.data.units import EXAMPLES, declared_units, unit_factor
+from clebsch.data.census import NO_NUMBER, Census, take_census
+from clebsch.data.rawframe import RawFrame
+from clebsch.data.units import unit_factor
 from clebsch.errors import DataError, did_you_mean
 
 #: The word that turns a label off: it is then not read, whatever the file holds.
@@ -95,95 +93,6 @@ class LabelKeys(BaseModel):
         if unit is not None:
             unit_factor(str(info.field_name).removesuffix("_unit"), unit)
         return unit
-
-
-NO_NUMBER = "no number"
-
-# --- census ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CensusEntry:
-    """One key: where it stands, what is under it and how often.
-
-    Attributes:
-        key: the name in the file.
-        place: "info" (per structure), "arrays" (per atom) or "calculator" (stored results).
-        shape: "one number", "[n, 3]" and the like with n for the number of atoms, "varies" where
-            frames differ, "no number" for anything else.
-        count: frames that have it.
-        first: source of the first of them, "path:index".
-    """
-
-    key: str
-    place: str
-    shape: str
-    count: int
-    first: str
-
-
-@dataclass(frozen=True)
-class Census:
-    """All keys in some files.
-
-    Attributes:
-        paths: the files.
-        n_frames: frames in all of them.
-        entries: by place and key.
-    """
-
-    paths: tuple[str, ...]
-    n_frames: int
-    entries: tuple[CensusEntry, ...]
-
-    def describe(self) -> str:
-        """One line for messages: each key with its place and count."""
-        if not self.entries:
-            return "the frames hold nothing but atoms and cells"
-        shown = self.entries[:20]
-        found = [f"{e.key} ({e.place}, {e.count} of {self.n_frames})" for e in shown]
-        if len(self.entries) > len(shown):
-            found.append(f"and {len(self.entries) - len(shown)} more keys")
-        return "found: " + ", ".join(found)
-
-
-def take_census(paths: Sequence[Path], frames: Iterable[RawFrame]) -> Census:
-    """Counts the keys in ``frames``."""
-    seen: dict[tuple[str, str], CensusEntry] = {}
-    n_frames = 0
-    for frame in frames:
-        n_frames += 1
-        for place, held in frame.places.items():
-            for key, value in held.items():
-                shape = _shape(value, len(frame.numbers), per_atom=place == "arrays")
-                old = seen.get((place, key))
-                if old is None:
-                    seen[place, key] = CensusEntry(key, place, shape, 1, frame.source)
-                else:
-                    shape = shape if shape == old.shape else "varies"
-                    seen[place, key] = CensusEntry(key, place, shape, old.count + 1, old.first)
-    return Census(tuple(map(str, paths)), n_frames, tuple(seen[key] for key in sorted(seen)))
-
-
-def _shape(value: Any, n_atoms: int, per_atom: bool) -> str:
-    """The shape of a number or an array of numbers; NO_NUMBER for anything else."""
-    if isinstance(value, (bool, str, dict, type(None))):
-        return NO_NUMBER
-    try:
-        array = np.asarray(value)
-    except ValueError:  # a ragged list
-        return NO_NUMBER
-    if array.dtype.kind not in "iuf":
-        return NO_NUMBER
-    if array.ndim == 0:
-        return "one number"
-    sizes = [str(size) for size in array.shape]
-    if per_atom or (array.ndim == 2 and array.shape == (n_atoms, 3)):
-        sizes[0] = "n"
-    return "[" + ", ".join(sizes) + "]"
-
-
-# --- which key is which label ---------------------------------------------------------------------
 
 
 def resolve_keys(
@@ -278,6 +187,13 @@ def how_to_name(label: str, key: str) -> str:
     return setting
 
 
+def how_to_say_units(**units: str) -> str:
+    """How a user says in which units what files hold is, by quantity."""
+    options = " ".join(f"--{quantity}-unit {unit}" for quantity, unit in units.items())
+    settings = " ".join(f"data.keys.{quantity}_unit={unit}" for quantity, unit in units.items())
+    return f"{options}, in a training {settings}"
+
+
 def _same_everywhere(candidates: list[str], frames: list[RawFrame]) -> bool:
     """Whether all ``candidates`` are in the same frames with equal values."""
     for frame in frames:
@@ -287,189 +203,3 @@ def _same_everywhere(candidates: list[str], frames: list[RawFrame]) -> bool:
         if any(not np.array_equal(value, values[0]) for value in values[1:]):
             return False
     return True
-
-
-# --- what the labels say --------------------------------------------------------------------------
-
-
-def unit_factors(
-    frame: RawFrame, keys: LabelKeys, found: dict[str, str], strict: bool = True
-) -> dict[str, float]:
-    """What energy, forces, stress and length of the frame are multiplied with.
-
-    Where one of energy, forces and length is not in eV and Angstrom, a label without a unit is not
-    taken for one that is.
-
-    Args:
-        frame: as its file tells it.
-        keys: units that the user names.
-        found: keys of the labels that the file has.
-        strict: what the file declares may not differ from ``keys``; otherwise it holds.
-
-    Raises:
-        DataError: the file declares another unit than ``keys`` says, or none that is known; a label
-            needs a unit.
-    """
-    declared = declared_units(frame)
-    units: dict[str, str | None] = {}
-    factors = {}
-    for quantity in EXAMPLES:
-        said, asked = declared.get(quantity), getattr(keys, f"{quantity}_unit")
-        unit = units[quantity] = said or asked
-        factors[quantity] = 1.0 if unit is None else unit_factor(quantity, unit)
-        if strict and asked is not None and unit_factor(quantity, asked) != factors[quantity]:
-            raise DataError(
-                f"{frame.where}: declares the {quantity} in {said}, not in {asked}, as "
-                f"{quantity}_unit says"
-            )
-    other = [str(units[name]) for name in ("energy", "forces", "length") if factors[name] != 1]
-    for label in QUANTITIES:
-        quantity = "energy" if label == "virial" else label
-        if other and not units[quantity] and label in found and frame.lookup(found[label]):
-            raise DataError(
-                f"{frame.where}: beside {other[0]}, say the unit of the {label} too: "
-                f"{how_to_say_units(**{quantity: 'UNIT'})} ({EXAMPLES[quantity]})"
-            )
-    return factors
-
-
-def how_to_say_units(**units: str) -> str:
-    """How a user says in which units what files hold is, by quantity."""
-    options = " ".join(f"--{quantity}-unit {unit}" for quantity, unit in units.items())
-    settings = " ".join(f"data.keys.{quantity}_unit={unit}" for quantity, unit in units.items())
-    return f"{options}, in a training {settings}"
-
-
-def label_value(frame: RawFrame, key: str | None, one_number: bool = False) -> np.ndarray | None:
-    """The number or numbers under ``key`` as float64; None where the frame does not have it.
-
-    Where one number is asked for, another place may have one for each atom under the same name,
-    such as atoms' shares of the energy.
-
-    Raises:
-        DataError: it is not numbers, or stands in two places with different values.
-    """
-    found = [] if key is None else frame.lookup(key)
-    if one_number and len(found) > 1:
-        found = [(place, value) for place, value in found if np.size(value) == 1] or found
-    if not found:
-        return None
-    place, value = found[0]
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind not in "iuf":
-            raise ValueError
-        numbers = array.astype(np.float64)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{frame.where}: key {key!r} is not a number: {shorten(value)}") from error
-    for other_place, other in found[1:]:
-        if not np.array_equal(numbers, np.asarray(other)):
-            raise DataError(
-                f"{frame.where}: key {key!r} stands in {place} and in {other_place} with "
-                "different values"
-            )
-    return numbers
-
-
-def scalar_label(frame: RawFrame, key: str | None, what: str, factor: float = 1.0) -> float | None:
-    """A finite number per structure, times ``factor``."""
-    value = label_value(frame, key, one_number=True)
-    if value is None:
-        return None
-    if value.size != 1:
-        raise DataError(
-            f"{frame.where}: the {what} key {key!r} has shape {value.shape}, not one number"
-        )
-    number = float(value.reshape(()))
-    if not np.isfinite(number):
-        raise DataError(f"{frame.where}: the {what} key {key!r} is {number}")
-    return number * factor
-
-
-def weight_label(frame: RawFrame, key: str | None, what: str) -> float:
-    """A weight, 1 where the frame has none."""
-    value = scalar_label(frame, key, what)
-    if value is not None and value < 0:
-        raise DataError(f"{frame.where}: the {what} key {key!r} is negative: {value}")
-    return 1.0 if value is None else value
-
-
-def forces_label(frame: RawFrame, key: str | None, factor: float) -> np.ndarray | None:
-    """[n, 3] finite forces in eV/Angstrom, which ``factor`` makes of those in the file."""
-    value = label_value(frame, key)
-    if value is None:
-        return None
-    if value.shape != (len(frame.numbers), 3):
-        raise DataError(
-            f"{frame.where}: the forces key {key!r} has shape {list(value.shape)}, "
-            f"not [{len(frame.numbers)}, 3]"
-        )
-    bad = np.argwhere(~np.isfinite(value))
-    if len(bad):
-        atom, axis = (int(index) for index in bad[0])
-        raise DataError(
-            f"{frame.where}: the forces key {key!r} is {value[atom, axis]} for "
-            f"{frame.atom(atom)}, component {'xyz'[axis]}"
-        )
-    return value * factor
-
-
-def stress_label(
-    frame: RawFrame, keys: LabelKeys, found: dict[str, str], factors: dict[str, float]
-) -> np.ndarray | None:
-    """[3, 3] stress in eV/Angstrom^3 with ASE's sign, from a stress or else from a virial.
-
-    ``factors`` make eV/Angstrom^3 of the stress and eV of the virial (that of the energy).
-    """
-    stress = _symmetric_label(frame, found.get("stress"), "stress", factors["stress"])
-    virial = _symmetric_label(frame, found.get("virial"), "virial", factors["energy"])
-    if stress is None and virial is None:
-        return None
-    volume = abs(np.linalg.det(frame.cell))
-    if volume < 1e-6:
-        what = "stress" if stress is not None else "virial"
-        raise DataError(
-            f"{frame.where}: the {what} key {found[what]!r} of a frame without a cell of three "
-            f"independent vectors: there is no volume to refer it to. To leave it out: "
-            f"{how_to_name(what, NOT_READ)}"
-        )
-    if stress is not None and keys.stress_convention == "negative":
-        stress = -stress
-    if virial is not None:
-        sign = -1.0 if keys.virial_convention == "virial" else 1.0
-        from_virial = sign * virial / volume
-        if stress is None:
-            return from_virial
-        scale = max(np.abs(stress).max(), np.abs(from_virial).max())
-        if np.abs(stress - from_virial).max() > 1e-3 * scale + 1e-6:
-            raise DataError(
-                f"{frame.where}: the stress key {found['stress']!r} and the virial key "
-                f"{found['virial']!r} disagree (stress xx {stress[0, 0]:.6g}, from the virial "
-                f"{from_virial[0, 0]:.6g} eV/A^3): give their conventions, or ask for one by key"
-            )
-    return stress
-
-
-def _symmetric_label(
-    frame: RawFrame, key: str | None, what: str, factor: float
-) -> np.ndarray | None:
-    """A stress-like label as a symmetric [3, 3], times ``factor``."""
-    value = label_value(frame, key)
-    if value is None:
-        return None
-    if value.shape == (6,):
-        full = np.empty((3, 3))
-        for (row, column), entry in zip(VOIGT, value, strict=True):
-            full[row, column] = full[column, row] = entry
-    elif value.shape in ((9,), (3, 3)):
-        full = value.reshape(3, 3)
-    else:
-        raise DataError(
-            f"{frame.where}: the {what} key {key!r} has shape {list(value.shape)}, "
-            "not [3, 3], [9] or [6]"
-        )
-    if not np.isfinite(full).all():
-        raise DataError(f"{frame.where}: the {what} key {key!r} holds nan or infinity")
-    if np.abs(full - full.T).max() > 1e-3 * np.abs(full).max() + 1e-6:
-        raise DataError(f"{frame.where}: the {what} key {key!r} is not symmetric: {full.tolist()}")
-    return (full + full.T) * (factor / 2)

@@ -10,20 +10,17 @@ from typing import Literal
 import numpy as np
 from ase.calculators.calculator import all_properties
 
+from clebsch.data.census import Census, CensusEntry, take_census
 from clebsch.data.formats import iter_raw_frames
 from clebsch.data.frame import WEIGHTS, Frame
-from clebsch.data.labels import (
-    Census,
-    CensusEntry,
-    LabelKeys,
+from clebsch.data.label_values import (
     forces_label,
-    resolve_keys,
     scalar_label,
     stress_label,
-    take_census,
     unit_factors,
     weight_label,
 )
+from clebsch.data.labels import LabelKeys, resolve_keys
 from clebsch.data.rawframe import RawFrame
 from clebsch.data.references import calls_itself_isolated
 from clebsch.data.units import declared_quantity
