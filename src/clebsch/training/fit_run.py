@@ -27,7 +27,8 @@ from clebsch.training.linear_fit import (
     weights_of_labels,
 )
 from clebsch.training.log import History, RunLog, duration
-from clebsch.training.prepare import BATCH_EDGES, Prepared, data_provenance, run_provenance
+from clebsch.training.prepare import BATCH_EDGES, Prepared
+from clebsch.training.provenance import data_provenance, run_provenance
 from clebsch.training.validate import validate
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from ase.data import chemical_symbols
@@ -20,7 +18,7 @@ from clebsch.data.labels import ALIASES, NOT_READ
 from clebsch.data.loader import BatchSampler, LabelledGraphs
 from clebsch.data.rawframe import where
 from clebsch.data.read import read_frames, read_with_census
-from clebsch.data.references import fit_references, isolated_atoms, spanning_formulas
+from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics
 from clebsch.errors import ConfigError, DataError, UnknownElementError
@@ -29,8 +27,8 @@ from clebsch.models.config import MessagePassingConfig
 from clebsch.potential import Potential
 from clebsch.training.calibration import energy_residuals
 from clebsch.training.config import DEFAULT_RECIPE, Config, DataConfig
-from clebsch.training.configfile import config_dict
 from clebsch.training.loss import trainable_counts
+from clebsch.training.provenance import checksums
 
 Say = Callable[[str], None]
 
@@ -296,41 +294,6 @@ def choose_references(
     return {symbol: fit.energies[symbol] for symbol in species}, "fit"
 
 
-def run_provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
-    """What every model file says of the run that made it; ``data`` as ``data_provenance`` tells."""
-    return {
-        "clebsch": clebsch.__version__,
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": data,
-        "config": config_dict(config),
-    }
-
-
-def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
-    """Files with their checksums, counts and references, for the model file.
-
-    Where references are fitted, formulas say which compositions they were fitted to. How close
-    atoms came is recorded unless training started from a model, which may have seen them closer.
-    """
-    more: dict[str, Any] = {}
-    if prepared.fitted:
-        known = [symbol for symbol in prepared.references if symbol not in prepared.fitted]
-        more["formulas"] = spanning_formulas(prepared.train.frames, known)
-    if not prepared.initial:
-        more["shortest_distances"] = prepared.train.shortest_distances(prepared.potential.species)
-    return {
-        "train": {"files": checksums(config.train), **prepared.train.counts},
-        "valid": {
-            "files": checksums(config.train if config.valid is None else config.valid),
-            **prepared.valid.counts,
-        },
-        "references": prepared.references,
-        "references_from": prepared.origin,
-        **more,
-    }
-
-
 def _check_labels(config: Config, prepared: Prepared) -> None:
     if not trainable_counts(prepared.train.counts, config.loss):
         raise DataError(
@@ -402,15 +365,6 @@ def _advise(config: Config, n_train: int, say: Say) -> None:
             f"{n_train} structures are few: training.batch_size=1, and model=mace_few, may learn "
             "more from them (docs/few-structures.md)"
         )
-
-
-def checksums(paths: Path | Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of files, by path."""
-    sums = {}
-    for path in [paths] if isinstance(paths, Path) else paths:
-        with path.open("rb") as file:
-            sums[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
 
 
 def _names(paths: Path | Sequence[Path]) -> str:

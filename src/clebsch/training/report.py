@@ -19,7 +19,8 @@ from clebsch.terminal import progress_bar
 from clebsch.training.config import Config
 from clebsch.training.configfile import load_run
 from clebsch.training.log import duration
-from clebsch.training.prepare import checksums, read_data
+from clebsch.training.prepare import read_data
+from clebsch.training.provenance import checksums
 
 #: Of larger training sets, so many structures are judged, evenly spaced.
 MAX_TRAINING_FRAMES = 1000

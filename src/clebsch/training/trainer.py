@@ -31,7 +31,8 @@ from clebsch.training.optimizer import (
     swapped_in,
     trained_parameters,
 )
-from clebsch.training.prepare import BATCH_EDGES, Prepared, data_provenance, run_provenance
+from clebsch.training.prepare import BATCH_EDGES, Prepared
+from clebsch.training.provenance import data_provenance, run_provenance
 from clebsch.training.state import (
     TrainingState,
     grouped,
