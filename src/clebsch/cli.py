@@ -415,13 +415,13 @@ def scan(
 ) -> None:
     """Compute the energy along a file of frames, against its own energies if it has them."""
     from clebsch.data.read import read_frames
-    from clebsch.files import check_outputs
-    from clebsch.simulation.scan import check_suffix, run_scan
+    from clebsch.files import check_outputs, check_suffix
+    from clebsch.simulation.scan import FORMAT, run_scan
 
     outputs = output or []
     check_outputs(outputs, overwrite=overwrite, inputs=[model, frames])
     for path in outputs:
-        check_suffix(path)
+        check_suffix(path, *FORMAT)
     keys = label_keys(
         energy=energy_key, energy_unit=energy_unit, forces="none", stress="none", virial="none"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,6 +59,21 @@ def no_such_file(path: Path, kind: str = "a file") -> str:
         names = []
     hint = f" {did_you_mean(path.name, names, 'Files there')}" if names else ""
     return f"{path}: no such file.{hint}"
+
+
+def check_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:
+    """Check, before the work begins, that the name of a file fits what it will hold.
+
+    Args:
+        path: the file to write.
+        suffixes: that its name may have.
+        what: will be written, as a sentence for the message.
+
+    Raises:
+        ClebschError: it has another suffix.
+    """
+    if path.suffix not in suffixes:
+        raise ClebschError(f"{path}: {what}; the name must end in {' or '.join(suffixes)}")
 
 
 def check_output(

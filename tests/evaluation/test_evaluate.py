@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from clebsch.errors import ClebschError, DataError, UnknownElementError
+from clebsch.errors import ClebschError, UnknownElementError
 from clebsch.evaluation.evaluate import N_WORST, evaluate
 from clebsch.evaluation.predictions import write_predictions
 from clebsch.evaluation.tables import milli, print_table
@@ -245,7 +245,7 @@ def test_predictions_of_an_empty_set_are_an_empty_file(tmp_path):
 
 
 def test_predictions_go_to_extended_xyz_only(tmp_path):
-    with pytest.raises(DataError, match=r"must end in \.xyz or \.extxyz"):
+    with pytest.raises(ClebschError, match=r"must end in \.xyz or \.extxyz"):
         write_predictions(tmp_path / "predictions.csv", [])
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import clebsch
 from clebsch.data.labels import LabelKeys
-from clebsch.errors import DataError, UnknownElementError
+from clebsch.errors import ClebschError, DataError, UnknownElementError
 from clebsch.evaluation.evaluate import evaluate
 from clebsch.evaluation.run import run_evaluate
 from clebsch.training.configfile import load_config, write_config
@@ -138,7 +138,7 @@ def test_a_file_given_twice_is_refused(model, data, run):
 
 
 def test_a_useless_output_name_is_refused_before_the_work(data, tmp_path):
-    with pytest.raises(DataError, match="must end in"):
+    with pytest.raises(ClebschError, match="must end in"):
         printed(model=tmp_path / "absent", data=[data], out=tmp_path / "out.csv")
 
 

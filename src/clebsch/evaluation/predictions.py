@@ -16,12 +16,12 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from clebsch.data.frame import Frame
 from clebsch.data.units import DECLARED
-from clebsch.errors import DataError
 from clebsch.evaluation.evaluate import Evaluation
 from clebsch.evaluation.predict import FramePrediction
-from clebsch.files import atomic_write
+from clebsch.files import atomic_write, check_suffix
 
-_SUFFIXES = (".xyz", ".extxyz")
+#: Suffixes of the file, and what it is: see ``check_suffix``.
+FORMAT = ((".xyz", ".extxyz"), "predictions are written as extended XYZ")
 
 
 def write_predictions(path: Path, sets: Iterable[tuple[Sequence[Frame], Evaluation]]) -> None:
@@ -38,10 +38,10 @@ def write_predictions(path: Path, sets: Iterable[tuple[Sequence[Frame], Evaluati
         sets: frames, and the evaluation that was made of them.
 
     Raises:
-        DataError: the name has another suffix.
+        ClebschError: the name has another suffix.
     """
     path = Path(path)
-    check_suffix(path)
+    check_suffix(path, *FORMAT)
     structures = [
         _annotated(frame, prediction)
         for frames, evaluation in sets
@@ -51,19 +51,6 @@ def write_predictions(path: Path, sets: Iterable[tuple[Sequence[Frame], Evaluati
     if structures:
         ase.io.write(text, structures, format="extxyz")
     atomic_write(path, text.getvalue())
-
-
-def check_suffix(path: Path) -> None:
-    """Refuse a name that readers would not take for extended XYZ, before the work is done.
-
-    Raises:
-        DataError: the name ends in something else than .xyz or .extxyz.
-    """
-    if Path(path).suffix not in _SUFFIXES:
-        raise DataError(
-            f"{path}: predictions are written as extended XYZ; the name must end in "
-            f"{' or '.join(_SUFFIXES)}"
-        )
 
 
 def _annotated(frame: Frame, prediction: FramePrediction) -> Atoms:

@@ -14,7 +14,6 @@ from ase.data import atomic_numbers
 import clebsch
 from clebsch.conventions import VOIGT
 from clebsch.data.frame import Frame
-from clebsch.errors import ClebschError
 from clebsch.evaluation.evaluate import Evaluation, FrameErrors
 from clebsch.evaluation.page import Grid, Heading, Part, Plot, Section, Table, Text, render_page
 from clebsch.evaluation.plots import (
@@ -26,11 +25,14 @@ from clebsch.evaluation.plots import (
 from clebsch.evaluation.predict import FramePrediction, wants_stress
 from clebsch.evaluation.tables import milli, short_source, worst_atom_text
 from clebsch.evaluation.viewer import StructureView
-from clebsch.files import atomic_write
+from clebsch.files import atomic_write, check_suffix
 from clebsch.processor import processor_name, usable_cores
 
 if TYPE_CHECKING:
     from clebsch.potential import Potential
+
+#: Suffixes of the file, and what it is: see ``check_suffix``.
+FORMAT = ((".html",), "a report is written as HTML")
 
 #: Frames and what was found on them, by the name of the set.
 EvaluatedSets = Mapping[str, tuple[Sequence[Frame], Evaluation]]
@@ -66,7 +68,7 @@ def write_report(
         ClebschError: the name has another suffix than .html.
     """
     path = Path(path)
-    check_suffix(path)
+    check_suffix(path, *FORMAT)
     evaluations = evaluations or {}
     sections = []
     if evaluations:
@@ -83,16 +85,6 @@ def write_report(
         sections.append(Section("Worst structures", worst))
     atomic_write(path, render_page(title, facts, sections))
     return path
-
-
-def check_suffix(path: Path) -> None:
-    """Refuse a name that browsers would not take for a page, before the work is done.
-
-    Raises:
-        ClebschError: the name ends in something else than .html.
-    """
-    if path.suffix != ".html":
-        raise ClebschError(f"{path}: a report is written as HTML; the name must end in .html")
 
 
 def potential_facts(potential: Potential) -> dict[str, str]:

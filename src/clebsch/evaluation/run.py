@@ -13,9 +13,10 @@ from rich.console import Console
 import clebsch
 from clebsch.data.frame import Frame
 from clebsch.data.read import LabelKeys, path_list, read_frames
+from clebsch.evaluation import predictions
 from clebsch.evaluation.evaluate import Evaluation, evaluate
-from clebsch.evaluation.predictions import check_suffix, write_predictions
 from clebsch.evaluation.tables import print_table
+from clebsch.files import check_suffix
 from clebsch.potential import Potential
 from clebsch.terminal import progress_bar, say
 
@@ -60,11 +61,11 @@ def run_evaluate(
     """
     console = console or Console()
     if out is not None:
-        check_suffix(out)
+        check_suffix(out, *predictions.FORMAT)
     if report is not None:
-        from clebsch.evaluation.report import check_suffix as check_report_suffix
+        from clebsch.evaluation.report import FORMAT
 
-        check_report_suffix(report)
+        check_suffix(report, *FORMAT)
     potential = clebsch.load(model, dtype=dtype, device=device, head=head)
     trained = potential.provenance.get("config", {}).get("data", {})
     strict = keys is not None
@@ -83,7 +84,7 @@ def run_evaluate(
         for name, (_, evaluation) in sets.items():
             print_table(console, name, evaluation)
     if out is not None:
-        write_predictions(out, sets.values())
+        predictions.write_predictions(out, sets.values())
         if not as_json:
             say(f"Predictions: {out}", console)
     if report is not None:

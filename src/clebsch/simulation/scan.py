@@ -15,24 +15,13 @@ import numpy as np
 from clebsch.data.frame import Frame
 from clebsch.errors import ClebschError, DataError, did_you_mean
 from clebsch.evaluation.predict import not_finite
-from clebsch.files import atomic_write, check_output
+from clebsch.files import atomic_write, check_output, check_suffix
 from clebsch.potential import Potential
 
 ORIGINS = ("minimum", "first")
 
-
-#: What a scan can be written as.
-SUFFIXES = (".csv", ".json", ".png", ".svg")
-
-
-def check_suffix(path: Path) -> None:
-    """Refuse a name that no scan is written under.
-
-    Raises:
-        ClebschError: it has another suffix.
-    """
-    if path.suffix not in SUFFIXES:
-        raise ClebschError(f"{path}: a scan is written as {', '.join(SUFFIXES)}")
+#: Suffixes of the file, and what it is: see ``check_suffix``.
+FORMAT = ((".csv", ".json", ".png", ".svg"), "a scan is written as a table, JSON or a figure")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +116,7 @@ class ScanResult:
             ClebschError: another suffix, or a folder that does not exist.
         """
         path = check_output(path, overwrite=True)
-        check_suffix(path)
+        check_suffix(path, *FORMAT)
         if path.suffix == ".csv":
             content = self._csv()
         elif path.suffix == ".json":
