@@ -73,18 +73,11 @@ def _run(
     threads.launch(kernel, out.dtype, ranges, lambda part: held, n_species)
 
 
-def _linear_fake(
-    inputs: Tensor,
-    packed: Tensor,
-    order: Tensor | None,
-    ptr: Tensor | None,
-    dims: _Sizes,
-    copies: _Sizes,
-    transposed: bool,
-) -> Tensor:
-    channels, bits = inputs.shape[2], inputs.dtype.itemsize * 8
-    spec = _spec(tuple(dims), tuple(copies), transposed, channels, bits)
-    return inputs.new_empty((inputs.shape[0], spec.n_outputs, channels))
+def _linear_fake(inputs: Tensor, packed: Tensor, *others: Any) -> Tensor:
+    *_, dims, copies, transposed = others
+    counts = copies if transposed else [1] * len(dims)
+    n_outputs = sum(dim * n for dim, n in zip(dims, counts, strict=True))
+    return inputs.new_empty((inputs.shape[0], n_outputs, inputs.shape[2]))
 
 
 def _weight(
@@ -105,16 +98,8 @@ def _weight(
     return out
 
 
-def _weight_fake(
-    inputs: Tensor,
-    cotangent: Tensor,
-    order: Tensor | None,
-    ptr: Tensor | None,
-    n_species: int,
-    dims: _Sizes,
-    copies: _Sizes,
-    transposed: bool,
-) -> Tensor:
+def _weight_fake(inputs: Tensor, cotangent: Tensor, *others: Any) -> Tensor:
+    *_, n_species, _, copies, _ = others
     channels = inputs.shape[2]
     return inputs.new_empty((n_species, sum(copies), channels, channels))
 
