@@ -238,7 +238,7 @@ def variants(number: int, told: Callable[..., str], device: str = "cuda") -> Non
         random(graph.n_atoms, plan.node_irreps.dim, n_channels),
     )
     cotangent = random(graph.n_atoms, plan.out_dim, n_channels)
-    walked, operators = convolution.walked(graph), torch.ops.clebsch_gpu
+    walked, operators = convolution.graph_tensors(graph), torch.ops.clebsch_gpu
     calls = {
         "convolve": lambda: operators.convolve(plan.key, *given, *walked),
         "convolve_gradients": lambda: operators.convolve_gradients(

@@ -27,8 +27,8 @@ from clebsch.training.configfile import config_dict, differences, load_run, writ
 from clebsch.training.fit_run import FitResult, run_fit
 from clebsch.training.fit_state import fit_state_file, read_fit_state
 from clebsch.training.log import RunLog
+from clebsch.training.parallelism import with_parallelism
 from clebsch.training.prepare import prepare
-from clebsch.training.shares import with_shares
 from clebsch.training.state import Finished, TrainingState, read_newest_state, state_files
 from clebsch.training.trainer import Trainer
 
@@ -110,7 +110,7 @@ def train(
         prepared = prepare(config, log.say)
         if config.is_linear:
             return _fit_result(run, run_fit(config, prepared, run, log, started, until=until))
-        config = with_shares(config, prepared, log.say)
+        config = with_parallelism(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         if config.initial is not None:
             trainer.evaluate()  # what training starts from may stay the best
@@ -175,7 +175,7 @@ def resume(
             if state.best is None or _is_sound(run / "model.safetensors"):
                 return _result(run, state, finished)
         prepared = prepare(config, log.say)
-        config = with_shares(config, prepared, log.say)
+        config = with_parallelism(config, prepared, log.say)
         trainer = Trainer(config, prepared, run, log, started)
         trainer.restore(state, tensors)
         if finished is not None:

@@ -49,7 +49,7 @@ def convolve(
 ) -> Tensor:
     """See ``reference.convolve``."""
     out: Tensor = torch.ops.clebsch_gpu.convolve(
-        plan.key, path_weights, harmonics, nodes, *walked(graph)
+        plan.key, path_weights, harmonics, nodes, *graph_tensors(graph)
     )
     return out
 
@@ -64,7 +64,7 @@ GRAPH = (
 )
 
 
-def walked(graph: AtomGraph) -> tuple[Tensor, ...]:
+def graph_tensors(graph: AtomGraph) -> tuple[Tensor, ...]:
     """The tensors of ``GRAPH``."""
     ends = (graph.row_ptr, graph.senders, graph.receivers)
     return (*ends, graph.sender_ptr, graph.sender_order)
@@ -159,7 +159,7 @@ class Call:
     Args:
         plan: key of the plan.
         nodes: [N, H, K].
-        graph: as in ``walked``.
+        graph: as in ``graph_tensors``.
         width: F, where kernels make path weights of the last hidden layer, [E, F].
     """
 

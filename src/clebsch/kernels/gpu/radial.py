@@ -23,9 +23,9 @@ from clebsch.kernels.gpu.convolution import (
     GRAPH,
     Call,
     forward,
+    graph_tensors,
     read_gradients,
     rounds_to_tf32,
-    walked,
 )
 from clebsch.kernels.gpu.operators import operators
 from clebsch.kernels.plan import ConvolutionPlan
@@ -48,7 +48,7 @@ def convolve_radial(
 ) -> Tensor:
     """See ``reference.convolve_radial``."""
     out: Tensor = torch.ops.clebsch_gpu.convolve_radial(
-        plan.key, hidden, last_weight, harmonics, nodes, *walked(graph)
+        plan.key, hidden, last_weight, harmonics, nodes, *graph_tensors(graph)
     )
     return out
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clebsch.graph import AtomGraph
 from clebsch.kernels.convolution_operators import define_convolution
-from clebsch.kernels.gpu.convolution import GRAPH, Call, forward, read_gradients, walked
+from clebsch.kernels.gpu.convolution import GRAPH, Call, forward, graph_tensors, read_gradients
 from clebsch.kernels.gpu.operators import operators
 from clebsch.kernels.plan import ConvolutionPlan
 
@@ -27,7 +27,7 @@ def convolve_table(
 ) -> Tensor:
     """See ``reference.convolve_table``; the table is a constant, and there is one derivative."""
     out: Tensor = torch.ops.clebsch_gpu.convolve_table(
-        plan.key, places, table, harmonics, nodes, *walked(graph)
+        plan.key, places, table, harmonics, nodes, *graph_tensors(graph)
     )
     return out
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import clebsch
 from clebsch.errors import ConfigError
-from clebsch.training import shares as module
+from clebsch.training import parallelism as module
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import train
 from clebsch.training.prepare import prepare
@@ -95,7 +95,7 @@ def test_long_runs_get_a_process_for_each_core_and_structure_of_a_batch(
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     settings = config(data_file(tmp_path), *given)
     prepared = prepare(settings, lambda _: None)
-    found = module.with_shares(settings, prepared, lambda _: None)
+    found = module.with_parallelism(settings, prepared, lambda _: None)
     assert (found.processes, found.threads) == expected
 
 
@@ -103,4 +103,6 @@ def test_processes_on_a_gpu_are_refused(tmp_path: Path) -> None:
     settings = config(data_file(tmp_path), "processes=2")
     prepared = prepare(settings, lambda _: None)
     with pytest.raises(ConfigError, match=r"processes: .* not on device cuda"):
-        module.with_shares(settings.model_copy(update={"device": "cuda"}), prepared, lambda _: None)
+        module.with_parallelism(
+            settings.model_copy(update={"device": "cuda"}), prepared, lambda _: None
+        )

@@ -23,7 +23,7 @@ REPETITIONS = 3
 LONG = 60.0
 
 
-def with_shares(config: Config, prepared: Prepared, say: Say) -> Config:
+def with_parallelism(config: Config, prepared: Prepared, say: Say) -> Config:
     """The configuration with ``processes`` and ``threads`` numbers.
 
     Structures divide better than operations: if both are open and the run is long, there is a
