@@ -131,8 +131,8 @@ def test_a_backend_that_forgets_a_symmetry_is_found() -> None:
 
     tested = potential(backend="reference")
     tested.compute_with(dataclasses.replace(reference, name="forged", convolve_radial=crooked))
-    patient = doctor._Patient(tested, tested, "forged", torch.float64)
-    wrong = {check.name for check in patient.checks("molecule", ethanol()) if not check.passed}
+    candidate = doctor._Candidate(tested, tested, "forged", torch.float64)
+    wrong = {check.name for check in candidate.checks("molecule", ethanol()) if not check.passed}
     assert "rotation" in wrong
     assert "order of atoms" not in wrong
 
