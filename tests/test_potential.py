@@ -17,6 +17,7 @@ from ase import Atoms
 import clebsch
 from builders import copied_potential, ethanol, potential, skewed_cell, statistics
 from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError
+from clebsch.graph import batch_graphs
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import machine
 from clebsch.kernels.cpu.linear import _all_atoms
@@ -271,6 +272,44 @@ def test_what_is_no_graph_and_no_structure_is_refused_with_what_to_do() -> None:
             tested.graph(name)  # type: ignore[arg-type]
     with pytest.raises(ClebschError, match="no structure"):
         tested.graph([])
+
+
+def small(elements: str, **settings: Any) -> clebsch.Potential:
+    return clebsch.build({"channels": 2, "l_max": 1, "cutoff": 4.0} | settings, elements.split())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (small("H C N"), r"made for H, C, N, and this potential is for H, C, O: .*\.graph\("),
+        (small("H C O", cutoff=3.5), r"cut-off of 3\.5 Angstrom.* is for a cut-off of 4 Angstrom"),
+    ],
+    ids=["elements", "cutoff"],
+)
+def test_the_graph_of_another_potential_is_refused(other: clebsch.Potential, message: str) -> None:
+    """It would give the energy of other elements, or of some of the neighbours, without a word."""
+    graph = other.graph(ethanol()[:2] if "N" in other.species else ethanol())
+    for one in (graph, graph.to("cpu"), graph.with_positions(graph.positions.clone())):
+        with pytest.raises(ClebschError, match=message):
+            small("H C O")(one)
+
+
+def test_a_graph_with_the_same_elements_and_a_longer_cutoff_serves() -> None:
+    tested = small("H C O")
+    far = small("H C O", cutoff=4.5).graph(ethanol())
+    assert far.n_edges > tested.graph(ethanol()).n_edges
+    torch.testing.assert_close(tested(far).energy, tested(tested.graph(ethanol())).energy)
+    copied = pickle.loads(pickle.dumps(tested))
+    assert torch.equal(
+        copied(tested.graph(ethanol())).energy, tested(copied.graph(ethanol())).energy
+    )
+
+
+def test_graphs_of_different_potentials_cannot_be_batched() -> None:
+    graphs = [small("H C O", cutoff=cutoff).graph(ethanol()) for cutoff in (4.0, 4.5)]
+    with pytest.raises(ClebschError, match="cannot be batched"):
+        batch_graphs(graphs)
+    assert batch_graphs([graphs[0]] * 2).scope == graphs[0].scope
 
 
 def test_public_names_are_listed() -> None:

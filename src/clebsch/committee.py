@@ -16,7 +16,7 @@ from torch import Tensor
 from clebsch.errors import ClebschError
 from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.models.ace import ACE
-from clebsch.potential import Potential, demand_graph, edge_forces, refuse_inference_mode
+from clebsch.potential import Potential, edge_forces, refuse_inference_mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,10 @@ def uncertainty(potential: Potential, graph: AtomGraph) -> Uncertainty:
         graph: one structure or several.
 
     Raises:
-        ClebschError: the potential has no committee, ``torch.inference_mode`` is on, or structures
-            in place of their graph.
+        ClebschError: the potential has no committee, ``torch.inference_mode`` is on, structures in
+            place of their graph, or the graph of another potential.
     """
-    demand_graph(graph, "uncertainty(potential, potential.graph(structures))")
+    potential.demand_graph(graph, "uncertainty(potential, potential.graph(structures))")
     network = potential.model
     if not isinstance(network, ACE) or not network.committee.any():
         raise ClebschError(

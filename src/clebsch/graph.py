@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clebsch.errors import DataError
+from clebsch.errors import ClebschError, DataError
 
 _INDICES = (
     "species",
@@ -21,6 +21,19 @@ _INDICES = (
     "frame",
     "frame_ptr",
 )
+
+
+@dataclass(frozen=True)
+class GraphScope:
+    """What a graph can be used for.
+
+    Attributes:
+        cutoff: Angstrom; all pairs closer than this are edges.
+        elements: symbols, which the graph's species are indices into.
+    """
+
+    cutoff: float
+    elements: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +57,7 @@ class AtomGraph:
         sender_ptr: [n_atoms + 1] int64.
         frame: [n_atoms] int64, which structure an atom belongs to, ascending.
         frame_ptr: [n_frames + 1] int64.
+        scope: what it can be used for, if whoever made it said so.
 
     Raises:
         DataError: indices of another precision.
@@ -61,6 +75,7 @@ class AtomGraph:
     sender_ptr: Tensor
     frame: Tensor
     frame_ptr: Tensor
+    scope: GraphScope | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in _INDICES:  # kernels read memory as it is
@@ -94,7 +109,8 @@ class AtomGraph:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> AtomGraph:
         """The graph with something else in place of each tensor, its copy on a device perhaps."""
-        return AtomGraph(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        mapped = {name: function(getattr(self, name)) for name in TENSORS}
+        return AtomGraph(**mapped, scope=self.scope)
 
     def with_positions(self, positions: Tensor, cell: Tensor | None = None) -> AtomGraph:
         """The same edges over other positions (and cells), as a neighbour list with a skin needs.
@@ -102,6 +118,10 @@ class AtomGraph:
         Edges longer than the cut-off contribute nothing: every model's envelope is zero there.
         """
         return replace(self, positions=positions, cell=self.cell if cell is None else cell)
+
+
+#: Names of a graph's tensors, in the order in which ``AtomGraph`` takes them.
+TENSORS = tuple(one.name for one in fields(AtomGraph) if one.name != "scope")
 
 
 def edge_vectors(graph: AtomGraph, positions: Tensor) -> Tensor:
@@ -154,9 +174,13 @@ def batch_graphs(graphs: Sequence[AtomGraph]) -> AtomGraph:
 
     Raises:
         ValueError: nothing to batch.
+        ClebschError: they were made for different cut-offs or elements.
     """
     if not graphs:
         raise ValueError("batch_graphs needs at least one graph")
+    scope = graphs[0].scope
+    if any(graph.scope != scope for graph in graphs):
+        raise ClebschError("graphs for different cut-offs or elements cannot be batched")
     if len(graphs) == 1:
         return graphs[0]
     atom_offset = _offsets([g.n_atoms for g in graphs])
@@ -186,6 +210,7 @@ def batch_graphs(graphs: Sequence[AtomGraph]) -> AtomGraph:
         sender_ptr=joined_ptr("sender_ptr", edge_offset),
         frame=joined("frame", frame_offset),
         frame_ptr=joined_ptr("frame_ptr", atom_offset),
+        scope=scope,
     )
 
 

@@ -10,7 +10,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from clebsch.errors import (
     UnknownElementError,
     did_you_mean,
 )
-from clebsch.graph import AtomGraph, batch_graphs, edge_vectors
+from clebsch.graph import AtomGraph, GraphScope, batch_graphs, edge_vectors
 from clebsch.kernels.backend import Kernels
 from clebsch.kernels.dispatch import best_backend, load_backend
 from clebsch.models.config import ModelConfig
@@ -104,6 +104,7 @@ class Potential(nn.Module):
         self.model = model
         self.head = head
         self.prior = prior
+        self._scope = GraphScope(config.cutoff, self.species)
         self.provenance: dict[str, Any] = {}
         self._kernels: Kernels = load_backend("reference")
         self._choose_again = False
@@ -180,7 +181,7 @@ class Potential(nn.Module):
         device = search_place(self.device)
         species = [self._index_of_number[int(z)] for z in numbers]
         try:
-            return neighbor_graph(
+            graph = neighbor_graph(
                 torch.tensor(np.asarray(structure.positions), dtype=torch.float64, device=device),
                 torch.tensor(np.asarray(structure.cell), dtype=torch.float64, device=device),
                 torch.tensor(np.asarray(structure.pbc), dtype=torch.bool, device=device),
@@ -189,6 +190,31 @@ class Potential(nn.Module):
             )
         except DataError as error:
             raise DataError(f"{place}: {error}") if place else error from None
+        return replace(graph, scope=self._scope)
+
+    def demand_graph(self, graph: object, call: str) -> None:
+        """Say that the potential computes on its own graphs, and how to ``call`` it with one.
+
+        Raises:
+            ClebschError: it is no graph, or one for other elements or a shorter cut-off.
+        """
+        if not isinstance(graph, AtomGraph):
+            raise ClebschError(
+                f"a potential computes on graphs, not on {type(graph).__name__}: {call}"
+            )
+        if graph.scope is None or graph.scope is self._scope:
+            return
+        made, needed = graph.scope, self._scope
+        if made.elements != needed.elements:
+            theirs, ours = ", ".join(made.elements), ", ".join(needed.elements)
+        elif made.cutoff < needed.cutoff:
+            theirs, ours = (f"a cut-off of {s.cutoff:g} Angstrom" for s in (made, needed))
+        else:
+            return
+        raise ClebschError(
+            f"the graph was made for {theirs}, and this potential is for {ours}: let it make one "
+            f"of its own, {call}"
+        )
 
     def forward(
         self,
@@ -206,9 +232,9 @@ class Potential(nn.Module):
         Raises:
             ClebschError: an unknown output; stress without a cell; a Hessian of several structures
                 or of a tabulated potential; derivatives under ``torch.inference_mode``; structures
-                in place of their graph.
+                in place of their graph, or a graph for other elements or a shorter cut-off.
         """
-        demand_graph(graph, "potential(potential.graph(structures))")
+        self.demand_graph(graph, "potential(potential.graph(structures))")
         asked = {outputs} if isinstance(outputs, str) else set(outputs)
         for name in asked - set(OUTPUTS):
             raise ClebschError(f"unknown output {name!r}. {did_you_mean(name, OUTPUTS)}")
@@ -396,16 +422,6 @@ class Potential(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own recordings."""
         return {**self.__dict__, "_repeats": Repeats()}
-
-
-def demand_graph(graph: object, call: str) -> None:
-    """Say that potentials compute on graphs, and how to ``call`` them with one.
-
-    Raises:
-        ClebschError: it is no graph.
-    """
-    if not isinstance(graph, AtomGraph):
-        raise ClebschError(f"a potential computes on graphs, not on {type(graph).__name__}: {call}")
 
 
 def refuse_inference_mode(what: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from clebsch.errors import ClebschError
-from clebsch.graph import AtomGraph, example_graphs
+from clebsch.graph import TENSORS, AtomGraph, example_graphs
 from clebsch.recording import Recording
 from clebsch.replay import (
     Captured,
@@ -218,7 +218,7 @@ class Repeats:
             names = list(wanted)
             parameters = [p for p in potential.parameters() if p.requires_grad]
             late_rows = [(ROWS[name], SIZES[name]) for name in names]
-        n_early = len(fields(AtomGraph))
+        n_early = len(TENSORS)
 
         def function(*tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             graph, cotangents = AtomGraph(*tensors[:n_early]), list(tensors[n_early:])

@@ -16,13 +16,13 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from clebsch.graph import AtomGraph
+from clebsch.graph import TENSORS, AtomGraph
 from clebsch.recording import Recording, Tensors
 
 #: Sizes within an octave: padding adds less than one part in so many.
@@ -161,7 +161,7 @@ def is_small(graph: AtomGraph) -> bool:
 
 def tensors_of(graph: AtomGraph) -> Tensors:
     """The tensors of a graph in the order of ``AtomGraph``."""
-    return tuple(getattr(graph, field.name) for field in fields(AtomGraph))
+    return tuple(getattr(graph, name) for name in TENSORS)
 
 
 def late_inputs(

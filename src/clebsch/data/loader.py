@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clebsch.contacts import shortest_distances
 from clebsch.data.frame import Frame
-from clebsch.graph import AtomGraph, batch_graphs
+from clebsch.graph import TENSORS, AtomGraph, batch_graphs
 
 
 class GraphMaker(Protocol):
@@ -96,9 +96,9 @@ def collate(
 _Item = TypeVar("_Item", AtomGraph, Labels)
 
 
-def _packed(items: Sequence[_Item]) -> dict[str, tuple[Tensor, list[int]]]:
-    """Each field of graphs or labels as one tensor, with the length that belongs to each item."""
-    columns = {f.name: [getattr(item, f.name) for item in items] for f in fields(type(items[0]))}
+def _packed(items: Sequence[_Item], names: Iterable[str]) -> dict[str, tuple[Tensor, list[int]]]:
+    """Tensors of some graphs or labels, each as one, and how much of it belongs to each item."""
+    columns = {name: [getattr(item, name) for item in items] for name in names}
     return {name: (torch.cat(parts), [len(p) for p in parts]) for name, parts in columns.items()}
 
 
@@ -151,7 +151,8 @@ class LabelledGraphs:
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes: tensors joined, since each of them is pickled by itself."""
-        return self.__dict__ | {"_graphs": _packed(self._graphs), "_labels": _packed(self._labels)}
+        labels = _packed(self._labels, (f.name for f in fields(Labels)))
+        return self.__dict__ | {"_graphs": _packed(self._graphs, TENSORS), "_labels": labels}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         graphs, labels = _unpacked(AtomGraph, state["_graphs"]), _unpacked(Labels, state["_labels"])
@@ -179,7 +180,7 @@ class LabelledGraphs:
     @property
     def n_bytes(self) -> int:
         """Main memory that the graphs take."""
-        tensors = (getattr(graph, f.name) for graph in self._graphs for f in fields(AtomGraph))
+        tensors = (getattr(graph, name) for graph in self._graphs for name in TENSORS)
         return sum(tensor.nbytes for tensor in tensors)
 
     def shortest_distances(self, species: Sequence[str]) -> dict[str, float]:
