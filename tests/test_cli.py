@@ -315,6 +315,37 @@ def test_evaluate_writes_json_predictions_and_report(
     assert "<html" in report.read_text()
 
 
+def test_a_committee_tells_how_sure_a_model_is(run: Run, folder: Path, tmp_path: Path) -> None:
+    model, other, data = folder / "model.safetensors", tmp_path / "other", folder / "water.xyz"
+    known = clebsch.load(model)
+    clebsch.build(known.config, known.species, seed=1).save(other)
+    predictions = tmp_path / "predicted.xyz"
+    options = ("--committee", other, "--predictions", predictions)
+    status, out, err = run("evaluate", model, data, *options)
+    assert (status, err) == (0, "")
+    assert "What the committee says" in out
+    assert "Most uncertain structures" in out
+    frames = ase.io.read(predictions, index=":")
+    most = max(float(frame.arrays["uncertainty_forces"].max()) for frame in frames)
+    assert all(frame.info["uncertainty_energy"] > 0 for frame in frames)
+    status, out, _ = run("evaluate", model, data, "--committee", other, "--json")
+    told = json.loads(out)["sets"]["water.xyz"]["calibration"]["most_uncertain"][0]
+    assert told["uncertainty"] == pytest.approx(most, rel=1e-4)
+
+    output = ("--output", tmp_path / "md.traj", "--steps", 2, "--interval", 1)
+    status, out, _ = run("md", model, data, *output, "--committee", other, "--json")
+    assert status == 0
+    assert json.loads(out)["most_uncertain"]["uncertainty"] > 0
+    stop = ("--committee", other, "--stop-at-uncertainty", 1e-9, "--overwrite")
+    status, _, err = run("md", model, data, *output, *stop)
+    assert status == 1
+    assert "stopped at step 0 (0.0000 ps): a force is more uncertain than 1e-09" in err
+    for command in (("evaluate", model, data), ("md", model, data, *output, "--overwrite")):
+        status, _, err = run(*command, "--uncertainty")
+        assert status == 2
+        assert "alone has no committee" in err
+
+
 @pytest.mark.parametrize("command", ["predictions", "report", "scan"])
 def test_results_replace_no_file_and_never_one_that_is_read(
     run: Run, folder: Path, tmp_path: Path, command: str

@@ -31,6 +31,7 @@ from clebsch.cli_options import (
     INTERRUPTED,
     TF32,
     AsJSON,
+    Committee,
     Data,
     Device,
     DType,
@@ -41,6 +42,7 @@ from clebsch.cli_options import (
     LabelOptions,
     Model,
     Overwrite,
+    OwnUncertainty,
     Pbc,
     Structure,
     label_keys,
@@ -168,6 +170,8 @@ def evaluate(
     labels: LabelOptions,
     pbc: Pbc = None,
     as_json: AsJSON = False,
+    committee: Committee = None,
+    uncertainty: OwnUncertainty = False,
     head: Head = None,
     device: Device = "cpu",
     dtype: DType = None,
@@ -183,7 +187,8 @@ def evaluate(
     from clebsch.files import check_outputs
     from clebsch.rounding import allow_tf32
 
-    check_outputs((predictions, report), overwrite=overwrite, inputs=[model, *data])
+    inputs = [model, *(committee or []), *data]
+    check_outputs((predictions, report), overwrite=overwrite, inputs=inputs)
     with allow_tf32(tf32):
         judged = run_evaluate(
             model,
@@ -196,6 +201,7 @@ def evaluate(
             device=usable_device(device),
             dtype=precision(dtype),
             head=head,
+            committee=(committee or []) if committee or uncertainty else None,
         )
     if predictions is None and not any(evaluation.metrics for _, evaluation in judged.values()):
         raise typer.Exit(BAD_ANSWER)  # nothing was judged, and nothing else was asked for
@@ -263,6 +269,14 @@ def md(
             help="End the run when atoms come much closer than any in training. Exit status 1.",
         ),
     ] = False,
+    committee: Committee = None,
+    uncertainty: OwnUncertainty = False,
+    stop_at_uncertainty: Annotated[
+        float | None,
+        typer.Option(
+            help="End the run when a force is more uncertain than this, eV/Angstrom. Exit status 1."
+        ),
+    ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Go on with the run that --output belongs to.")
     ] = False,
@@ -291,6 +305,9 @@ def md(
         time = 10.0
     atoms = read_structure(structure, index)
     potential = load_model(model, device, dtype, head)
+    members = None
+    if committee or uncertainty:
+        members = [load_model(path, device, dtype, head) for path in committee or []]
     check_fits(potential, atoms, str(structure), "npt" if ensemble == "npt" else None)
     if tabulate:
         potential = potential.tabulated()
@@ -310,9 +327,11 @@ def md(
             output=output,
             interval=interval,
             stop_at_contacts=stop_at_contacts,
+            committee=members,
+            stop_at_uncertainty=stop_at_uncertainty,
             restart=restart,
             overwrite=overwrite,
-            inputs=[model, structure],
+            inputs=[model, *(committee or []), structure],
             name=str(structure),
             progress=lambda done, total, _: advance(done, total),
         )

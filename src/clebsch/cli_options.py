@@ -54,6 +54,17 @@ Fix = Annotated[
         "total_charge=0,total_spin=1; it is then one for structures of these."
     ),
 ]
+Committee = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Another model file, trained from another seed: how far its forces and those of the "
+        "model are apart tells how sure the model is. May be given several times."
+    ),
+]
+OwnUncertainty = Annotated[
+    bool,
+    typer.Option("--uncertainty", help="Tell how sure a linear ACE is, which needs no committee."),
+]
 AsJSON = Annotated[
     bool, typer.Option("--json", help="Print JSON (eV, Angstrom) instead of a table.")
 ]

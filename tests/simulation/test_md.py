@@ -8,12 +8,14 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLength, FixInternals
 from morse import Analytic, Morse, cluster, thermal_energy
 
+import clebsch
 from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.simulation.md import MDResult, run_md
 from clebsch.simulation.recorder import read_log
@@ -335,6 +337,81 @@ def test_a_restart_stops_at_contacts_of_its_own_frames(tmp_path: Path) -> None:
     go_on(40, "between.traj", interval=20, restart=True)
     frames = ase.io.read(tmp_path / "between.traj", index=":")
     assert [frame.info["step"] for frame in frames] == [0, 20, 40]
+
+
+def copper(seed: int) -> clebsch.Potential:
+    config = {"channels": 2, "l_max": 1, "cutoff": 4.0}
+    return clebsch.build(config, ["Cu"], dtype=torch.float64, seed=seed)
+
+
+def test_a_committee_tells_how_uncertain_every_frame_is(tmp_path: Path) -> None:
+    """It moves nothing, and a run that went on tells the same as one that did not stop."""
+    members = [copper(seed) for seed in range(3)]
+
+    def go_on(steps: int, output: str, committee: Any = members[1:], **options: Any) -> MDResult:
+        options |= {"output": tmp_path / output, "interval": 2, "committee": committee}
+        return run_md(members[0], cluster(), steps=steps, temperature=300, **options)
+
+    whole, alone = go_on(20, "whole.traj"), go_on(20, "alone.traj", committee=None)
+    frames = ase.io.read(whole.trajectory, index=":")
+    forces = np.array([[one(one.graph(f)).forces.numpy() for one in members] for f in frames])
+    away = np.sqrt((forces.std(1, ddof=1) ** 2).sum(-1))
+    column = read_log(whole.log)["uncertainty_eV_A"]
+    np.testing.assert_allclose(column, away.max(1), atol=2e-9)
+    np.testing.assert_allclose([f.info["uncertainty_eV_A"] for f in frames], away.max(1), rtol=1e-9)
+    frame, atom = np.unravel_index(away.argmax(), away.shape)
+    told = whole.to_json()["most_uncertain"]
+    assert (told["step"], told["atom"]) == (2 * frame, atom)
+    assert told["uncertainty"] == pytest.approx(away.max())
+    assert f"up to {away.max():.3f} eV/Angstrom for atom {atom} (Cu) at" in whole.describe()
+    np.testing.assert_array_equal(whole.atoms.positions, alone.atoms.positions)
+    assert alone.to_json()["most_uncertain"] is None
+    assert "uncertainty_eV_A" not in read_log(alone.log)
+
+    go_on(8, "md.traj")
+    assert go_on(20, "md.traj", restart=True).most_uncertain == whole.most_uncertain
+    np.testing.assert_array_equal(read_log(tmp_path / "md.log")["uncertainty_eV_A"], column)
+    for output, committee, how in (("md", None, "with a"), ("alone", members[1:], "without a")):
+        with pytest.raises(ClebschError, match=f"begun {how} committee"):
+            go_on(30, f"{output}.traj", committee=committee, restart=True)
+
+
+def test_a_run_stops_where_a_force_is_too_uncertain(tmp_path: Path) -> None:
+    members = [copper(seed) for seed in range(2)]
+
+    def go_on(output: str, limit: float | None = None, **options: Any) -> MDResult:
+        options |= {"committee": members[1:], "stop_at_uncertainty": limit}
+        path = tmp_path / output
+        return run_md(members[0], cluster(), steps=40, temperature=900, output=path, **options)
+
+    column = read_log(go_on("whole.traj").log)["uncertainty_eV_A"]
+    limit = float(np.sort(column)[-1] + max(c for c in column if c < column.max())) / 2
+    first = 10 * int((column > limit).argmax())
+    with pytest.raises(BlowUpError, match=rf"stopped at step {first} .*uncertain than {limit:g} "):
+        go_on("stop.traj", limit)
+    assert ase.io.read(tmp_path / "stop.traj").info["step"] == first
+    assert go_on("stop.traj", limit=10 * limit, restart=True).steps == 40
+    for bad in (0.0, -1.0, float("nan")):
+        with pytest.raises(ClebschError, match="above 0"):
+            go_on("bad.traj", bad)
+    assert not (tmp_path / "bad.traj").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (EMT(), {"committee": [copper(0)]}, "not of EMT"),
+        (copper(0), {"committee": []}, "alone has no committee"),
+        (copper(0), {"stop_at_uncertainty": 1.0}, "alone has no committee"),
+    ],
+)
+def test_uncertainties_that_nothing_tells_are_refused_at_once(
+    tmp_path: Path, source: Any, options: dict[str, Any], message: str
+) -> None:
+    output = tmp_path / "md.traj"
+    with pytest.raises(ClebschError, match=message):
+        run_md(source, cluster(), steps=1, temperature=300, output=output, **options)
+    assert not output.exists()
 
 
 def test_npt_refuses_fixed_atoms(tmp_path: Path) -> None:

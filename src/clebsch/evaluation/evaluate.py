@@ -13,6 +13,12 @@ from clebsch.data.frame import Frame, describe_left_out
 from clebsch.data.references import undetermined
 from clebsch.evaluation.metrics import ErrorAccumulator
 from clebsch.evaluation.predict import MAX_EDGES, FramePrediction, predict, wants_stress
+from clebsch.evaluation.uncertainty import (
+    Calibration,
+    FrameUncertainty,
+    calibrate,
+    predict_uncertainties,
+)
 
 if TYPE_CHECKING:
     from clebsch.potential import Potential
@@ -71,6 +77,8 @@ class Evaluation:
         worst_forces: structures by descending force RMSE.
         worst_energies: structures by descending absolute energy error per atom.
         predictions: one per frame, in their order.
+        uncertainties: likewise, empty without a committee.
+        calibration: of the uncertainties; None without a committee or without frames.
         seconds: wall time.
         notes: what had to be changed on the way (batches made smaller), labels that were left out,
             and energies that mean little.
@@ -87,9 +95,11 @@ class Evaluation:
     predictions: tuple[FramePrediction, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    uncertainties: tuple[FrameUncertainty, ...] = ()
+    calibration: Calibration | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the predictions, ready for ``json.dumps``."""
+        """Everything but predictions and uncertainties, ready for ``json.dumps``."""
         return {
             "n_frames": self.n_frames,
             "n_atoms": self.n_atoms,
@@ -105,6 +115,7 @@ class Evaluation:
             "groups": {name: asdict(group) for name, group in self.groups.items()},
             "worst_forces": [asdict(errors) for errors in self.worst_forces],
             "worst_energies": [asdict(errors) for errors in self.worst_energies],
+            "calibration": self.calibration and asdict(self.calibration),
             "seconds": self.seconds,
             "notes": list(self.notes),
         }
@@ -114,6 +125,7 @@ def evaluate(
     potential: Potential,
     frames: Sequence[Frame],
     *,
+    committee: Sequence[Potential] | None = None,
     max_edges: int = MAX_EDGES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -125,15 +137,25 @@ def evaluate(
     Args:
         potential: the model to judge.
         frames: may be empty, partly labelled, or without any label.
+        committee: potentials to tell with ``potential`` how sure it is (``clebsch.committee``): one
+            that was trained apart, or several; none for a linear ACE with draws of its own. Errors
+            are those of ``potential`` alone. Nothing is told of uncertainties if None.
         max_edges: edges in a batch, see ``clebsch.evaluation.predict.predict``.
         progress: called as ``progress(done, total)`` after each batch.
 
     Raises:
         UnknownElementError: a frame has an element that the model does not know.
-        ClebschError: memory does not suffice for a single frame, or a prediction is not finite.
+        ClebschError: memory does not suffice for a single frame, a prediction is not finite, or
+            the committee tells nothing (``clebsch.committee.check_committee``).
     """
     start = time.perf_counter()
     predictions, notes = predict(potential, frames, max_edges=max_edges, progress=progress)
+    uncertainties: list[FrameUncertainty] = []
+    if committee is not None:
+        uncertainties, more_notes = predict_uncertainties(
+            [potential, *committee], frames, max_edges=max_edges, progress=progress
+        )
+        notes += more_notes
     pairs = list(zip(frames, predictions, strict=True))
     total = _accumulate(pairs)
     errors = [_frame_errors(i, *pair) for i, pair in enumerate(pairs)]
@@ -147,6 +169,8 @@ def evaluate(
         worst_forces=_worst(errors, lambda e: e.forces_rmse),
         worst_energies=_worst(errors, lambda e: e.energy_per_atom),
         predictions=tuple(predictions),
+        uncertainties=tuple(uncertainties),
+        calibration=calibrate(frames, predictions, uncertainties) if uncertainties else None,
         seconds=time.perf_counter() - start,
         notes=(*notes, *_note_of_weights(frames), *_note_of_formulas(potential, frames)),
     )

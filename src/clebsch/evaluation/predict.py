@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from clebsch.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from clebsch.potential import Potential, Prediction
+
+_Result = TypeVar("_Result")
 
 #: Edges in a batch unless the caller says otherwise: enough for a CPU to run at full speed (from
 #: about 4000 edges on), small enough for the published models in a laptop's memory.
@@ -38,19 +41,90 @@ class FramePrediction:
 
 
 @dataclass
-class _Batches:
-    """The edge budget, which shrinks when memory runs out, and what was said about it."""
+class Batches:
+    """Frames by the batch, as many as memory holds.
+
+    Attributes:
+        max_edges: edges in a batch; a single frame may have more. It shrinks when memory runs out.
+        notes: what was said about that.
+    """
 
     max_edges: int
     notes: list[str] = field(default_factory=list)
 
-    def shrink(self, graphs: Sequence[AtomGraph], source: str) -> None:
+    def computed(
+        self,
+        potential: Potential,
+        frames: Sequence[Frame],
+        chosen: Sequence[int],
+        compute: Callable[[AtomGraph], _Result],
+    ) -> Iterator[tuple[list[int], _Result]]:
+        """Indices of frames and what is computed of their graphs, for all that are chosen.
+
+        Where memory does not suffice for a batch, its halves, quarters, ... are tried.
+
+        Raises:
+            ClebschError: memory does not suffice for a single frame.
+        """
+        for waiting in self._batched(potential, frames, chosen):
+            parts = [waiting]
+            while parts:
+                indices, graphs = parts.pop()
+                # The retry happens outside of the except block: a live traceback holds on to the
+                # tensors that filled the memory.
+                result = _try(compute, graphs)
+                if result is not None:
+                    yield indices, result
+                    continue
+                source = _name(frames, indices[0])
+                if len(graphs) == 1:
+                    raise ClebschError(
+                        f"{source}: memory does not suffice for this structure alone "
+                        f"({len(frames[indices[0]])} atoms, {graphs[0].n_edges} edges); "
+                        "use a smaller model, float32, or a machine with more memory"
+                    )
+                self._shrink(graphs, source)
+                half = len(graphs) // 2
+                parts.append((indices[half:], graphs[half:]))
+                parts.append((indices[:half], graphs[:half]))
+
+    def _batched(
+        self, potential: Potential, frames: Sequence[Frame], chosen: Sequence[int]
+    ) -> Iterator[tuple[list[int], list[AtomGraph]]]:
+        """Consecutive frames with at most ``max_edges`` edges together, but at least one frame."""
+        indices: list[int] = []
+        graphs: list[AtomGraph] = []
+        edges = 0
+        for index in chosen:
+            graph = potential.graph(frames[index])
+            if graphs and edges + graph.n_edges > self.max_edges:
+                yield indices, graphs
+                indices, graphs, edges = [], [], 0
+            indices.append(index)
+            graphs.append(graph)
+            edges += graph.n_edges
+        if graphs:
+            yield indices, graphs
+
+    def _shrink(self, graphs: Sequence[AtomGraph], source: str) -> None:
         edges = sum(graph.n_edges for graph in graphs)
         self.max_edges = max(1, edges // 2)
         self.notes.append(
             f"Memory ran out with a batch of {len(graphs)} structures and {edges} edges "
             f"(at {source}); went on with at most {self.max_edges} edges."
         )
+
+
+def _try(compute: Callable[[AtomGraph], _Result], graphs: list[AtomGraph]) -> _Result | None:
+    """The result, or None where memory ran out."""
+    try:
+        return compute(batch_graphs(graphs))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def predict(
@@ -77,87 +151,21 @@ def predict(
         ClebschError: memory does not suffice for a single frame, or a prediction is not finite.
     """
     predictions: dict[int, FramePrediction] = {}
-    batches = _Batches(max_edges)
+    batches = Batches(max_edges)
     for with_stress in (False, True):
         chosen = [i for i, frame in enumerate(frames) if wants_stress(frame) == with_stress]
         outputs = ("energy", "forces", "stress") if with_stress else ("energy", "forces")
-        for indices, graphs in _batched(potential, frames, chosen, batches):
-            for part, prediction in _predict_batch(
-                potential, frames, indices, graphs, outputs, batches
-            ):
-                predictions.update(_split(prediction, frames, part))
-                if progress is not None:
-                    progress(len(predictions), len(frames))
+        compute = partial(potential, outputs=outputs)
+        for indices, prediction in batches.computed(potential, frames, chosen, compute):
+            predictions.update(_split(prediction, frames, indices))
+            if progress is not None:
+                progress(len(predictions), len(frames))
     return [predictions[i] for i in range(len(frames))], tuple(batches.notes)
 
 
 def wants_stress(frame: Frame) -> bool:
     """Whether a stress can be judged: there is a label, and a cell that it belongs to."""
     return frame.stress is not None and bool(abs(np.linalg.det(frame.cell)) > 1e-10)
-
-
-def _batched(
-    potential: Potential, frames: Sequence[Frame], chosen: Sequence[int], batches: _Batches
-) -> Iterator[tuple[list[int], list[AtomGraph]]]:
-    """Consecutive frames with at most ``max_edges`` edges together, but at least one frame."""
-    indices: list[int] = []
-    graphs: list[AtomGraph] = []
-    edges = 0
-    for index in chosen:
-        graph = potential.graph(frames[index])
-        if graphs and edges + graph.n_edges > batches.max_edges:
-            yield indices, graphs
-            indices, graphs, edges = [], [], 0
-        indices.append(index)
-        graphs.append(graph)
-        edges += graph.n_edges
-    if graphs:
-        yield indices, graphs
-
-
-def _predict_batch(
-    potential: Potential,
-    frames: Sequence[Frame],
-    indices: list[int],
-    graphs: list[AtomGraph],
-    outputs: tuple[str, ...],
-    batches: _Batches,
-) -> Iterator[tuple[list[int], Prediction]]:
-    """The batch at once, or in halves, quarters, ... where memory does not suffice."""
-    waiting = [(indices, graphs)]
-    while waiting:
-        indices, graphs = waiting.pop()
-        # The retry happens outside of the except block: a live traceback holds on to the tensors
-        # that filled the memory.
-        prediction = _try(potential, graphs, outputs)
-        if prediction is not None:
-            yield indices, prediction
-            continue
-        source = _name(frames, indices[0])
-        if len(graphs) == 1:
-            raise ClebschError(
-                f"{source}: memory does not suffice for this structure alone "
-                f"({len(frames[indices[0]])} atoms, {graphs[0].n_edges} edges); "
-                "use a smaller model, float32, or a machine with more memory"
-            )
-        batches.shrink(graphs, source)
-        half = len(graphs) // 2
-        waiting.append((indices[half:], graphs[half:]))
-        waiting.append((indices[:half], graphs[:half]))
-
-
-def _try(
-    potential: Potential, graphs: list[AtomGraph], outputs: tuple[str, ...]
-) -> Prediction | None:
-    """The prediction, or None where memory ran out."""
-    try:
-        return potential(batch_graphs(graphs), outputs)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
 
 
 def _split(

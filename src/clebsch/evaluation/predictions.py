@@ -31,7 +31,9 @@ def write_predictions(path: Path, sets: Iterable[tuple[Sequence[Frame], Evaluati
     one was asked for, ``get_stress()``; the labels as ``atoms.info["reference_energy"]``,
     ``atoms.arrays["reference_forces"]`` and ``atoms.info["reference_stress"]`` ([3, 3]). A label
     that a frame does not have is not written. ``atoms.info["source"]`` tells where the frame came
-    from. Units are eV, Angstrom, eV/Angstrom and eV/Angstrom^3, and the file declares them.
+    from. With a committee ``atoms.info["uncertainty_energy"]`` and
+    ``atoms.arrays["uncertainty_forces"]`` ([n], of force vectors) are what it says. Units are eV,
+    Angstrom, eV/Angstrom and eV/Angstrom^3, and the file declares them.
 
     Args:
         path: ends in .xyz or .extxyz.
@@ -42,11 +44,14 @@ def write_predictions(path: Path, sets: Iterable[tuple[Sequence[Frame], Evaluati
     """
     path = Path(path)
     check_suffix(path, *FORMAT)
-    structures = [
-        _annotated(frame, prediction)
-        for frames, evaluation in sets
-        for frame, prediction in zip(frames, evaluation.predictions, strict=True)
-    ]
+    structures = []
+    for frames, evaluation in sets:
+        annotated = [_annotated(*pair) for pair in zip(frames, evaluation.predictions, strict=True)]
+        if evaluation.uncertainties:
+            for atoms, told in zip(annotated, evaluation.uncertainties, strict=True):
+                atoms.info["uncertainty_energy"] = told.energy
+                atoms.arrays["uncertainty_forces"] = told.atoms
+        structures += annotated
     text = io.StringIO()
     if structures:
         ase.io.write(text, structures, format="extxyz")
@@ -75,7 +80,7 @@ def _annotated(frame: Frame, prediction: FramePrediction) -> Atoms:
 def _writable(key: str, value: Any) -> bool:
     """Whether extended XYZ can hold an entry, and none of ours has its name."""
     ours = {"energy", "forces", "stress", "free_energy", "virial", "virials"}
-    if key.lower() in ours or key.startswith("reference_"):
+    if key.lower() in ours or key.startswith(("reference_", "uncertainty_")):
         return False
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "bif" and value.ndim <= 2 and value.size > 0

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 import clebsch
+from clebsch.committee import check_committee
 from clebsch.data.frame import Frame
 from clebsch.data.read import LabelKeys, path_list, read_frames
 from clebsch.evaluation import predictions
@@ -33,6 +34,7 @@ def run_evaluate(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     head: str | None = None,
+    committee: Sequence[Path] | None = None,
     console: Console | None = None,
 ) -> dict[str, tuple[list[Frame], Evaluation]]:
     """Judge a model file on data files, each of which is a set of its own.
@@ -50,6 +52,8 @@ def run_evaluate(
         device: where to compute.
         dtype: precision of the network; that of the model file if None.
         head: of a model with several, which.
+        committee: model files that tell with ``model`` how sure it is; none for a linear ACE with
+            draws of its own. None tells nothing of that.
         console: where to print; standard output if None. Progress goes to standard error.
 
     Returns:
@@ -71,7 +75,11 @@ def run_evaluate(
     strict = keys is not None
     keys = keys or LabelKeys(**trained.get("keys", {}))
     pbc = pbc or trained.get("pbc", "file")
-    sets = evaluate_files(potential, data, keys=keys, pbc=pbc, strict=strict)
+    members = None
+    if committee is not None:
+        members = [clebsch.load(one, dtype=dtype, device=device, head=head) for one in committee]
+        check_committee([potential, *members])
+    sets = evaluate_files(potential, data, keys=keys, pbc=pbc, strict=strict, committee=members)
     as_trained = {} if strict else keys.model_dump(exclude_defaults=True)
     if as_trained and not as_json:
         told = ", ".join(f"{name} {value}" for name, value in as_trained.items())
@@ -104,10 +112,12 @@ def evaluate_files(
     keys: LabelKeys | None = None,
     pbc: Literal["file", "none"] = "file",
     strict: bool = True,
+    committee: Sequence[Potential] | None = None,
 ) -> dict[str, tuple[list[Frame], Evaluation]]:
     """Read and judge each file, with a progress bar on standard error.
 
-    ``keys``, ``pbc`` and ``strict`` are those of ``read_frames``.
+    ``keys``, ``pbc`` and ``strict`` are those of ``read_frames``, ``committee`` that of
+    ``evaluate``.
 
     Raises:
         DataError: there are none, one is given twice or cannot be read.
@@ -116,7 +126,7 @@ def evaluate_files(
     for name, path in _set_names(data).items():
         frames = read_frames(path, keys, pbc=pbc, strict=strict)
         with progress_bar(f"Evaluating {name}") as progress:
-            judged = evaluate(potential, frames, progress=progress)
+            judged = evaluate(potential, frames, committee=committee, progress=progress)
         sets[name] = (frames, judged)
     return sets
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from clebsch.evaluation.evaluate import Evaluation, FrameErrors
 from clebsch.evaluation.metrics import QUANTITIES
+from clebsch.evaluation.uncertainty import Calibration, UncertainAtom
 
 #: (name, unit) of each quantity as people read them.
 LABELS = {
@@ -56,6 +57,9 @@ def print_table(console: Console, name: str, evaluation: Evaluation) -> None:
         console.print(
             _worst_table("Worst structures by energy per atom", evaluation.worst_energies[:3])
         )
+    if evaluation.calibration is not None:
+        console.print(_calibration_table(evaluation.calibration))
+        console.print(_most_uncertain_table(evaluation.calibration.most_uncertain[:3]))
     for note in evaluation.notes:
         console.print(f"[yellow]Note:[/yellow] {escape(note)}")
 
@@ -113,9 +117,36 @@ def _worst_table(title: str, worst: Iterable[FrameErrors]) -> Table:
     return table
 
 
-def short_source(errors: FrameErrors) -> str:
+def _calibration_table(calibration: Calibration) -> Table:
+    columns = ("Uncertainty", "Unit", "RMS", "Error / uncertainty", "Rank correlation")
+    table = _table("What the committee says", columns, left=2)
+    rows = [
+        ("energy_per_atom", calibration.energy_per_atom, calibration.energy_ratio, None),
+        (
+            "forces",
+            calibration.forces,
+            calibration.forces_ratio,
+            calibration.forces_rank_correlation,
+        ),
+    ]
+    for quantity, size, *comparisons in rows:
+        told = ("-" if value is None else f"{value:.2f}" for value in comparisons)
+        table.add_row(*LABELS[quantity], milli(size), *told)
+    return table
+
+
+def _most_uncertain_table(most: Iterable[UncertainAtom]) -> Table:
+    table = _table("Most uncertain structures", ("Structure", "Most uncertain atom\nmeV/Å"))
+    for one in most:
+        table.add_row(
+            escape(short_source(one)), f"{one.element} {one.atom}: {milli(one.uncertainty)}"
+        )
+    return table
+
+
+def short_source(named: FrameErrors | UncertainAtom) -> str:
     """The file's name and the frame's index, without the folder."""
-    return errors.source.rpartition("/")[2]
+    return named.source.rpartition("/")[2]
 
 
 def worst_atom_text(errors: FrameErrors) -> str:

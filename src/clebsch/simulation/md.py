@@ -14,7 +14,6 @@ from ase.calculators.calculator import BaseCalculator
 from ase.md.md import MolecularDynamics
 
 from clebsch.calculators import as_calculator
-from clebsch.contacts import Contact
 from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.files import check_outputs
 from clebsch.interrupt import stop_on_signals
@@ -44,6 +43,7 @@ from clebsch.simulation.recorder import (
     told_constraints,
 )
 from clebsch.simulation.structure import bare_copy
+from clebsch.simulation.uncertainty import UncertainForce, Watch, more_uncertain
 from clebsch.simulation.velocities import (
     conserved_degrees_of_freedom,
     draw_momenta,
@@ -78,6 +78,7 @@ class MDResult:
             without any, and for calculators other than Clebsch's.
         contacts: the closest of each pair of elements that was much closer in a frame than any in
             training; empty where training is not known.
+        most_uncertain: the most uncertain force of all frames; None without a committee.
         trajectory, log, state: the files.
         atoms: the final structure with velocities, and with its calculator.
     """
@@ -98,6 +99,7 @@ class MDResult:
     pressure_std: float | None
     lone_atoms: LoneAtoms | None
     contacts: tuple[ClosestContact, ...]
+    most_uncertain: UncertainForce | None
     trajectory: Path
     log: Path
     state: Path
@@ -108,6 +110,7 @@ class MDResult:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "atoms"}
         values["lone_atoms"] = None if self.lone_atoms is None else asdict(self.lone_atoms)
         values["contacts"] = [asdict(contact) for contact in self.contacts]
+        values["most_uncertain"] = self.most_uncertain and asdict(self.most_uncertain)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def describe(self) -> str:
@@ -130,6 +133,8 @@ class MDResult:
                 f"Volume        {self.volume_mean:.2f} +- {self.volume_std:.2f} Angstrom^3"
             )
             lines.append(f"Pressure      {self.pressure_mean:.3f} +- {self.pressure_std:.3f} GPa")
+        if self.most_uncertain is not None:
+            lines.append(f"Uncertainty   up to {self.most_uncertain.describe(self.atoms)}")
         if self.lone_atoms is not None:
             lines.append(f"Warning       {self.lone_atoms.describe(self.atoms)}")
         if self.contacts:
@@ -155,6 +160,8 @@ def run_md(
     log: Path | str | None = None,
     interval: int = 10,
     stop_at_contacts: bool = False,
+    committee: Sequence[Potential] | None = None,
+    stop_at_uncertainty: float | None = None,
     restart: bool = False,
     overwrite: bool = False,
     inputs: Iterable[Path | str] = (),
@@ -187,6 +194,11 @@ def run_md(
         interval: steps between frames; the last step is one as well.
         stop_at_contacts: end the run at a frame in which atoms are much closer than any in training
             (``clebsch.contacts``).
+        committee: potentials that tell with the source, which alone moves the atoms, how uncertain
+            forces are in every frame (``clebsch.committee``); none for a linear ACE with draws of
+            its own. Nothing is told of that if None.
+        stop_at_uncertainty: eV/Angstrom; end the run at a frame in which the force on an atom is
+            more uncertain.
         restart: go on with the run that ``output`` belongs to.
         overwrite: begin anew although the files exist.
         inputs: files that model and structure were read from: no new run writes over them.
@@ -196,7 +208,8 @@ def run_md(
     Raises:
         ClebschError: settings that make no sense; files that exist, that cannot be written or that
             another run is writing; a restart of another run; velocities to keep that are missing or
-            not finite; a run to be stopped for what the model does not tell.
+            not finite; a run to be stopped for what the model does not tell; a committee that tells
+            nothing.
         BlowUpError: the run blew up, or was stopped; what was written until then stays.
     """
     acting = settings_that_act(
@@ -225,8 +238,11 @@ def run_md(
             _check_new(files, overwrite)
             if temperature is None:
                 _check_velocities(atoms, name)
-        run = _Run(source, atoms, settings, resumed, stop_at_contacts)
-        with Recorder(files, settings.ensemble == "npt", resumed) as recorder:
+        watch = None
+        if committee is not None or stop_at_uncertainty is not None:
+            watch = Watch(source, committee or (), stop_at_uncertainty)
+        run = _Run(source, atoms, settings, resumed, stop_at_contacts, watch)
+        with Recorder(files, settings.ensemble == "npt", watch is not None, resumed) as recorder:
             interrupted, speed = run.advance(total_steps, interval, recorder, progress)
         return _summarise(run, files, interrupted, speed)
 
@@ -241,9 +257,11 @@ class _Run:
         settings: MDSettings,
         resumed: RunState | None,
         stop_at_contacts: bool,
+        watch: Watch | None,
     ) -> None:
         self.settings = settings
         self.stop_at_contacts = stop_at_contacts
+        self.watch = watch
         self.source = source_identity(source)
         self.atoms = bare_copy(atoms)
         self.atoms.calc = as_calculator(source)
@@ -255,11 +273,14 @@ class _Run:
         self.rng = np.random.default_rng(settings.seed)
         self.lone_atoms: LoneAtoms | None = None
         self.contacts: tuple[ClosestContact, ...] = ()
+        self.most_uncertain: UncertainForce | None = None
         if resumed is not None:
             resumed.put_into(self.atoms)
             self.contacts = tuple(ClosestContact(**told) for told in resumed.contacts)
             if resumed.lone_atoms is not None:
                 self.lone_atoms = LoneAtoms(**resumed.lone_atoms)
+            if resumed.most_uncertain is not None:
+                self.most_uncertain = UncertainForce(**resumed.most_uncertain)
         elif settings.temperature is not None:
             draw_momenta(self.atoms, settings.temperature, self.rng)
         self.dynamics: MolecularDynamics = make_integrator(self.atoms, settings, self.rng)
@@ -293,6 +314,7 @@ class _Run:
             integrator_state(self.dynamics, self.rng),
             None if self.lone_atoms is None else asdict(self.lone_atoms),
             [asdict(contact) for contact in self.contacts],
+            None if self.most_uncertain is None else asdict(self.most_uncertain),
         )
 
     def advance(
@@ -311,27 +333,27 @@ class _Run:
                 temperature = temperature_of(self.atoms, self.degrees_of_freedom)
                 progress(self.step, total_steps, temperature)
 
-        contacts: Sequence[Contact] = ()
+        reason: str | None = None
         if self.step == 0:
-            contacts = self._record(guard, recorder)
+            reason = self._record(guard, recorder)
             recorder.save(self.state())
         with stop_on_signals() as request:
-            while self.step < total_steps and not (request.received or contacts):
+            while self.step < total_steps and not (request.received or reason):
                 self._one_step(guard)
                 if self.step % interval == 0:
-                    contacts = self._record(guard, recorder)
+                    reason = self._record(guard, recorder)
                     report()
                     if recorder.is_state_due():
                         recorder.save(self.state())
             # before a frame between two intervals, which a restart then cuts off again
             recorder.save(self.state())
             if recorder.last_step != self.step:
-                contacts = self._record(guard, recorder)
+                reason = self._record(guard, recorder)
                 report()
-        if contacts:
+        if reason is not None:
             raise BlowUpError(
-                f"the run was stopped at step {self.step} ({self.time_ps:.4f} ps): atoms are "
-                f"{describe_contacts(contacts)}. What was written until then is kept"
+                f"the run was stopped at step {self.step} ({self.time_ps:.4f} ps): {reason}. What "
+                "was written until then is kept"
             )
         elapsed = time.perf_counter() - start
         return self.step < total_steps, (self.step - first) / elapsed
@@ -345,14 +367,26 @@ class _Run:
         self.dynamics.nsteps += 1
         self._refuse(guard.trouble(self.atoms))
 
-    def _record(self, guard: BlowUpGuard, recorder: Recorder) -> Sequence[Contact]:
-        """Write a frame; its contacts, if they are to end the run."""
+    def _record(self, guard: BlowUpGuard, recorder: Recorder) -> str | None:
+        """Write a frame; why it is to end the run, or None."""
         self._refuse(guard.trouble_at_record(self.atoms))
         self.lone_atoms = with_lone_atoms(self.lone_atoms, self.atoms, self.step)
         contacts = contacts_of(self.atoms)
         self.contacts = with_contacts(self.contacts, contacts, self.step)
-        recorder.record(self.atoms, self.step, self.time_ps, self.degrees_of_freedom)
-        return contacts if self.stop_at_contacts else ()
+        told = None if self.watch is None else self.watch.ask(self.atoms, self.step)
+        self.most_uncertain = more_uncertain(self.most_uncertain, told)
+        recorder.record(
+            self.atoms,
+            self.step,
+            self.time_ps,
+            self.degrees_of_freedom,
+            None if told is None else told.uncertainty,
+        )
+        if contacts and self.stop_at_contacts:
+            return f"atoms are {describe_contacts(contacts)}"
+        if self.watch is not None and told is not None:
+            return self.watch.trouble(told, self.atoms)
+        return None
 
     def _refuse(self, trouble: str | None) -> None:
         if trouble is not None:
@@ -470,6 +504,7 @@ def _summarise(run: _Run, files: RunFiles, interrupted: bool, speed: float) -> M
         pressure_std=pressure[1],
         lone_atoms=run.lone_atoms,
         contacts=run.contacts,
+        most_uncertain=run.most_uncertain,
         trajectory=files.trajectory,
         log=files.log,
         state=files.state,

@@ -28,6 +28,7 @@ from clebsch.simulation.velocities import temperature_of
 
 COLUMNS = ("step", "time_ps", "total_eV", "potential_eV", "kinetic_eV", "temperature_K")
 CELL_COLUMNS = ("volume_A3", "pressure_GPa")
+UNCERTAINTY = "uncertainty_eV_A"
 SUFFIXES = (".traj", ".extxyz", ".xyz")
 
 _STATE_FORMAT = "clebsch-md-state"
@@ -108,6 +109,7 @@ class RunState:
         integrator: see ``integrators.integrator_state``.
         lone_atoms: see ``loners.LoneAtoms``, as a mapping; None if there were none.
         contacts: see ``contacts.ClosestContact``, as mappings.
+        most_uncertain: see ``uncertainty.UncertainForce``, as a mapping; None without.
         sizes: of trajectory and log: bytes of a text file, frames of a ``.traj``.
     """
 
@@ -125,6 +127,7 @@ class RunState:
     integrator: dict[str, Any]
     lone_atoms: dict[str, Any] | None = None
     contacts: list[dict[str, Any]] = field(default_factory=list)
+    most_uncertain: dict[str, Any] | None = None
     sizes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -138,6 +141,7 @@ class RunState:
         integrator: dict[str, Any],
         lone_atoms: dict[str, Any] | None,
         contacts: list[dict[str, Any]],
+        most_uncertain: dict[str, Any] | None,
     ) -> RunState:
         """The state of ``atoms`` after a whole step. JSON keeps every bit of a float64."""
         return cls(
@@ -155,6 +159,7 @@ class RunState:
             integrator=integrator,
             lone_atoms=lone_atoms,
             contacts=contacts,
+            most_uncertain=most_uncertain,
         )
 
     @classmethod
@@ -198,6 +203,7 @@ class Recorder:
     Args:
         files: where to.
         with_cell: log volume and pressure too.
+        with_uncertainty: log the most uncertain force too.
         resumed: the state to go on from; None begins new files.
 
     Attributes:
@@ -205,16 +211,27 @@ class Recorder:
 
     Raises:
         DataError: files to go on with are missing, shorter than they were, or damaged.
+        ClebschError: the run was begun with uncertainties, and is to go on without, or inversely.
     """
 
-    def __init__(self, files: RunFiles, with_cell: bool, resumed: RunState | None) -> None:
+    def __init__(
+        self, files: RunFiles, with_cell: bool, with_uncertainty: bool, resumed: RunState | None
+    ) -> None:
         self._files = files
         self._columns = COLUMNS + (CELL_COLUMNS if with_cell else ())
+        self._columns += (UNCERTAINTY,) if with_uncertainty else ()
         self.last_step = -1
         if resumed is not None:
             _cut(files.trajectory, resumed.sizes["trajectory"])
             _cut(files.log, resumed.sizes["log"])
-            self.last_step = int(read_log(files.log)["step"][-1])
+            before = read_log(files.log)
+            if (UNCERTAINTY in before) != with_uncertainty:
+                then, now = ("without", "with") if with_uncertainty else ("with", "without")
+                raise ClebschError(
+                    f"{files.log}: the run was begun {then} a committee, a restart cannot go on "
+                    f"{now} one"
+                )
+            self.last_step = int(before["step"][-1])
         else:
             files.state.unlink(missing_ok=True)  # it belongs to the run that is overwritten
         mode = "w" if resumed is None else "a"
@@ -230,7 +247,14 @@ class Recorder:
             self._log.write("#" + " ".join(f"{name:>17}" for name in self._columns)[1:] + "\n")
         self._last_state = time.monotonic()
 
-    def record(self, atoms: Atoms, step: int, time_ps: float, degrees_of_freedom: int) -> None:
+    def record(
+        self,
+        atoms: Atoms,
+        step: int,
+        time_ps: float,
+        degrees_of_freedom: int,
+        uncertainty: float | None = None,
+    ) -> None:
         """Add a frame to the trajectory and a line to the log."""
         atoms.get_forces()  # known already but before the first step; every frame has them
         potential = atoms.get_potential_energy()
@@ -240,6 +264,9 @@ class Recorder:
         if CELL_COLUMNS[0] in self._columns:
             stress = atoms.get_stress(voigt=False, include_ideal_gas=True)
             values += [atoms.cell.volume, -np.trace(stress) / 3 / units.GPa]
+        if uncertainty is not None:
+            values.append(uncertainty)
+            atoms.info[UNCERTAINTY] = uncertainty
         self._log.write(f"{step:17d} " + " ".join(f"{value:17.9f}" for value in values) + "\n")
         self._log.flush()
         atoms.info.update(step=step, time_fs=1000 * time_ps)
