@@ -45,11 +45,18 @@ def trained_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     potential = clebsch.build("mace_tiny", ["H", "C", "O"])
     potential.save(tmp_path / "model.safetensors")
     write(tmp_path / "molecule.xyz", molecule("CH3CH2OH"))
+    for seed in (1, 2, 3):
+        other = clebsch.build("mace_tiny", ["H", "C", "O"], seed=seed)
+        (tmp_path / f"runs/seed-{seed}").mkdir(parents=True)
+        other.save(tmp_path / f"runs/seed-{seed}/model.safetensors")
+    uncertain = molecule("CH3CH2OH")
+    uncertain.info["uncertainty_eV_A"] = 0.3
+    write(tmp_path / "md.traj", uncertain)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/uncertainty.md"])
 def test_python_examples_run(page: str, trained_here: Path):
     found = blocks(page, "python")
     assert found, "no example"
