@@ -1,0 +1,211 @@
+"""LAMMPS with a potential of Clebsch: its integrators, fixes and computes; our energies and forces.
+
+They come in through ``fix external`` of LAMMPS's Python module, on one MPI rank, where every atom
+is local; the threads are torch's. No ghost atom takes part: neighbours are found as always here.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.data import atomic_masses, atomic_numbers
+
+from clebsch.calculators.verlet import VerletList
+from clebsch.errors import ClebschError, UnknownElementError, did_you_mean
+from clebsch.modelfile import load
+from clebsch.potential import Potential
+
+#: eV in the energy of LAMMPS's unit styles; lengths are Angstrom in all of these.
+ENERGY_UNITS = {"metal": 1.0, "real": units.kcal / units.mol}
+#: Methods of LAMMPS's that run steps, and raise what was wrong in them.
+_RUNNING = ("command", "commands_list", "commands_string", "file")
+
+
+class LammpsForces:
+    """The energy, forces and virial of a LAMMPS simulation from a potential, step after step.
+
+    Attributes:
+        potential: what computes.
+        energy: of the last step, eV; None before the first.
+        n_calls: number of evaluations so far.
+    """
+
+    def __init__(
+        self, lmp: Any, potential: Potential, elements: Sequence[str], fix: str, skin: float
+    ) -> None:
+        self.potential = potential
+        self.energy: float | None = None
+        self.n_calls = 0
+        self._lmp, self._fix = lmp, fix
+        self._energy_unit = ENERGY_UNITS[lmp.extract_global("units")]
+        self._number_of_type = np.array([0, *(atomic_numbers[symbol] for symbol in elements)])
+        self._neighbors = VerletList(potential, skin)
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def n_builds(self) -> int:
+        """Number of neighbour searches so far."""
+        return self._neighbors.n_builds
+
+    def __call__(
+        self,
+        caller: object,
+        step: int,
+        n_local: int,
+        tags: np.ndarray,
+        x: np.ndarray,
+        f: np.ndarray,
+    ) -> None:
+        """What LAMMPS calls in every step, with views of its own memory.
+
+        Exceptions do not pass through LAMMPS. One ends the run, and is raised by the command that
+        did the run.
+        """
+        f[:] = 0.0
+        if self._error is not None:
+            return
+        try:
+            self._compute(tags, x, f)
+        except BaseException as error:  # Ctrl-C, too: LAMMPS would go on without forces
+            self._error = error
+            self._lmp.force_timeout()
+
+    def _compute(self, tags: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
+        order = np.argsort(tags)  # LAMMPS sorts its atoms anew now and then
+        types = self._lmp.numpy.extract_atom("type")[: len(tags)]
+        atoms = self._atoms(self._number_of_type[types[order]], tags[order], x[order])
+        prediction = self.potential(self._neighbors.graph(atoms), ("energy", "forces", "virial"))
+        energy, virial = float(prediction.energy), prediction.virial[0].cpu().numpy()
+        forces = prediction.forces.cpu().numpy()
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            raise ClebschError("the model's energy or a force is not a finite number")
+        f[order] = forces / self._energy_unit
+        self._lmp.fix_external_set_energy_global(self._fix, energy / self._energy_unit)
+        voigt = virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]  # xx yy zz xy xz yz
+        self._lmp.fix_external_set_virial_global(self._fix, (voigt / self._energy_unit).tolist())
+        self.energy = energy
+        self.n_calls += 1
+
+    def _atoms(self, numbers: np.ndarray, tags: np.ndarray, positions: np.ndarray) -> Atoms:
+        """The structure in order of tags, each atom in the image in which it was before."""
+        low, high, xy, yz, xz, periodic, _ = self._lmp.extract_box()
+        x, y, z = np.subtract(high, low)
+        cell, pbc = np.array([[x, 0, 0], [xy, y, 0], [xz, yz, z]]), np.array(periodic, dtype=bool)
+        if self._last is not None and np.array_equal(self._last[0], tags):
+            moved = np.linalg.solve(cell.T, (positions - self._last[1]).T).T
+            positions = positions - (np.round(moved) * pbc) @ cell
+        self._last = tags, positions
+        return Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc)
+
+    def raise_error(self) -> None:
+        """Raise what was wrong in a run, once.
+
+        Raises:
+            BaseException: whatever it was.
+        """
+        if self._error is not None:
+            error, self._error = self._error, None
+            self._lmp.command("timer timeout off")  # or no later run does a step
+            raise error
+
+
+def attach(
+    lmp: Any,
+    potential: Potential | Path | str,
+    elements: Sequence[str],
+    *,
+    fix: str = "clebsch",
+    skin: float = 0.5,
+) -> LammpsForces:
+    """Add a potential's energy, forces and virial to a simulation of LAMMPS's.
+
+    It makes the fix, ``external`` on all atoms; ``pe``, ``press``, minimisation and barostats count
+    it. Pair styles, such as a dispersion correction, come on top. What goes wrong in a step, as an
+    element that the model does not know, ends the run and is raised by the method of ``lmp`` that
+    did it: ``command``, ``commands_string``, ``commands_list`` or ``file``.
+
+    Args:
+        lmp: of ``lammps.lammps``, with its box; units ``metal`` or ``real``.
+        potential: what computes, or its model file.
+        elements: symbols of LAMMPS's atom types 1, 2, ...
+        fix: name of the fix.
+        skin: Angstrom by which our neighbour list reaches beyond the cut-off; it changes the speed,
+            never a result.
+
+    Returns:
+        What computes, with counts of its work.
+
+    Raises:
+        ClebschError: several MPI ranks, no box yet, other units, not one element for each type, or
+            a fix of this name.
+        UnknownElementError: an element that the potential does not know.
+
+    Warns:
+        UserWarning: a mass is far from that of its element: types may have been mixed up.
+    """
+    if isinstance(potential, Path | str):
+        potential = load(potential)
+    if lmp.extract_setting("world_size") != 1:
+        raise ClebschError(
+            f"LAMMPS runs on {lmp.extract_setting('world_size')} MPI ranks; Clebsch drives one, "
+            "with torch's threads (torch.set_num_threads)"
+        )
+    if not lmp.extract_setting("box_exist"):
+        raise ClebschError("LAMMPS has no box yet: first create_box or read_data")
+    style = lmp.extract_global("units")
+    if style not in ENERGY_UNITS:
+        raise ClebschError(f"LAMMPS's units are {style}. {did_you_mean(style, ENERGY_UNITS)}")
+    if lmp.has_id("fix", fix):
+        raise ClebschError(f"LAMMPS has a fix {fix} already: unfix it, or give another name")
+    _check_elements(lmp, potential, elements)
+    forces = LammpsForces(lmp, potential, elements, fix, skin)
+    lmp.command(f"fix {fix} all external pf/callback 1 1")
+    lmp.command(f"fix_modify {fix} energy yes virial yes")
+    lmp.set_fix_external_callback(fix, forces, None)
+    for name in _RUNNING:
+        setattr(lmp, name, _raising(getattr(lmp, name), forces))
+    return forces
+
+
+def _raising(method: Callable[..., Any], forces: LammpsForces) -> Callable[..., Any]:
+    """The method, raising what was wrong in the steps that it ran."""
+
+    @functools.wraps(method)
+    def run(*arguments: Any, **options: Any) -> Any:
+        try:
+            return method(*arguments, **options)
+        finally:
+            forces.raise_error()
+
+    return run
+
+
+def _check_elements(lmp: Any, potential: Potential, elements: Sequence[str]) -> None:
+    n_types = lmp.extract_global("ntypes")
+    if isinstance(elements, str) or len(elements) != n_types:
+        raise ClebschError(
+            f"LAMMPS has {n_types} atom types: elements are a list of so many symbols, "
+            f"not {elements!r}"
+        )
+    masses = lmp.numpy.extract_atom("mass")
+    for kind, symbol in enumerate(elements, start=1):
+        if symbol not in potential.species:
+            raise UnknownElementError(
+                f"element {symbol} of LAMMPS's type {kind} is unknown to this model, which knows "
+                f"{', '.join(potential.species)}"
+            )
+        usual = float(atomic_masses[atomic_numbers[symbol]])
+        mass = None if masses is None else float(masses[kind])
+        if mass is not None and mass > 0 and abs(mass - usual) > max(1.5, 0.05 * usual):
+            warnings.warn(
+                f"LAMMPS's type {kind} has the mass {mass:g}, and {symbol} has {usual:g}: are "
+                "elements in the order of types?",
+                stacklevel=3,
+            )
