@@ -320,10 +320,12 @@ def test_a_committee_tells_how_sure_a_model_is(run: Run, folder: Path, tmp_path:
     known = clebsch.load(model)
     clebsch.build(known.config, known.species, seed=1).save(other)
     predictions = tmp_path / "predicted.xyz"
-    options = ("--committee", other, "--predictions", predictions)
+    report = tmp_path / "report.html"
+    options = ("--committee", other, "--predictions", predictions, "--report", report)
     status, out, err = run("evaluate", model, data, *options)
     assert (status, err) == (0, "")
     assert "What the committee says" in out
+    assert "What the committee says" in report.read_text()
     assert "Most uncertain structures" in out
     frames = ase.io.read(predictions, index=":")
     most = max(float(frame.arrays["uncertainty_forces"].max()) for frame in frames)

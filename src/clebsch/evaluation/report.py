@@ -23,7 +23,14 @@ from clebsch.evaluation.plots import (
     parity_figure,
 )
 from clebsch.evaluation.predict import FramePrediction, wants_stress
-from clebsch.evaluation.tables import milli, short_source, worst_atom_text
+from clebsch.evaluation.tables import (
+    CALIBRATION_COLUMNS,
+    calibration_rows,
+    milli,
+    short_source,
+    worst_atom_text,
+)
+from clebsch.evaluation.uncertainty import Calibration
 from clebsch.evaluation.viewer import StructureView
 from clebsch.files import atomic_write, check_suffix
 from clebsch.processor import processor_name, usable_cores
@@ -148,6 +155,9 @@ def _summary(evaluations: EvaluatedSets) -> list[Part]:
     grouped = {name: e for name, _, e in rows if len(e.groups) > 1}
     if grouped:
         parts.append(_groups_table(grouped))
+    calibrated = {name: e.calibration for name, _, e in rows if e.calibration is not None}
+    if calibrated:
+        parts.append(_calibration_table(calibrated))
     per_element = {name: e.per_element for name, _, e in rows if e.per_element}
     if per_element:
         plot = Plot(element_figure(per_element), "Force errors by element")
@@ -171,6 +181,15 @@ def _groups_table(evaluations: Mapping[str, Evaluation]) -> Table:
         ],
         caption="By config_type",
         left=2,
+    )
+
+
+def _calibration_table(calibrated: Mapping[str, Calibration]) -> Table:
+    return Table(
+        ["Set", *CALIBRATION_COLUMNS],
+        [[name, *row] for name, each in calibrated.items() for row in calibration_rows(each)],
+        caption="What the committee says",
+        left=3,
     )
 
 

@@ -20,6 +20,9 @@ LABELS = {
     "stress": ("Stress", "meV/Å³"),
 }
 
+#: What uncertainties are shown beside.
+CALIBRATION_COLUMNS = ("Uncertainty", "Unit", "RMS", "Error / uncertainty", "Rank correlation")
+
 
 def milli(value: float | None) -> str:
     """A value in eV-units as text in milli-units with three or four significant digits."""
@@ -118,8 +121,14 @@ def _worst_table(title: str, worst: Iterable[FrameErrors]) -> Table:
 
 
 def _calibration_table(calibration: Calibration) -> Table:
-    columns = ("Uncertainty", "Unit", "RMS", "Error / uncertainty", "Rank correlation")
-    table = _table("What the committee says", columns, left=2)
+    table = _table("What the committee says", CALIBRATION_COLUMNS, left=2)
+    for row in calibration_rows(calibration):
+        table.add_row(*row)
+    return table
+
+
+def calibration_rows(calibration: Calibration) -> list[list[str]]:
+    """Uncertainties of energies and forces beside errors, under ``CALIBRATION_COLUMNS``."""
     rows = [
         ("energy_per_atom", calibration.energy_per_atom, calibration.energy_ratio, None),
         (
@@ -129,10 +138,10 @@ def _calibration_table(calibration: Calibration) -> Table:
             calibration.forces_rank_correlation,
         ),
     ]
-    for quantity, size, *comparisons in rows:
-        told = ("-" if value is None else f"{value:.2f}" for value in comparisons)
-        table.add_row(*LABELS[quantity], milli(size), *told)
-    return table
+    return [
+        [*LABELS[quantity], milli(size), *("-" if x is None else f"{x:.2f}" for x in comparisons)]
+        for quantity, size, *comparisons in rows
+    ]
 
 
 def _most_uncertain_table(most: Iterable[UncertainAtom]) -> Table:
