@@ -16,7 +16,13 @@ from ase import Atoms
 
 import clebsch
 from builders import copied_potential, ethanol, potential, skewed_cell, statistics
-from clebsch.errors import BackendError, ClebschError, DataError, UnknownElementError
+from clebsch.errors import (
+    BackendError,
+    ClebschError,
+    DataError,
+    ModelFileError,
+    UnknownElementError,
+)
 from clebsch.graph import batch_graphs
 from clebsch.kernels import cpu, reference
 from clebsch.kernels.cpu import machine
@@ -272,6 +278,23 @@ def test_what_is_no_graph_and_no_structure_is_refused_with_what_to_do() -> None:
             tested.graph(name)  # type: ignore[arg-type]
     with pytest.raises(ClebschError, match="no structure"):
         tested.graph([])
+    for wrong in (3, [ethanol(), 3]):
+        with pytest.raises(ClebschError, match=r"ase\.Atoms for one, not of int"):
+            tested.graph(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ModelFileError, match="from a file, not from int"):
+        clebsch.load(3)  # type: ignore[arg-type]
+
+
+def test_objects_say_in_a_line_what_they_are() -> None:
+    tested = small("H C O")
+    graph = tested.graph([ethanol(), ethanol()])
+    assert repr(graph) == f"AtomGraph(2 structures, 18 atoms, {graph.n_edges} edges, cpu)"
+    n = sum(p.numel() for p in tested.parameters())
+    told = (
+        f"Potential(message_passing, H C O, cut-off 4 Angstrom, {n} parameters, float32, cpu, llvm)"
+    )
+    assert repr(tested) == told
+    assert repr(clebsch.calculator(tested)) == f"ClebschCalculator({told})"
 
 
 def small(elements: str, **settings: Any) -> clebsch.Potential:

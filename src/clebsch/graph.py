@@ -83,6 +83,10 @@ class AtomGraph:
             if dtype != torch.int64:
                 raise DataError(f"{name} of a graph are int64, not {str(dtype).partition('.')[2]}")
 
+    def __repr__(self) -> str:
+        sizes = f"{self.n_frames} structures, {self.n_atoms} atoms, {self.n_edges} edges"
+        return f"AtomGraph({sizes}, {self.positions.device})"
+
     @property
     def n_atoms(self) -> int:
         """Number of atoms over all structures."""

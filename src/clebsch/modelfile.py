@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,8 @@ def load(
         ConfigError: the model lacks the head, element or property asked for; it has several heads
             and none was chosen; or a property that it embeds has no value.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ModelFileError(f"a model is read from a file, not from {type(path).__name__}")
     path = Path(path)
     if dtype not in (None, *TOLERANCES):
         raise ModelFileError(

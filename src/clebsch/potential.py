@@ -37,7 +37,7 @@ from clebsch.models.network import Network
 from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.energy import EnergyHead
 from clebsch.repeats import Repeats
-from clebsch.replay import is_small
+from clebsch.replay import has_few_edges
 
 
 class Structure(Protocol):
@@ -112,6 +112,14 @@ class Potential(nn.Module):
         self._repeats = Repeats()
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
 
+    def __repr__(self) -> str:
+        n = sum(parameter.numel() for parameter in self.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"Potential({self.config.name}, {' '.join(self.species)}, cut-off {self.cutoff:g} "
+            f"Angstrom, {n} parameters, {dtype}, {self.device}, {self.backend})"
+        )
+
     @property
     def cutoff(self) -> float:
         """Distance in Angstrom below which atoms are neighbours."""
@@ -159,9 +167,14 @@ class Potential(nn.Module):
                 f"{structures}: a graph is made of structures, not of a file's name: read them "
                 "with ase.io.read"
             )
+        if not (single or isinstance(structures, Iterable)):
+            raise _no_structure(structures)
         listed: list[Any] = [structures] if single else list(structures)  # type: ignore[arg-type]
         if not listed:
             raise ClebschError("there is no structure to make a graph of")
+        for one in listed:
+            if not hasattr(one, "numbers"):
+                raise _no_structure(one)
         graphs = [self._graph(s, "" if single else f"structure {i}") for i, s in enumerate(listed)]
         return batch_graphs(graphs).to(self.device)
 
@@ -417,11 +430,17 @@ class Potential(nn.Module):
         """Whether evaluations of such a graph are replayed as CUDA graphs, and edges beyond the
         cut-off cost less than to find them would.
         """
-        return self.device.type == "cuda" and self.backend == "triton" and is_small(graph)
+        return self.device.type == "cuda" and self.backend == "triton" and has_few_edges(graph)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own recordings."""
         return {**self.__dict__, "_repeats": Repeats()}
+
+
+def _no_structure(what: object) -> ClebschError:
+    return ClebschError(
+        f"a graph is made of structures, ase.Atoms for one, not of {type(what).__name__}"
+    )
 
 
 def refuse_inference_mode(what: str) -> None:

@@ -154,7 +154,7 @@ class PaddedGraph:
         graph.frame_ptr[real.frames + 1 :] = sizes.atoms
 
 
-def is_small(graph: AtomGraph) -> bool:
+def has_few_edges(graph: AtomGraph) -> bool:
     """Whether a graph has few edges."""
     return graph.n_edges <= FEW_EDGES
 

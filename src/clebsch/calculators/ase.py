@@ -62,6 +62,9 @@ class ClebschCalculator(Calculator):
         self._graph: AtomGraph | None = None
         self._asked: set[str] = set()
 
+    def __repr__(self) -> str:
+        return f"ClebschCalculator({self.potential!r})"
+
     @property
     def n_builds(self) -> int:
         """Number of neighbour searches so far."""

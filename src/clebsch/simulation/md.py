@@ -34,7 +34,7 @@ from clebsch.simulation.integrators import (
     restore_integrator,
     settings_that_act,
 )
-from clebsch.simulation.loners import LoneAtoms, with_lone_atoms
+from clebsch.simulation.lone_atoms import LoneAtoms, with_lone_atoms
 from clebsch.simulation.recorder import (
     Recorder,
     RunFiles,

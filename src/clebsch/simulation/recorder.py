@@ -107,7 +107,7 @@ class RunState:
         cell: [3, 3] Angstrom.
         degrees_of_freedom: that share the kinetic energy.
         integrator: see ``integrators.integrator_state``.
-        lone_atoms: see ``loners.LoneAtoms``, as a mapping; None if there were none.
+        lone_atoms: see ``lone_atoms.LoneAtoms``, as a mapping; None if there were none.
         contacts: see ``contacts.ClosestContact``, as mappings.
         most_uncertain: see ``uncertainty.UncertainForce``, as a mapping; None without.
         sizes: of trajectory and log: bytes of a text file, frames of a ``.traj``.
