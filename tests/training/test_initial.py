@@ -194,6 +194,35 @@ def test_isolated_atoms_of_another_level_of_theory_are_noticed(tmp_path: Path, s
     assert prepared.references["O"] == -2042.1
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.05, 30.0])
+def test_energies_of_another_level_of_theory_are_noticed(tmp_path: Path, start: Path, shift: float):
+    """Without isolated atoms too: each oxygen has another zero, or none of all."""
+    old, labelled = clebsch.load(start), [*frames(), *frames("CH4")]
+    for atoms in labelled:
+        atoms.calc = clebsch.calculator(old)
+        energy = atoms.get_potential_energy() + shift * atoms.symbols.count("O")
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=atoms.get_forces())
+    said: list[str] = []
+    data = data_file(tmp_path, labelled)
+    prepared = prepare(settings(data, f"initial={start}"), said.append)
+    assert any("data.references=fit" in text for text in said) == (shift == 30.0)
+    assert prepared.references["O"] == -2042.1
+    said.clear()
+    prepare(settings(data, f"initial={start}", "data.references=fit"), said.append)
+    assert not any("another level of theory" in text for text in said)
+
+
+def test_errors_that_no_references_mend_are_no_other_level_of_theory(tmp_path: Path, start: Path):
+    old, labelled = clebsch.load(start), frames()
+    for index, atoms in enumerate(labelled):
+        atoms.calc = clebsch.calculator(old)
+        energy = atoms.get_potential_energy() + 3.0 * (-1) ** index
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=atoms.get_forces())
+    said: list[str] = []
+    prepare(settings(data_file(tmp_path, labelled), f"initial={start}"), said.append)
+    assert not any("another level of theory" in text for text in said)
+
+
 def test_elements_that_the_model_does_not_know_are_named(tmp_path: Path, start: Path):
     data = data_file(tmp_path, [cluster(seed) for seed in range(6)])
     with pytest.raises(UnknownElementError, match=r"hold Cu.*does not know; it knows H, C, O"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
 
@@ -37,6 +39,12 @@ BATCH_EDGES = 20_000
 
 #: eV: more than an atom is bound by.
 MOST_BINDING = 20.0
+
+#: eV per atom: energies that are further from a model's may be of another level of theory.
+SAME_LEVEL = 0.1
+
+#: Structures that are asked whether they are.
+ASKED = 50
 
 #: Training structures that are few: one at a time teaches more than several.
 FEW = 100
@@ -88,8 +96,6 @@ def prepare(config: Config, say: Say) -> Prepared:
     if start is not None and config.data.references in ("auto", "fit"):
         of_species = dict(zip(start.species, start.references.tolist(), strict=True))
         references, origin = {symbol: of_species[symbol] for symbol in species}, "initial"
-        if config.data.references == "auto":
-            _compare_references(references, known, say)
     else:
         references, origin = choose_references(config.data, train_frames, known, species, say)
     if start is None:
@@ -102,7 +108,9 @@ def prepare(config: Config, say: Say) -> Prepared:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {config.device} cannot be used ({error})") from None
     train = LabelledGraphs(potential, train_frames)
-    if origin == "initial" and config.data.references == "fit" and train.counts["energies"]:
+    if origin == "initial" and config.data.references == "auto":
+        _compare_levels(potential, train, references, known, say)
+    elif origin == "initial" and train.counts["energies"]:
         references, origin = _fitted_anew(potential, train, references, say), "fit"
     prepared = Prepared(
         potential,
@@ -197,8 +205,17 @@ def load_start(config: Config, species: Sequence[str]) -> Potential:
     return potential.requires_grad_()
 
 
-def _compare_references(own: dict[str, float], known: dict[str, float], say: Say) -> None:
-    """Say so where the data's isolated atoms are of another level of theory than the model."""
+def _compare_levels(
+    potential: Potential,
+    graphs: LabelledGraphs,
+    own: dict[str, float],
+    known: dict[str, float],
+    say: Say,
+) -> None:
+    """Say so where the data are of another level of theory than the model whose references stay.
+
+    Isolated atoms tell; without them, energies that other references would bring to the model's.
+    """
     off = {s: known[s] - energy for s, energy in own.items() if s in known}
     far = [symbol for symbol, difference in off.items() if abs(difference) > 0.01]
     if far:
@@ -206,6 +223,26 @@ def _compare_references(own: dict[str, float], known: dict[str, float], say: Say
         say(
             f"The data's isolated atoms differ from the model's references ({shown}), which are "
             "kept; data.references=isolated takes the data's"
+        )
+    elif graphs.counts["energies"]:
+        _compare_energies(potential, graphs, say)
+
+
+def _compare_energies(potential: Potential, graphs: LabelledGraphs, say: Say) -> None:
+    """Say so where other references would mend most of what the model's energies are off."""
+    labelled = [i for i, frame in enumerate(graphs.frames) if frame.energy is not None]
+    chosen = labelled[:: math.ceil(len(labelled) / ASKED)]
+    counts, residuals, _ = energy_residuals(potential, graphs, [[i] for i in chosen])
+    off = float(np.sqrt(np.square(residuals / counts.sum(axis=1)).mean()))
+    if not SAME_LEVEL < off < math.inf:
+        return
+    differences = zip(chosen, residuals, strict=True)
+    fit = fit_references([replace(graphs.frames[i], energy=float(r)) for i, r in differences])
+    if fit.residual_rms < off / 5:
+        say(
+            f"The data's energies are off the model's by {off:.3g} eV/atom rms, of which other "
+            f"references would leave {fit.residual_rms:.2g}. The model's are kept; if the data are "
+            "of another level of theory, data.references=fit takes references from them"
         )
 
 
