@@ -23,28 +23,38 @@ def data(
         str | None, typer.Argument(help="3bpa, acac, ethanol or rmd17; all are listed without it.")
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Folder in which to look for copies.")
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder in which to look for copies; with --to, the published archive of rmd17 "
+            "or a folder that it was unpacked in.",
+        ),
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="Folder for what has to be downloaded from where it is published."),
+        typer.Option(
+            help="Folder for what has to be downloaded from where it is published, or is to be "
+            "taken out of --from."
+        ),
     ] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Find a published data set and verify it, or download it. Exit status 1: files are missing."""
-    from clebsch.data.datasets import data_set, data_sets, find_files
-    from clebsch.data.download import download
+    from clebsch.data.datasets import as_published, data_set, data_sets, find_files
+    from clebsch.data.download import download, unpack
 
     if name is None:
         _list(data_sets(), as_json)
         return
     chosen = data_set(name)
-    if (source is None) == (to is None):
+    if source is None and to is None:
         raise ConfigError("say where the files are (--from FOLDER), or where to put them (--to)")
-    if to is not None:
+    if source is not None and to is not None:
+        unpack(chosen, source, to)
+    elif to is not None:
         with progress_bar(name) as advance:
             download(chosen, to, lambda done, total, what: advance(done, total, f"{name}: {what}"))
-    folder = to if source is None else source
+    folder = source if to is None else to
     assert folder is not None
     found = find_files(chosen, folder)
     lacking = [n for n, one in found.items() if one.path is None and not chosen.files[n].optional]
@@ -52,6 +62,8 @@ def data(
         print(json.dumps(_as_json(name, chosen, found, not lacking), indent=2))
     else:
         _print(chosen, found)
+        if lacking:
+            print(end=as_published(chosen, folder))
     if lacking:
         raise typer.Exit(BAD_ANSWER)
 

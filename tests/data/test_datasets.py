@@ -20,8 +20,15 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from clebsch.cli import main
-from clebsch.data.datasets import DataSet, data_set, data_sets, find_files, required_files
-from clebsch.data.download import download, unpack_rmd17
+from clebsch.data.datasets import (
+    DataSet,
+    as_published,
+    data_set,
+    data_sets,
+    find_files,
+    required_files,
+)
+from clebsch.data.download import download, unpack, unpack_rmd17
 from clebsch.data.read import read_frames
 from clebsch.errors import ClebschError, ConfigError, DataError
 
@@ -187,7 +194,8 @@ def test_what_cannot_be_fetched_is_told_unless_it_is_optional(
     assert download(one_file(url=f"{url}/train.xyz", optional=True), tmp_path / "new") == []
 
 
-def test_rmd17_is_unpacked_into_splits_in_ev(tmp_path: Path) -> None:
+def rmd17_of_water() -> dict[str, bytes]:
+    """What the archive of the revised MD17 would hold of water, by path."""
     kcal = units.kcal / units.mol
     arrays = {
         "nuclear_charges": FRAMES[0].numbers,
@@ -197,16 +205,105 @@ def test_rmd17_is_unpacked_into_splits_in_ev(tmp_path: Path) -> None:
     }
     content = io.BytesIO()
     np.savez(content, **arrays)
-    archive = tmp_path / "rmd17.tar.bz2"
+    return {
+        "rmd17/npz_data/rmd17_water.npz": content.getvalue(),
+        "rmd17/splits/index_train_01.csv": b"3\n0\n",
+        "rmd17/splits/index_test_01.csv": b"4\n",
+    }
+
+
+def packed(archive: Path) -> Path:
     with tarfile.open(archive, "w:bz2") as tar:
-        for name, data in (
-            ("rmd17/npz_data/rmd17_water.npz", content.getvalue()),
-            ("rmd17/splits/index_train_01.csv", b"3\n0\n"),
-            ("rmd17/splits/index_test_01.csv", b"4\n"),
-        ):
+        for name, data in rmd17_of_water().items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
+    return archive
+
+
+def unpacked(folder: Path) -> Path:
+    for name, data in rmd17_of_water().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def like_rmd17() -> DataSet:
+    """A set of two molecules that is published as an archive; nobody has benzene."""
+    files = {
+        f"{molecule}/{part}": {"about": part, "frames": frames, "formulas": [formula]}
+        for molecule, formula in (("water", "H2O"), ("benzene", "C6H6"))
+        for part, frames in (("train_01", 2), ("test_01", 1))
+    }
+    entry = {"title": "T", "source": "a paper", "licence": "CC0", "folders": ["rmd17"]}
+    return DataSet.model_validate(entry | {"archive": "http://nowhere", "files": files})
+
+
+@pytest.mark.parametrize("inner", ["", "rmd17"])
+def test_what_there_is_of_the_unpacked_archive_is_taken(tmp_path: Path, inner: str) -> None:
+    source = unpacked(tmp_path / "official") / inner
+    paths = unpack(like_rmd17(), source, tmp_path / "data")
+    water = tmp_path / "data" / "rmd17" / "water"
+    assert sorted(paths) == [water / "test_01.xyz", water / "train_01.xyz"]
+    train = read_frames(water / "train_01.xyz")
+    assert [frame.energy for frame in train] == pytest.approx([ENERGIES[3], ENERGIES[0]], abs=1e-6)
+    with pytest.raises(ClebschError, match=r"holds nothing of what is missing.*index_train_01"):
+        unpack(like_rmd17(), source, tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["rmd17"]
+
+
+def test_the_archive_at_hand_is_taken_instead_of_a_download(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "rmd17.tar.bz2")
+    water = like_rmd17()
+    files = {name: one for name, one in water.files.items() if name.startswith("water")}
+    water = water.model_copy(update={"files": files})
+    assert len(unpack(water, archive, tmp_path / "data")) == 2
+    with pytest.raises(ClebschError, match="has no molecule benzene"):
+        unpack(like_rmd17(), archive, tmp_path / "data")
+    with pytest.raises(DataError, match="no such file or folder"):
+        unpack(like_rmd17(), tmp_path / "nowhere", tmp_path / "data")
+    with pytest.raises(ConfigError, match="water is published as single files"):
+        unpack(one_file(), tmp_path, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("splits/index_test_01.csv", b"5\n", "test_01 of water: .*out of bounds"),
+        ("splits/index_test_01.csv", b"four\n", "index_test_01.csv: no list of rows"),
+        ("npz_data/rmd17_water.npz", b"PK not a zip", "test_01 of water|train_01 of water"),
+    ],
+)
+def test_a_broken_part_of_the_unpacked_archive_is_told(
+    tmp_path: Path, name: str, content: bytes, problem: str
+) -> None:
+    source = unpacked(tmp_path / "official")
+    (source / "rmd17" / name).write_bytes(content)
+    with pytest.raises(ClebschError, match=problem):
+        unpack(like_rmd17(), source, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_a_folder_of_published_arrays_is_told_what_makes_files_of_them(tmp_path: Path) -> None:
+    source = unpacked(tmp_path / "official")
+    for folder in (source, source / "rmd17", source / "rmd17" / "npz_data"):
+        assert f"clebsch data rmd17 --from {folder} --to data" in as_published(like_rmd17(), folder)
+    with pytest.raises(DataError, match=r"clebsch data rmd17 --from .*official --to data"):
+        required_files(like_rmd17(), source, ["water/train_01"])
+    assert not as_published(one_file(), source)
+    assert not as_published(like_rmd17(), tmp_path)
+
+
+@pytest.mark.parametrize("digits", [23.06, 23.0605, 23.061])
+def test_a_calorie_of_fewer_digits_is_the_published_file_still(
+    tmp_path: Path, digits: float
+) -> None:
+    (tmp_path / "train.xyz").write_bytes(xyz(scaled(units.mol / units.kcal / digits)))
+    assert find_files(one_file(), tmp_path)["train"].verdict == "same"
+
+
+def test_rmd17_is_unpacked_into_splits_in_ev(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "rmd17.tar.bz2")
     unpack_rmd17(archive, tmp_path, ["water/train_01", "water/test_01"])
     train = read_frames(tmp_path / "water" / "train_01.xyz")
     assert [frame.energy for frame in train] == pytest.approx([ENERGIES[3], ENERGIES[0]], abs=1e-6)
