@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -170,6 +171,61 @@ def test_what_is_finished_is_not_done_again(data: Path, monkeypatch: pytest.Monk
     end, again, said = run(plans(data, tasks=["few"]), data)
     assert (end, again) == ("done", rows)
     assert "1 of 1 runs are finished already" in said
+
+
+def test_a_finished_run_is_judged_by_tests_whose_files_come_later(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, (before,), _ = run(plans(data, tasks=["few"]), data)
+    monkeypatch.setattr(runs_module, "_train", lambda *_: pytest.fail("trained again"))
+    data_file(data, [cluster(seed) for seed in range(40, 43)], "absent.xyz")
+    end, (after,), said = run(plans(data, tasks=["few"]), data)
+    assert end == "done"
+    assert "toy few, small, seed 1, now with absent: finished" in said
+    assert after.tests.keys() == {"test", "path", "absent"}
+    assert after.tests["absent"]["n"] == 3
+    unchanged = after.model_copy(update={"tests": before.tests})
+    assert unchanged == before, "only tests are added"
+    assert {name: after.tests[name] for name in before.tests} == before.tests
+    _, again, said = run(plans(data, tasks=["few"]), data)
+    assert again == [after]
+    assert "now with" not in said
+
+
+def test_of_a_finished_row_whose_run_is_elsewhere_the_missing_tests_are_told(data: Path) -> None:
+    _, rows, _ = run(plans(data, tasks=["few"]), data)
+    data_file(data, [cluster(seed) for seed in range(40, 43)], "absent.xyz")
+    elsewhere = data.parent / "elsewhere"
+    end, again, said = run(plans(data, tasks=["few"], runs=elsewhere), data)
+    assert (end, again) == ("done", rows)
+    assert "its row has no absent, and the run is not in" in said
+    assert "--runs" in said
+    # another training in its place is not judged for it
+    run_folder = plans(data, tasks=["few"])[0].config.run
+    settings = ("training.batch_size=2", "processes=1", "training.lr=0.001")
+    other = plans(data, tasks=["few"], settings=settings)[0]
+    run([other], data)
+    shutil.rmtree(run_folder)
+    shutil.copytree(other.config.run, run_folder)
+    _, again, said = run(plans(data, tasks=["few"]), data)
+    assert rows[0] in again
+    assert "its row has no absent" in said
+
+
+def test_a_budget_that_ends_before_the_first_validation_says_that_nothing_is_judged(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, clock = Trainer.step, [0.0]
+
+    def step(self: Trainer, indices: list[int], progress: float) -> None:
+        clock[0] += 1.0
+        honest(self, indices, progress)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    end, rows, said = run(plans(data, tasks=["many"]), data, until=1.0)
+    assert (end, rows) == ("time", [])
+    assert "toy many, small, seed 1: not judged yet" in said
 
 
 def test_a_spent_budget_leaves_a_row_and_the_same_command_goes_on(

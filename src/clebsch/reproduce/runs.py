@@ -26,7 +26,7 @@ from clebsch.reproduce.results import (
     results_file,
     slug,
 )
-from clebsch.reproduce.suites import Suite, Task
+from clebsch.reproduce.suites import HeldOut, Suite, Task
 from clebsch.terminal import say
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict, differences, load_config
@@ -143,7 +143,8 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
     """Train and judge, and add rows to the suite's results; runs that were begun are gone on with.
 
     Args:
-        plans: what to do, in this order. One whose finished row is among the results is left out.
+        plans: what to do, in this order. One whose finished row is among the results is only
+            judged by tests that its row lacks, where their files are there now.
         results: folder of the results.
         until: ``time.monotonic()`` at which to save and stop; what the run at hand has reached is
             judged then.
@@ -155,14 +156,22 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
     Raises:
         ConfigError: a run's folder, or its finished row, is of another training than the plan's.
     """
-    todo = [plan for plan in plans if not _is_finished(plan, results)]
+    todo = []
+    for plan in plans:
+        finished = _finished_row(plan, results)
+        if finished is None:
+            todo.append(plan)
+        elif tests := _unjudged(plan, finished):
+            if until is not None and time.monotonic() >= until:
+                return "time"
+            _judge_further(plan, finished, tests, results, console)
     done = len(plans) - len(todo)
     if done:
         say(f"{done} of {len(plans)} runs are finished already.", console)
     for number, plan in enumerate(todo, start=done + 1):
         if until is not None and time.monotonic() >= until:
             return "time"
-        if _is_finished(plan, results):
+        if _finished_row(plan, results) is not None:
             say(f"Run {number} of {len(plans)}: {plan.name}: finished by another process", console)
             continue
         say(f"Run {number} of {len(plans)}: {plan.name}; {plan.config.run}", console)
@@ -174,13 +183,15 @@ def run_all(plans: Sequence[Plan], results: Path, *, until: float | None, consol
             row = _row(plan, result)
             add_row(results_file(results, plan.suite.name), row)
             say(describe(row), console)
+        else:
+            say(f"{plan.name}: not judged yet: it has not come to its first validation", console)
         if result.reason == "interrupted":
             return "time"
     return "done"
 
 
-def _is_finished(plan: Plan, results: Path) -> bool:
-    """Whether a finished row is among the results, of this process or another.
+def _finished_row(plan: Plan, results: Path) -> Row | None:
+    """The finished row among the results, of this process or another; None if there is none.
 
     Raises:
         ConfigError: the row is of another configuration: of the suite, the recipe or the preset
@@ -195,7 +206,44 @@ def _is_finished(plan: Plan, results: Path) -> bool:
                 f"{file}: {plan.name} was finished with {name} {old!r}, and {new!r} is asked for "
                 "now; delete that row to train anew, or choose another folder with --results"
             )
-    return bool(rows)
+    return rows[0] if rows else None
+
+
+def _unjudged(plan: Plan, row: Row) -> list[HeldOut]:
+    """Tests whose files are there, and were not when the row was made."""
+    tests = plan.task.tests
+    return [test for test in tests if test.file in plan.files and test.name not in row.tests]
+
+
+def _judge_further(
+    plan: Plan, row: Row, tests: Sequence[HeldOut], results: Path, console: Console
+) -> None:
+    """Judge a finished run by further tests and add them to its row, if its folder is there."""
+    run, names = plan.config.run, ", ".join(test.name for test in tests)
+    if not _is_finished_run_of(plan):
+        say(
+            f"{plan.name}: its row has no {names}, and the run is not in {run}: say where it is "
+            "with --runs, or delete the row to train anew",
+            console,
+        )
+        return
+    potential = clebsch.load(run / "model.safetensors", device=plan.config.device)
+    judged = row.tests | judge(potential, tests, plan.files)
+    ordered = {test.name: judged[test.name] for test in plan.task.tests if test.name in judged}
+    row = row.model_copy(update={"tests": ordered | judged})
+    add_row(results_file(results, plan.suite.name), row)
+    say(f"{plan.name}, now with {names}: {describe(row)}", console)
+
+
+def _is_finished_run_of(plan: Plan) -> bool:
+    """Whether the run's folder holds the model of the plan's training, which is over."""
+    run = plan.config.run
+    if not (run / "model.safetensors").is_file() or not holds_a_run(run):
+        return False
+    began = identity(load_config(run / "config.yaml"))
+    if list(differences("", identity(plan.config), began)):
+        return False
+    return plan.config.is_linear or read_newest_state(run)[0].finished is not None
 
 
 def _shared(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
