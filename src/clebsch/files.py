@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,6 +39,19 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path, suffix: str) -> None:
+    """Remove what ``atomic_write`` leaves where a process is killed in the middle of it.
+
+    Args:
+        folder: passed over if it does not exist.
+        suffix: of the files whose remains these are; no other process may be writing such there.
+    """
+    pattern = re.compile(rf"\..+{re.escape(suffix)}\.[a-z0-9_]{{8}}")  # tempfile adds the last part
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if pattern.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def no_such_file(path: Path, kind: str = "a file") -> str:

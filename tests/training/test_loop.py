@@ -296,7 +296,22 @@ def test_time_that_is_up_before_the_first_step_is_no_success(tmp_path: Path) -> 
         train(config(data_file(tmp_path), *settings), tmp_path / "run")
     with pytest.raises(ClebschError, match="no step was taken"):  # still none
         resume(tmp_path / "run")
-    assert resume(tmp_path / "run", max_minutes=0.05).step > 0
+    assert resume(tmp_path / "run", max_epochs=1, max_minutes=10).step > 0
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_to_resume_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "state")
+
+    settings = config(data_file(tmp_path), "training.max_epochs=1")
+    with monkeypatch.context() as patch:
+        patch.setattr("clebsch.training.trainer.write_state", refused)
+        with pytest.raises(ClebschError, match=r"No space left .*train again") as error:
+            train(settings, tmp_path / "run")
+    assert "resume" not in str(error.value)
+    assert train(settings, tmp_path / "run").reason == "epochs"
 
 
 def test_a_disk_that_is_full_at_the_very_end_leaves_a_run_to_go_on_with(

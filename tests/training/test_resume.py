@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -291,13 +292,24 @@ def test_when_no_state_is_whole_the_error_names_them_all(
     assert all(str(path) in str(error.value) for path in states(run))
 
 
-def test_a_temporary_file_of_a_crash_is_no_state(
+def test_a_temporary_file_of_a_crash_is_no_state_and_is_removed(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = cut_run(whole, tmp_path, monkeypatch).run
-    (run / "state" / ".step-0000000012.safetensors.abc").write_bytes(b"half")
+    crashed = [run / "state" / ".step-0000000012.safetensors", run / ".model.safetensors"]
+    for path in crashed:
+        # as atomic_write names them
+        handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+        os.write(handle, b"half")
+        os.close(handle)
+        assert Path(temporary).exists()
+    others = [run / ".notes.safetensors.of-mine", run / ".report.html.abcdefgh"]
+    for path in others:
+        path.write_text("of someone else")
     resume(run)
     assert_same_run(whole, run)
+    hidden = {path for path in run.rglob(".*") if path.name != ".lock"}
+    assert hidden == set(others)
 
 
 def test_history_and_model_of_steps_that_are_taken_back_are_taken_back_too(

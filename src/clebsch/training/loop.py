@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from clebsch.errors import ClebschError, ConfigError, ModelFileError
+from clebsch.files import remove_unfinished
 from clebsch.interrupt import StopRequest, stop_on_signals
 from clebsch.modelfile import read_potential
 from clebsch.models.section import message_of
@@ -29,7 +30,13 @@ from clebsch.training.fit_state import fit_state_file, read_fit_state
 from clebsch.training.log import RunLog
 from clebsch.training.parallelism import with_parallelism
 from clebsch.training.prepare import prepare
-from clebsch.training.state import Finished, TrainingState, read_newest_state, state_files
+from clebsch.training.state import (
+    Finished,
+    TrainingState,
+    read_newest_state,
+    state_files,
+    state_folder,
+)
 from clebsch.training.trainer import Trainer
 
 Reason = Finished | Literal["interrupted", "fitted"]
@@ -353,11 +360,18 @@ def _locked(run: Path) -> Iterator[None]:
         reason = error.strerror or error
         raise ConfigError(f"{run}: cannot be the folder of a run ({reason})") from error
     try:
+        for folder in (run, state_folder(run)):
+            remove_unfinished(folder, ".safetensors")
         yield
     except OSError as error:
+        again = (
+            f"States saved before are unchanged; when this is mended, go on with "
+            f"clebsch resume {run}"
+            if holds_a_run(run)
+            else "Nothing was saved yet; when this is mended, train again"
+        )
         raise ClebschError(
-            f"{error.filename or run}: {error.strerror or error}. States saved before are "
-            f"unchanged; when this is mended, go on with clebsch resume {run}"
+            f"{error.filename or run}: {error.strerror or error}. {again}"
         ) from error
     finally:
         if is_new and {path.name for path in run.iterdir()} <= {".lock", "log.txt"}:
