@@ -149,7 +149,7 @@ class Potential(nn.Module):
     def shortest_distances(self) -> dict[str, float] | None:
         """How close atoms came in training, Angstrom by pair of elements such as "C-H".
 
-        None where it is not known: of imported models, and where training started from a model.
+        None where it is not known: of imported models, and where training started from one.
         """
         return self.provenance.get("data", {}).get("shortest_distances")
 

@@ -96,7 +96,7 @@ def test_a_training_that_makes_it_worse_keeps_what_it_started_from(tmp_path: Pat
     assert (result.best["epoch"], result.best["frames"]) == (0, 0)
     assert result.model is not None
     kept = clebsch.load(result.model)
-    assert kept.shortest_distances is None  # the old model may have seen atoms closer
+    assert kept.shortest_distances is None  # the old model does not tell how close it saw atoms
     answers = [p(p.graph(labelled[0]), "forces").forces for p in (old, kept)]
     assert torch.equal(*answers)
     assert [record["epoch"] for record in history(result.run)] == [0, 1, 2]
@@ -192,6 +192,26 @@ def test_isolated_atoms_of_another_level_of_theory_are_noticed(tmp_path: Path, s
     prepared = prepare(settings(data, f"initial={start}"), said.append)
     assert any("O by +2.100 eV" in text for text in said)
     assert prepared.references["O"] == -2042.1
+
+
+@pytest.mark.parametrize("scale", [0.9, 1.1])
+def test_what_was_close_in_either_training_is_known(tmp_path: Path, scale: float):
+    """In that of the model that training starts from, and in the new one."""
+    first = train(settings(data_file(tmp_path, frames()), "training.max_epochs=1"), tmp_path / "a")
+    assert first.model is not None
+    before = clebsch.load(first.model).shortest_distances
+    assert before is not None
+    scaled = frames()
+    for atoms in scaled:
+        labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.positions *= scale
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+    data = data_file(tmp_path, scaled)
+    more = train(settings(data, f"initial={first.model}", "training.max_epochs=1"), tmp_path / "b")
+    assert more.model is not None
+    after = clebsch.load(more.model).shortest_distances
+    expected = {pair: min(1.0, scale) * distance for pair, distance in before.items()}
+    assert after == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.05, 30.0])

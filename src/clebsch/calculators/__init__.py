@@ -27,7 +27,7 @@ def calculator(potential: Potential | Path | str, *, skin: float = 0.5) -> Clebs
     """
     if isinstance(potential, Path | str):
         potential = load(potential)
-    if not isinstance(potential, Potential):
+    if not hasattr(potential, "graph"):
         raise ClebschError(f"a calculator needs a potential or its model file, not {potential!r}")
     return ClebschCalculator(potential, skin=skin)
 

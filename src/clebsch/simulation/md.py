@@ -268,7 +268,7 @@ class _Run:
         if stop_at_contacts and not knows_contacts(self.atoms.calc):
             raise ClebschError(
                 "a run cannot be stopped at contacts: the model does not tell how close atoms came "
-                "in its training; models that Clebsch trained from random weights do"
+                "in its training; those that Clebsch trained do, unless they began as imported ones"
             )
         self.rng = np.random.default_rng(settings.seed)
         self.lone_atoms: LoneAtoms | None = None

@@ -34,14 +34,19 @@ def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
     """Files with their checksums, counts and references, for the model file.
 
     Where references are fitted, formulas say which compositions they were fitted to. How close
-    atoms came is recorded unless training started from a model, which may have seen them closer.
+    atoms came is recorded, of a model that training started from too, unless it does not tell.
     """
     more: dict[str, Any] = {}
     if prepared.fitted:
         known = [symbol for symbol in prepared.references if symbol not in prepared.fitted]
         more["formulas"] = spanning_formulas(prepared.train.frames, known)
-    if not prepared.initial:
-        more["shortest_distances"] = prepared.train.shortest_distances(prepared.potential.species)
+    before = prepared.potential.shortest_distances if prepared.initial else {}
+    if before is not None:
+        now = prepared.train.shortest_distances(prepared.potential.species)
+        more["shortest_distances"] = {
+            pair: min(distances[pair] for distances in (before, now) if pair in distances)
+            for pair in sorted(before | now)
+        }
     return {
         "train": {"files": checksums(config.train), **prepared.train.counts},
         "valid": {
