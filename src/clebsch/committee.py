@@ -57,9 +57,11 @@ def uncertainty(potential: Potential | Sequence[Potential], graph: AtomGraph) ->
     """
     members = [potential] if isinstance(potential, Potential) else list(potential)
     check_committee(members)
-    maker = "potential" if len(members) == 1 else "graph_maker(potentials)"
+    call = "uncertainty(potential, potential.graph(structures))"
+    if len(members) > 1:
+        call = "uncertainty(potentials, graph_maker(potentials).graph(structures))"
     for member in members:
-        member.demand_graph(graph, f"uncertainty(..., {maker}.graph(structures))")
+        member.demand_graph(graph, call)
     refuse_inference_mode("uncertainties of forces")
     if len(members) == 1:
         return _spread_of_draws(members[0], graph)
