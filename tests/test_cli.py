@@ -346,6 +346,11 @@ def test_a_committee_tells_how_sure_a_model_is(run: Run, folder: Path, tmp_path:
         status, _, err = run(*command, "--uncertainty")
         assert status == 2
         assert "alone has no committee" in err
+        for twice in ([model], [other, other]):
+            names = [part for file in twice for part in ("--committee", file)]
+            status, _, err = run(*command, *names)
+            assert status == 2
+            assert "the same model twice" in err
 
 
 @pytest.mark.parametrize("command", ["predictions", "report", "scan"])

@@ -47,6 +47,7 @@ from clebsch.cli_options import (
     Structure,
     label_keys,
     load_model,
+    other_members,
     periodicity,
     precision,
     usable_device,
@@ -187,7 +188,8 @@ def evaluate(
     from clebsch.files import check_outputs
     from clebsch.rounding import allow_tf32
 
-    inputs = [model, *(committee or []), *data]
+    others = other_members(model, committee, uncertainty)
+    inputs = [model, *(others or []), *data]
     check_outputs((predictions, report), overwrite=overwrite, inputs=inputs)
     with allow_tf32(tf32):
         judged = run_evaluate(
@@ -201,7 +203,7 @@ def evaluate(
             device=usable_device(device),
             dtype=precision(dtype),
             head=head,
-            committee=(committee or []) if committee or uncertainty else None,
+            committee=others,
         )
     if predictions is None and not any(evaluation.metrics for _, evaluation in judged.values()):
         raise typer.Exit(BAD_ANSWER)  # nothing was judged, and nothing else was asked for
@@ -305,9 +307,10 @@ def md(
         time = 10.0
     atoms = read_structure(structure, index)
     potential = load_model(model, device, dtype, head)
+    others = other_members(model, committee, uncertainty)
     members = None
-    if committee or uncertainty:
-        members = [load_model(path, device, dtype, head) for path in committee or []]
+    if others is not None:
+        members = [load_model(path, device, dtype, head) for path in others]
     check_fits(potential, atoms, str(structure), "npt" if ensemble == "npt" else None)
     if tabulate:
         potential = potential.tabulated()
@@ -331,7 +334,7 @@ def md(
             stop_at_uncertainty=stop_at_uncertainty,
             restart=restart,
             overwrite=overwrite,
-            inputs=[model, *(committee or []), structure],
+            inputs=[model, *(others or []), structure],
             name=str(structure),
             progress=lambda done, total, _: advance(done, total),
         )

@@ -104,6 +104,26 @@ def load_model(
     return clebsch.load(model, dtype=precision(dtype), device=usable_device(device), head=head)
 
 
+def other_members(model: Path, committee: list[Path] | None, own: bool) -> list[Path] | None:
+    """The files of a committee besides the model; None if no uncertainty is asked for.
+
+    Args:
+        model: the model.
+        committee: what ``--committee`` names.
+        own: whether the model's own uncertainty is asked for.
+
+    Raises:
+        ConfigError: a file is given twice, which would make the model look sure.
+    """
+    files = committee or []
+    seen = {model.resolve()}
+    for file in files:
+        if file.resolve() in seen:
+            raise ConfigError(f"--committee {file}: the same model twice tells nothing")
+        seen.add(file.resolve())
+    return files if files or own else None
+
+
 def precision(name: str | None) -> torch.dtype | None:
     """The type of numbers of this name; None for that of the model file.
 
