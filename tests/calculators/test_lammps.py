@@ -94,6 +94,7 @@ def test_pair_styles_come_on_top(runs: dict[str, Any]) -> None:
         ("mixed up", "type 1 has the mass 63.546, and Au has 196.9.*order of types"),
         ("in a step", "DataError: atoms 0 and 1 are at one place"),
         ("interrupted", "KeyboardInterrupt"),
+        ("no IDs", "have no IDs"),
         ("twice", "a fix clebsch already"),
     ],
 )

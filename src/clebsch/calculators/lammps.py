@@ -78,6 +78,8 @@ class LammpsForces:
             self._lmp.force_timeout()
 
     def _compute(self, tags: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
+        if not tags.all():
+            raise ClebschError("atoms of LAMMPS have no IDs; do without atom_modify id no")
         order = np.argsort(tags)  # LAMMPS sorts its atoms anew now and then
         types = self._lmp.numpy.extract_atom("type")[: len(tags)]
         atoms = self._atoms(self._number_of_type[types[order]], tags[order], x[order])
