@@ -212,9 +212,9 @@ def test_of_a_finished_row_whose_run_is_elsewhere_the_missing_tests_are_told(dat
     assert "its row has no absent" in said
 
 
-def test_a_budget_that_ends_before_the_first_validation_says_that_nothing_is_judged(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def steps_take_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of training, and nothing else."""
     honest, clock = Trainer.step, [0.0]
 
     def step(self: Trainer, indices: list[int], progress: float) -> None:
@@ -223,23 +223,20 @@ def test_a_budget_that_ends_before_the_first_validation_says_that_nothing_is_jud
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+
+@pytest.mark.usefixtures("steps_take_a_second")
+def test_a_budget_that_ends_before_the_first_validation_says_that_nothing_is_judged(
+    data: Path,
+) -> None:
     end, rows, said = run(plans(data, tasks=["many"]), data, until=1.0)
     assert (end, rows) == ("time", [])
     assert "toy many, small, seed 1: not judged yet" in said
 
 
-def test_a_spent_budget_leaves_a_row_and_the_same_command_goes_on(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest, clock = Trainer.step, [0.0]
-
-    def step(self: Trainer, indices: list[int], progress: float) -> None:
-        clock[0] += 1.0
-        honest(self, indices, progress)
-
-    monkeypatch.setattr(Trainer, "step", step)
+@pytest.mark.usefixtures("steps_take_a_second")
+def test_a_spent_budget_leaves_a_row_and_the_same_command_goes_on(data: Path) -> None:
     # the first task takes four steps; the budget ends in the second epoch of the second
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     end, rows, said = run(plans(data), data, until=9.0)
     assert end == "time"
     first, second = rows
