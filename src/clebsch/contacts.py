@@ -5,7 +5,7 @@ How close atoms came in training is in the model file, for each pair of elements
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,15 @@ def shortest_distances(graph: AtomGraph, species: Sequence[str]) -> dict[str, fl
     """The length in Angstrom of the shortest edge of each pair of elements, such as "C-H"."""
     pairs, lengths = _pairs(graph, len(species)), _lengths(graph)
     return {_name(p, species): float(lengths[pairs == p].min()) for p in pairs.unique().tolist()}
+
+
+def closest(known: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The shortest of several distances of each pair of elements, of those that have the pair."""
+    shortest: dict[str, float] = {}
+    for distances in known:
+        for pair, distance in distances.items():
+            shortest[pair] = min(distance, shortest.get(pair, distance))
+    return shortest
 
 
 def find_contacts(

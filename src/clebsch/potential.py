@@ -172,13 +172,12 @@ class Potential(nn.Module):
         listed: list[Any] = [structures] if single else list(structures)  # type: ignore[arg-type]
         if not listed:
             raise ClebschError("there is no structure to make a graph of")
-        for one in listed:
-            if not hasattr(one, "numbers"):
-                raise _no_structure(one)
         graphs = [self._graph(s, "" if single else f"structure {i}") for i, s in enumerate(listed)]
         return batch_graphs(graphs).to(self.device)
 
     def _graph(self, structure: Structure, place: str) -> AtomGraph:
+        if not hasattr(structure, "numbers"):
+            raise _no_structure(structure)
         place = getattr(structure, "source", "") or place
         numbers = np.asarray(structure.numbers)
         unknown = [z for z in np.unique(numbers) if int(z) not in self._index_of_number]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clebsch.contacts import shortest_distances
+from clebsch.contacts import closest, shortest_distances
 from clebsch.data.frame import Frame
 from clebsch.graph import TENSORS, AtomGraph, batch_graphs
 
@@ -185,11 +185,7 @@ class LabelledGraphs:
 
     def shortest_distances(self, species: Sequence[str]) -> dict[str, float]:
         """How close atoms come, Angstrom by pair of elements; see ``clebsch.contacts``."""
-        shortest: dict[str, float] = {}
-        for graph in self._graphs:
-            for pair, distance in shortest_distances(graph, species).items():
-                shortest[pair] = min(distance, shortest.get(pair, distance))
-        return shortest
+        return closest(shortest_distances(graph, species) for graph in self._graphs)
 
     def fingerprint(self) -> str:
         """SHA-256 over structures, labels and weights: equal for equal data in equal order."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import clebsch
+from clebsch.contacts import closest
 from clebsch.data.references import spanning_formulas
 from clebsch.training.config import Config, DataConfig
 from clebsch.training.configfile import config_dict
@@ -43,10 +44,7 @@ def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
     before = prepared.potential.shortest_distances if prepared.initial else {}
     if before is not None:
         now = prepared.train.shortest_distances(prepared.potential.species)
-        more["shortest_distances"] = {
-            pair: min(distances[pair] for distances in (before, now) if pair in distances)
-            for pair in sorted(before | now)
-        }
+        more["shortest_distances"] = closest([before, now])
     return {
         "train": {"files": checksums(config.train), **prepared.train.counts},
         "valid": {
