@@ -56,6 +56,10 @@ class Frame:
     source: str = ""
     info: dict[str, Any] = field(default_factory=dict)
 
+    def place(self, index: int) -> str:
+        """Where it came from, for messages; its index in a list of frames if it does not say."""
+        return self.source or f"frame {index}"
+
     def __len__(self) -> int:
         return len(self.numbers)
 

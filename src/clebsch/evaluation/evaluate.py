@@ -237,7 +237,7 @@ def _frame_errors(index: int, frame: Frame, prediction: FramePrediction) -> Fram
         worst_error = float(lengths[worst_atom])
     return FrameErrors(
         index=index,
-        source=frame.source or f"frame {index}",
+        source=frame.place(index),
         formula=frame.formula,
         n_atoms=len(frame),
         energy_per_atom=energy,

@@ -76,7 +76,7 @@ class Batches:
                 if result is not None:
                     yield indices, result
                     continue
-                source = _name(frames, indices[0])
+                source = frames[indices[0]].place(indices[0])
                 if len(graphs) == 1:
                     raise ClebschError(
                         f"{source}: memory does not suffice for this structure alone "
@@ -183,7 +183,7 @@ def _split(
         )
         numbers = (part.energy, part.forces, 0.0 if part.stress is None else part.stress)
         if not all(np.isfinite(number).all() for number in numbers):
-            raise not_finite(_name(frames, index))
+            raise not_finite(frames[index].place(index))
         parts[index] = part
     return parts
 
@@ -199,7 +199,3 @@ def not_finite(name: str) -> ClebschError:
 def _numpy(tensor: torch.Tensor | None) -> np.ndarray:
     assert tensor is not None
     return tensor.detach().cpu().numpy().astype(np.float64)
-
-
-def _name(frames: Sequence[Frame], index: int) -> str:
-    return frames[index].source or f"frame {index}"

@@ -174,8 +174,6 @@ def _most_uncertain(
     found = []
     for index, (frame, told) in enumerate(zip(frames, uncertainties, strict=True)):
         atom = int(told.atoms.argmax())
-        source = frame.source or f"frame {index}"
-        found.append(
-            UncertainAtom(index, source, atom, frame.symbols[atom], float(told.atoms[atom]))
-        )
+        element, uncertainty = frame.symbols[atom], float(told.atoms[atom])
+        found.append(UncertainAtom(index, frame.place(index), atom, element, uncertainty))
     return tuple(sorted(found, key=lambda one: -one.uncertainty)[:N_NAMED])

@@ -180,7 +180,7 @@ def run_scan(
     energies = np.array([float(potential(potential.graph(f), ("energy",)).energy) for f in frames])
     bad = np.flatnonzero(~np.isfinite(energies))
     if len(bad):
-        raise not_finite(frames[bad[0]].source or f"frame {bad[0]}")
+        raise not_finite(frames[bad[0]].place(bad[0]))
     labels = [frame.energy for frame in frames]
     reference = None if labels[0] is None else np.array(labels, dtype=np.float64)
     lowest = energies if reference is None else reference
@@ -197,7 +197,7 @@ def _check_frames(frames: Sequence[Frame]) -> None:
         raise DataError("a scan needs at least one frame")
     composition = sorted(frames[0].numbers)
     for index, frame in enumerate(frames):
-        place = frame.source or f"frame {index}"
+        place = frame.place(index)
         if sorted(frame.numbers) != composition:
             raise DataError(f"{place}: has another composition than the first frame of the scan")
         if (frame.energy is None) != (frames[0].energy is None):
