@@ -196,6 +196,14 @@ def _built_once(model: str, dtype: torch.dtype, backend: str, device: str) -> cl
     return potential(model, dtype, backend)
 
 
+def tiny(
+    elements: str, seed: int = 0, dtype: torch.dtype = torch.float64, **settings: Any
+) -> clebsch.Potential:
+    """A MACE of two channels with random weights, of a cut-off of 4 Angstrom."""
+    config = {"channels": 2, "l_max": 1, "cutoff": 4.0} | settings
+    return clebsch.build(config, elements.split(), dtype=dtype, seed=seed)
+
+
 def rattled(atoms: Atoms, seed: int = 0, by: float = 0.1) -> Atoms:
     """A copy with random displacements."""
     copy = atoms.copy()

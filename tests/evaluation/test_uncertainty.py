@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import rankdata
 
 import clebsch
+from builders import tiny
 from clebsch.committee import uncertainty
 from clebsch.data.frame import Frame
 from clebsch.evaluation.evaluate import evaluate
@@ -23,13 +23,7 @@ from clebsch.evaluation.uncertainty import (
 
 from .toy import molecule
 
-
-def member(seed: int) -> clebsch.Potential:
-    config = {"channels": 2, "l_max": 1, "cutoff": 4.0}
-    return clebsch.build(config, ["H", "C", "O"], dtype=torch.float64, seed=seed)
-
-
-MEMBERS = [member(seed) for seed in range(3)]
+MEMBERS = [tiny("H C O", seed) for seed in range(3)]
 FRAMES = [molecule(seed, "HCO"[: 1 + seed % 3]) for seed in range(N_NAMED + 2)]
 
 

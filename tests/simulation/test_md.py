@@ -8,14 +8,13 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
-import torch
 from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLength, FixInternals
 from morse import Analytic, Morse, cluster, thermal_energy
 
-import clebsch
+from builders import tiny
 from clebsch.errors import BlowUpError, ClebschError, DataError
 from clebsch.simulation.md import MDResult, run_md
 from clebsch.simulation.recorder import read_log
@@ -339,14 +338,9 @@ def test_a_restart_stops_at_contacts_of_its_own_frames(tmp_path: Path) -> None:
     assert [frame.info["step"] for frame in frames] == [0, 20, 40]
 
 
-def copper(seed: int) -> clebsch.Potential:
-    config = {"channels": 2, "l_max": 1, "cutoff": 4.0}
-    return clebsch.build(config, ["Cu"], dtype=torch.float64, seed=seed)
-
-
 def test_a_committee_tells_how_uncertain_every_frame_is(tmp_path: Path) -> None:
     """It moves nothing, and a run that went on tells the same as one that did not stop."""
-    members = [copper(seed) for seed in range(3)]
+    members = [tiny("Cu", seed) for seed in range(3)]
 
     def go_on(steps: int, output: str, committee: Any = members[1:], **options: Any) -> MDResult:
         options |= {"output": tmp_path / output, "interval": 2, "committee": committee}
@@ -377,7 +371,7 @@ def test_a_committee_tells_how_uncertain_every_frame_is(tmp_path: Path) -> None:
 
 
 def test_a_run_stops_where_a_force_is_too_uncertain(tmp_path: Path) -> None:
-    members = [copper(seed) for seed in range(2)]
+    members = [tiny("Cu", seed) for seed in range(2)]
 
     def go_on(output: str, limit: float | None = None, **options: Any) -> MDResult:
         options |= {"committee": members[1:], "stop_at_uncertainty": limit}
@@ -400,9 +394,9 @@ def test_a_run_stops_where_a_force_is_too_uncertain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (EMT(), {"committee": [copper(0)]}, "not of EMT"),
-        (copper(0), {"committee": []}, "alone has no committee"),
-        (copper(0), {"stop_at_uncertainty": 1.0}, "alone has no committee"),
+        (EMT(), {"committee": [tiny("Cu")]}, "not of EMT"),
+        (tiny("Cu"), {"committee": []}, "alone has no committee"),
+        (tiny("Cu"), {"stop_at_uncertainty": 1.0}, "alone has no committee"),
     ],
 )
 def test_uncertainties_that_nothing_tells_are_refused_at_once(
