@@ -105,7 +105,10 @@ def _spread_of_draws(potential: Potential, graph: AtomGraph) -> Uncertainty:
     assert isinstance(network, ACE)
     vectors = edge_vectors(graph, graph.positions).detach().requires_grad_()
     with torch.enable_grad():
-        energies = network.committee_energies(vectors.to(potential.dtype), graph)
+        seen = vectors
+        if potential.contact is not None and potential.is_in_contact(graph):
+            seen, _ = potential.contact(vectors, graph)
+        energies = network.committee_energies(seen.to(potential.dtype), graph)
         scaled = [potential.head.scale * draw.to(torch.float64) for draw in energies]
         forces = []
         for draw in scaled:

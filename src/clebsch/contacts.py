@@ -51,6 +51,12 @@ def closest(known: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return shortest
 
 
+def pair_table(distances: Mapping[str, float], species: Sequence[str]) -> list[list[float]]:
+    """Shortest distances [S, S], Angstrom, by indices of species; inf of pairs that have none."""
+    n, inf = len(species), float("inf")
+    return [[distances.get(_name(i * n + j, species), inf) for j in range(n)] for i in range(n)]
+
+
 def find_contacts(
     graph: AtomGraph, species: Sequence[str], trained: Mapping[str, float], cutoff: float
 ) -> list[Contact]:

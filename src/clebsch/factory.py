@@ -19,6 +19,7 @@ from clebsch.models.config import ACEConfig, AllegroConfig, ModelConfig
 from clebsch.models.message_passing import MessagePassing
 from clebsch.models.network import Network
 from clebsch.models.presets import model_config
+from clebsch.nn.contact import ContactRepulsion
 from clebsch.nn.energy import EnergyHead, StoredZBLRepulsion, ZBLRepulsion
 from clebsch.potential import Potential
 
@@ -125,7 +126,8 @@ def assemble(
         prior.scale.fill_(scale)
     elif config.zbl:
         prior = ZBLRepulsion(numbers, config.cutoff)
-    return Potential(config, species, model, head, prior)
+    contact = ContactRepulsion(numbers) if config.contact_repulsion else None
+    return Potential(config, species, model, head, prior, contact)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from clebsch.potential import Potential, Structure
 from clebsch.rounding import allow_tf32
 
 FORMAT = "clebsch-potential"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 UNITS = {"length": "Angstrom", "energy": "eV", "stress": "eV/Angstrom^3"}
 
 #: How far a loaded potential may be from the numbers in its file: eV per atom, relative to 1 + the
@@ -277,6 +277,8 @@ def read_potential(
         )
     if metadata["format_version"] == 1:
         tensors, metadata = _from_version_1(tensors, metadata)
+    if metadata["format_version"] <= 2:
+        metadata["config"]["contact_repulsion"] = False  # was not known
     if "heads" in metadata:
         tensors, metadata = _one_head(tensors, metadata, head, path)
     elif head is not None:

@@ -35,6 +35,7 @@ from clebsch.kernels.dispatch import best_backend, load_backend
 from clebsch.models.config import ModelConfig
 from clebsch.models.network import Network
 from clebsch.neighbors import neighbor_graph, search_place
+from clebsch.nn.contact import ContactRepulsion
 from clebsch.nn.energy import EnergyHead
 from clebsch.repeats import Repeats
 from clebsch.replay import has_few_edges
@@ -64,7 +65,7 @@ class Prediction:
         stress: [n_frames, 3, 3] float64, eV/Angstrom^3.
         site_energies: [n_atoms] float64, eV; they sum to the energies.
         layer_energies: [n_atoms, 1 + n_layers] float64, eV: the terms of equation 13; column 0 is
-            the reference with mean energy and prior. They sum to the site energies.
+            the reference with mean energy and repulsions. They sum to the site energies.
         hessian: [3 n_atoms, 3 n_atoms] float64, eV/Angstrom^2, of a single structure.
     """
 
@@ -86,6 +87,7 @@ class Potential(nn.Module):
         model: the network, from edge vectors to energies of each atom and layer.
         head: references, scale and mean energy.
         prior: a pair repulsion, or None.
+        contact: what is done with atoms closer than any in training; None: nothing.
         is_tabulated: whether path weights come out of tables; see ``tabulated``.
         provenance: what the model was trained on and how, as its file tells.
     """
@@ -97,6 +99,7 @@ class Potential(nn.Module):
         model: Network,
         head: EnergyHead,
         prior: nn.Module | None = None,
+        contact: ContactRepulsion | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -104,6 +107,7 @@ class Potential(nn.Module):
         self.model = model
         self.head = head
         self.prior = prior
+        self.contact = contact
         self._scope = GraphScope(config.cutoff, self.species)
         self.provenance: dict[str, Any] = {}
         self._kernels: Kernels = load_backend("reference")
@@ -261,11 +265,14 @@ class Potential(nn.Module):
             refuse_inference_mode("forces")
         with torch.autocast(self.device.type, enabled=False):  # nothing here bears bfloat16
             # Evaluations that repeat are replayed, to the same bits.
-            results = self._repeats.replayed(
-                self, self._results, graph, asked, needs_gradient, differentiable
-            )
+            in_contact = self.is_in_contact(graph)
+            results = None
+            if not in_contact:
+                results = self._repeats.replayed(
+                    self, self._results, graph, asked, needs_gradient, differentiable
+                )
             if results is None:
-                results = self._eager(graph, asked, needs_gradient, differentiable)
+                results = self._eager(graph, asked, needs_gradient, differentiable, in_contact)
         if "stress" in asked:
             results["stress"] = -results["virial"] / volumes[:, None, None]
         if not differentiable:
@@ -273,7 +280,12 @@ class Potential(nn.Module):
         return Prediction(**{name: value for name, value in results.items() if name in asked})
 
     def _eager(
-        self, graph: AtomGraph, asked: set[str], needs_gradient: bool, differentiable: bool
+        self,
+        graph: AtomGraph,
+        asked: set[str],
+        needs_gradient: bool,
+        differentiable: bool,
+        in_contact: bool,
     ) -> dict[str, Tensor]:
         """Results by running modules."""
         positions, create_graph = graph.positions, differentiable
@@ -283,13 +295,18 @@ class Potential(nn.Module):
             positions = positions.detach().requires_grad_()
             create_graph = True
         with torch.set_grad_enabled(create_graph or needs_gradient):
-            results = self._results(graph, positions, needs_gradient, create_graph)
+            results = self._results(graph, positions, needs_gradient, create_graph, in_contact)
             if "hessian" in asked:
                 results["hessian"] = _hessian(results["forces"], positions, differentiable)
         return results
 
     def _results(
-        self, graph: AtomGraph, positions: Tensor, needs_gradient: bool, create_graph: bool
+        self,
+        graph: AtomGraph,
+        positions: Tensor,
+        needs_gradient: bool,
+        create_graph: bool,
+        in_contact: bool = False,
     ) -> dict[str, Tensor]:
         """Energies and, with the gradient, forces and virials.
 
@@ -298,7 +315,7 @@ class Potential(nn.Module):
         vectors = edge_vectors(graph, positions)
         if needs_gradient and not vectors.requires_grad:
             vectors.requires_grad_()
-        contributions = self._contributions(vectors, graph)
+        contributions = self._contributions(vectors, graph, in_contact)
         site_energies = contributions.sum(1)
         results = {
             "energy": self._kernels.segment_sum(site_energies, graph.frame_ptr),
@@ -313,12 +330,23 @@ class Potential(nn.Module):
             results["virial"] = _virial(gradient, vectors, graph, self._kernels)
         return results
 
-    def _contributions(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
-        """[N, 1 + T] float64, eV: the terms of equation 13."""
+    def is_in_contact(self, graph: AtomGraph) -> bool:
+        """Whether atoms are so close that the contact repulsion acts."""
+        return self.contact is not None and self.contact.is_reached(graph)
+
+    def _contributions(self, vectors: Tensor, graph: AtomGraph, in_contact: bool) -> Tensor:
+        """[N, 1 + T] float64, eV: the terms of equation 13, repulsions with the first."""
+        repulsions: list[Tensor] = []
+        if in_contact:
+            assert self.contact is not None
+            vectors, repulsion = self.contact(vectors, graph)
+            repulsions.append(repulsion)
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         contributions = self.head(self.model(vectors.to(self.dtype), graph), lengths, graph)
         if self.prior is not None:
-            first = contributions[:, :1] + self.prior(lengths, graph)[:, None]
+            repulsions.append(self.prior(lengths, graph))
+        for repulsion in repulsions:
+            first = contributions[:, :1] + repulsion[:, None]
             contributions = torch.cat([first, contributions[:, 1:]], dim=1)
         return contributions
 

@@ -209,9 +209,11 @@ def test_what_was_close_in_either_training_is_known(tmp_path: Path, scale: float
     data = data_file(tmp_path, scaled)
     more = train(settings(data, f"initial={first.model}", "training.max_epochs=1"), tmp_path / "b")
     assert more.model is not None
-    after = clebsch.load(more.model).shortest_distances
+    after = clebsch.load(more.model)
     expected = {pair: min(1.0, scale) * distance for pair, distance in before.items()}
-    assert after == pytest.approx(expected)
+    assert after.shortest_distances == pytest.approx(expected)
+    c_h = after.contact.distances[after.species.index("C"), after.species.index("H")]
+    assert float(c_h) == pytest.approx(min(expected["C-H"], 0.76 + 0.31))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.05, 30.0])

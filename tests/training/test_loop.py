@@ -16,6 +16,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_numbers, covalent_radii
 from rich.console import Console
 
 import clebsch
@@ -88,6 +89,10 @@ def test_training_learns_and_leaves_a_model_that_knows_where_it_is_from(
     trained = prepare(settings, lambda _: None).train
     assert potential.shortest_distances == trained.shortest_distances(potential.species)
     assert set(potential.shortest_distances) == {"Cu-Cu", "Au-Cu", "Au-Au"}
+    for pair, distance in potential.shortest_distances.items():
+        one, two = map(potential.species.index, pair.split("-"))
+        bond = sum(covalent_radii[atomic_numbers[symbol]] for symbol in pair.split("-"))
+        assert float(potential.contact.distances[one, two]) == min(distance, bond)
     assert set(potential.species) == {"Cu", "Au"}
 
 

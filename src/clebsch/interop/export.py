@@ -8,6 +8,7 @@ structure before it saves anything.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from importlib.resources import files
@@ -60,6 +61,8 @@ _EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
 
 def export_mace_torch(potential: Potential, folder: Path | str) -> None:
     """Write a folder from which mace-torch 0.3.x can make a model that gives the same numbers.
+
+    But for atoms closer than any in training: the contact repulsion stays behind.
 
     Args:
         potential: a message-passing potential.
@@ -240,9 +243,11 @@ def _text(channels: int, message_l: int) -> str:
 
 
 def _answers(potential: Potential) -> dict[str, Any]:
-    """A structure, and the energy and forces that the potential gives for it."""
+    """A structure, and the energy and forces that the potential gives for it without contacts."""
     atoms = example_structure(potential)
-    prediction = potential(potential.graph(atoms), ("energy", "forces"))
+    bare = copy.deepcopy(potential)
+    bare.contact = None
+    prediction = bare(bare.graph(atoms), ("energy", "forces"))
     assert prediction.energy is not None
     assert prediction.forces is not None
     return {

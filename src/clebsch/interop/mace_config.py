@@ -78,6 +78,7 @@ def mace_config(model: Module) -> MessagePassingConfig:
         "mean_energy": "none",
         "scale": "none",
         "zbl": "mace_torch" if model.has("pair_repulsion_fn") else False,
+        "contact_repulsion": False,
     }
     if model.has("scale_shift") and bool(model.child("scale_shift").tensor("shift").any()):
         settings["mean_energy"] = "every_atom"

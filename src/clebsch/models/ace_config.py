@@ -42,6 +42,11 @@ class ACEConfig(Section):
         32, ge=0, description="draws from the posterior that a fit keeps, for uncertainties"
     )
     zbl: bool = Field(False, description="add the ZBL nuclear repulsion")
+    contact_repulsion: bool = Field(
+        True,
+        description="between atoms that are closer than any in training, hold the network where it "
+        "was trained and add the ZBL nuclear repulsion",
+    )
 
     @model_validator(mode="after")
     def _make_sense(self) -> ACEConfig:

@@ -82,6 +82,11 @@ class NetworkConfig(Section):
         description="add the ZBL nuclear repulsion; mace_torch: with the constants, and times the "
         "scale, that a model of mace-torch has it with",
     )
+    contact_repulsion: bool = Field(
+        True,
+        description="between atoms that are closer than any in training, hold the network where it "
+        "was trained and add the ZBL nuclear repulsion",
+    )
 
     def mean_energy_or(
         self, auto: Literal["constant", "density"]

@@ -19,6 +19,8 @@ from clebsch.nn.radial import PolynomialEnvelope
 COULOMB = 14.399645478425668
 #: Bohr radius, Angstrom (CODATA 2018).
 BOHR = 0.529177210903
+#: Coefficients and exponents of the universal screening function.
+_ZBL = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
 
 MeanEnergyForm = Literal["none", "constant", "density"]
 
@@ -72,17 +74,25 @@ class EnergyHead(Float64Module, KernelModule):
         return torch.cat([offset[:, None], self.scale * layer_energies.to(torch.float64)], dim=1)
 
 
-class ZBLRepulsion(Float64Module, KernelModule):
-    """The universal screened nuclear repulsion of Ziegler, Biersack and Littmark (1985).
+def zbl_energy(lengths: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """The universal screened nuclear repulsion of Ziegler, Biersack and Littmark (1985), eV.
 
-    E_ij = k Z_i Z_j / r phi(r / a), a = 0.46850 Angstrom / (Z_i^0.23 + Z_j^0.23), times a
-    polynomial envelope (p = 6) that ends at the sum of the covalent radii, where it would meet real
+    k Z_1 Z_2 / r phi(r / a), a = 0.46850 Angstrom / (Z_1^0.23 + Z_2^0.23), elementwise of
+    distances in Angstrom and nuclear charges in units of e.
+    """
+    reduced = lengths * (z1**0.23 + z2**0.23) / (0.88534 * BOHR)
+    phi = sum(c * torch.exp(-exponent * reduced) for c, exponent in _ZBL)
+    return COULOMB * z1 * z2 / lengths * phi
+
+
+class ZBLRepulsion(Float64Module, KernelModule):
+    """The ZBL repulsion (``zbl_energy``) times an envelope.
+
+    The polynomial envelope (p = 6) ends at the sum of the covalent radii, where it would meet real
     bonds, or at the cut-off if that is shorter. Half of each pair's energy goes to each atom. It is
     in eV and never scaled by the network's scale.
     """
 
-    coefficients: Tensor
-    exponents: Tensor
     numbers: Tensor
     radii: Tensor
 
@@ -90,23 +100,14 @@ class ZBLRepulsion(Float64Module, KernelModule):
         super().__init__()
         self.cutoff = cutoff
         radii = [float(ase.data.covalent_radii[z]) for z in numbers]
-        self.register_constants(
-            stored=False,
-            coefficients=[0.18175, 0.50986, 0.28022, 0.02817],
-            exponents=[3.19980, 0.94229, 0.40290, 0.20162],
-            numbers=[float(z) for z in numbers],
-            radii=radii,
-        )
+        self.register_constants(stored=False, numbers=[float(z) for z in numbers], radii=radii)
 
     def forward(self, lengths: Tensor, graph: AtomGraph) -> Tensor:
         """Args: lengths [E] float64, Angstrom. Returns: [N] float64, eV."""
         first, second = graph.species[graph.senders], graph.species[graph.receivers]
         z1, z2 = self.numbers[first], self.numbers[second]
-        screening = 0.88534 * BOHR / (z1**0.23 + z2**0.23)
-        reduced = lengths / screening
-        phi = (self.coefficients * torch.exp(-self.exponents * reduced[:, None])).sum(1)
         reach = (self.radii[first] + self.radii[second]).clamp(max=self.cutoff)
-        energy = 0.5 * COULOMB * z1 * z2 / lengths * phi * polynomial_envelope(lengths / reach, 6)
+        energy = 0.5 * zbl_energy(lengths, z1, z2) * polynomial_envelope(lengths / reach, 6)
         return self.kernels.segment_sum(energy, graph.row_ptr)
 
 

@@ -14,6 +14,7 @@ import torch
 from ase.data import chemical_symbols
 
 import clebsch
+from clebsch.contacts import closest, pair_table
 from clebsch.data.check import LABEL_CHECKS
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NOT_READ
@@ -62,6 +63,8 @@ class Prepared:
         origin: of the references: "isolated", "fit", "given", "none" or "initial".
         fitted: elements whose references are fitted to the data.
         initial: SHA-256 of the model file that training starts from; "" without one.
+        shortest_distances: how close atoms come in training and came in that of the initial model,
+            Angstrom by pair of elements; None if that does not tell.
     """
 
     potential: Potential
@@ -71,6 +74,7 @@ class Prepared:
     origin: str
     fitted: frozenset[str]
     initial: str
+    shortest_distances: dict[str, float] | None
 
     def fingerprint(self, *more: object) -> str:
         """SHA-256 over all data, in their order, the initial model, and what else matters."""
@@ -112,6 +116,9 @@ def prepare(config: Config, say: Say) -> Prepared:
         _compare_levels(potential, train, references, known, say)
     elif origin == "initial" and train.counts["energies"]:
         references, origin = _fitted_anew(potential, train, references, say), "fit"
+    distances = _shortest_distances(potential, train, fine_tuned=config.initial is not None)
+    if potential.contact is not None and distances is not None:
+        potential.contact.learn(pair_table(distances, potential.species))
     prepared = Prepared(
         potential,
         train,
@@ -120,12 +127,23 @@ def prepare(config: Config, say: Say) -> Prepared:
         origin,
         _fitted(config.data, references, origin, known),
         "" if config.initial is None else checksums(config.initial)[str(config.initial)],
+        distances,
     )
     _check_labels(config, prepared)
     _describe(prepared, say)
     _warn_of_known(train_frames, valid_frames, say)
     _advise(config, len(train_frames), say)
     return prepared
+
+
+def _shortest_distances(
+    potential: Potential, train: LabelledGraphs, fine_tuned: bool
+) -> dict[str, float] | None:
+    """Of training structures, and of what a model that is fine-tuned saw before, if it tells."""
+    before = potential.shortest_distances if fine_tuned else {}
+    if before is None:
+        return None
+    return closest([before, train.shortest_distances(potential.species)])
 
 
 def _fitted_anew(

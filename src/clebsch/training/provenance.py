@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import clebsch
-from clebsch.contacts import closest
 from clebsch.data.references import spanning_formulas
 from clebsch.training.config import Config, DataConfig
 from clebsch.training.configfile import config_dict
@@ -35,16 +34,14 @@ def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
     """Files with their checksums, counts and references, for the model file.
 
     Where references are fitted, formulas say which compositions they were fitted to. How close
-    atoms came is recorded, of a model that training started from too, unless it does not tell.
+    atoms came is recorded where it is known.
     """
     more: dict[str, Any] = {}
     if prepared.fitted:
         known = [symbol for symbol in prepared.references if symbol not in prepared.fitted]
         more["formulas"] = spanning_formulas(prepared.train.frames, known)
-    before = prepared.potential.shortest_distances if prepared.initial else {}
-    if before is not None:
-        now = prepared.train.shortest_distances(prepared.potential.species)
-        more["shortest_distances"] = closest([before, now])
+    if prepared.shortest_distances is not None:
+        more["shortest_distances"] = prepared.shortest_distances
     return {
         "train": {"files": checksums(config.train), **prepared.train.counts},
         "valid": {

@@ -18,7 +18,7 @@ from clebsch.errors import ClebschError, ModelFileError
 from clebsch.modelfile import read_tensors, write_tensors
 
 STATE_FORMAT = "clebsch-training-state"
-STATE_VERSION = 3
+STATE_VERSION = 4
 _NAME = re.compile(r"step-(\d{10})\.safetensors")
 
 #: What ends a run: a limit, or no better model for a while.
