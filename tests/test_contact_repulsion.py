@@ -218,13 +218,15 @@ def test_a_model_file_keeps_it(tmp_path: Path) -> None:
 
 def test_files_of_before_say_what_they_said(tmp_path: Path) -> None:
     """Formats up to the second knew nothing of it."""
-    potential, path = tiny("H C O", contact_repulsion=False), tmp_path / "model.safetensors"
+    settings = {"contact_repulsion": False, "energy_floor": False}
+    potential, path = tiny("H C O", **settings), tmp_path / "model.safetensors"
     potential.save(path)
     tensors, metadata = read_tensors(path)
-    assert not metadata["config"].pop("contact_repulsion")
+    for key in settings:
+        del metadata["config"][key]
     write_tensors(path, tensors, {**metadata, "format_version": 2})
     loaded, close = clebsch.load(path), rattled(ethanol(), by=0.3)
-    assert loaded.contact is None
+    assert loaded.contact is loaded.floor is None
     assert energy(loaded, close) == pytest.approx(energy(potential, close), rel=1e-12)
 
 

@@ -98,5 +98,5 @@ def _export(potential: Potential, out: Path) -> None:
 
     export_mace_torch(potential, out)
     say(f"{out}: where mace-torch is installed, run python {out / 'build_model.py'} NEW.model")
-    if potential.contact is not None:
-        say("The contact repulsion stays behind: mace-torch has nothing like it")
+    if potential.contact is not None or potential.floor is not None:
+        say("Contact repulsion and energy floor stay behind: mace-torch has nothing like them")

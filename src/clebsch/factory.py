@@ -21,6 +21,7 @@ from clebsch.models.network import Network
 from clebsch.models.presets import model_config
 from clebsch.nn.contact import ContactRepulsion
 from clebsch.nn.energy import EnergyHead, StoredZBLRepulsion, ZBLRepulsion
+from clebsch.nn.floor import EnergyFloor
 from clebsch.potential import Potential
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def assemble(
     elif config.zbl:
         prior = ZBLRepulsion(numbers, config.cutoff)
     contact = ContactRepulsion(numbers) if config.contact_repulsion else None
-    return Potential(config, species, model, head, prior, contact)
+    floor = EnergyFloor(len(species)) if config.energy_floor else None
+    return Potential(config, species, model, head, prior, contact, floor)
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def read_potential(
     if metadata["format_version"] == 1:
         tensors, metadata = _from_version_1(tensors, metadata)
     if metadata["format_version"] <= 2:
-        metadata["config"]["contact_repulsion"] = False  # was not known
+        metadata["config"] |= {"contact_repulsion": False, "energy_floor": False}  # not known then
     if "heads" in metadata:
         tensors, metadata = _one_head(tensors, metadata, head, path)
     elif head is not None:

@@ -37,6 +37,7 @@ from clebsch.models.network import Network
 from clebsch.neighbors import neighbor_graph, search_place
 from clebsch.nn.contact import ContactRepulsion
 from clebsch.nn.energy import EnergyHead
+from clebsch.nn.floor import EnergyFloor
 from clebsch.repeats import Repeats
 from clebsch.replay import has_few_edges
 
@@ -65,7 +66,7 @@ class Prediction:
         stress: [n_frames, 3, 3] float64, eV/Angstrom^3.
         site_energies: [n_atoms] float64, eV; they sum to the energies.
         layer_energies: [n_atoms, 1 + n_layers] float64, eV: the terms of equation 13; column 0 is
-            the reference with mean energy and repulsions. They sum to the site energies.
+            the reference with mean energy, repulsions and floor. They sum to the site energies.
         hessian: [3 n_atoms, 3 n_atoms] float64, eV/Angstrom^2, of a single structure.
     """
 
@@ -88,6 +89,7 @@ class Potential(nn.Module):
         head: references, scale and mean energy.
         prior: a pair repulsion, or None.
         contact: what is done with atoms closer than any in training; None: nothing.
+        floor: what is done with energies of atoms far below any in training; None: nothing.
         is_tabulated: whether path weights come out of tables; see ``tabulated``.
         provenance: what the model was trained on and how, as its file tells.
     """
@@ -100,6 +102,7 @@ class Potential(nn.Module):
         head: EnergyHead,
         prior: nn.Module | None = None,
         contact: ContactRepulsion | None = None,
+        floor: EnergyFloor | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -108,6 +111,7 @@ class Potential(nn.Module):
         self.head = head
         self.prior = prior
         self.contact = contact
+        self.floor = floor
         self._scope = GraphScope(config.cutoff, self.species)
         self.provenance: dict[str, Any] = {}
         self._kernels: Kernels = load_backend("reference")
@@ -335,19 +339,20 @@ class Potential(nn.Module):
         return self.contact is not None and self.contact.is_reached(graph)
 
     def _contributions(self, vectors: Tensor, graph: AtomGraph, in_contact: bool) -> Tensor:
-        """[N, 1 + T] float64, eV: the terms of equation 13, repulsions with the first."""
-        repulsions: list[Tensor] = []
+        """[N, 1 + T] float64, eV: the terms of equation 13, and what is added with the first."""
+        repulsion = None
         if in_contact:
             assert self.contact is not None
             vectors, repulsion = self.contact(vectors, graph)
-            repulsions.append(repulsion)
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         contributions = self.head(self.model(vectors.to(self.dtype), graph), lengths, graph)
         if self.prior is not None:
-            repulsions.append(self.prior(lengths, graph))
-        for repulsion in repulsions:
-            first = contributions[:, :1] + repulsion[:, None]
-            contributions = torch.cat([first, contributions[:, 1:]], dim=1)
+            contributions = _with_first(contributions, self.prior(lengths, graph))
+        if self.floor is not None:
+            binding = contributions.sum(1) - self.references[graph.species]
+            contributions = _with_first(contributions, self.floor(binding, graph))
+        if repulsion is not None:
+            contributions = _with_first(contributions, repulsion)
         return contributions
 
     def tabulated(self, spacing: float = 0.015) -> Potential:
@@ -462,6 +467,12 @@ class Potential(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own recordings."""
         return {**self.__dict__, "_repeats": Repeats()}
+
+
+def _with_first(contributions: Tensor, energies: Tensor) -> Tensor:
+    """Energies of atoms [N] added to the first of the terms [N, 1 + T]."""
+    first = contributions[:, :1] + energies[:, None]
+    return torch.cat([first, contributions[:, 1:]], dim=1)
 
 
 def _no_structure(what: object) -> ClebschError:

@@ -120,18 +120,21 @@ def run(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_contact_repulsion_stays_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_contact_repulsion_and_floor_stay_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """What is stored for comparison is what mace-torch will give."""
     potential = clebsch.build({**SMALL, "mean_energy": "none"}, ["H", "O"], dtype=torch.float64)
     export_mace_torch(potential, tmp_path / "before")
     potential.contact.distances.fill_(1.6)  # atoms of the structure are 1.3 to 2.4 apart
+    potential.floor.depths.fill_(1e-9)
     assert potential.is_in_contact(potential.graph(example_structure(potential)))
     export_mace_torch(potential, tmp_path / "after")
     settings = [(tmp_path / name / "settings.json").read_text() for name in ("before", "after")]
     assert settings[0] == settings[1]
     potential.save(tmp_path / "model.safetensors")
     assert run("convert", tmp_path / "model.safetensors", tmp_path / "c", "--to", "mace-torch") == 0
-    assert "The contact repulsion stays behind" in capsys.readouterr().out
+    assert "Contact repulsion and energy floor stay behind" in capsys.readouterr().out
 
 
 def test_the_command_says_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -199,7 +199,8 @@ def test_what_was_close_in_either_training_is_known(tmp_path: Path, scale: float
     """In that of the model that training starts from, and in the new one."""
     first = train(settings(data_file(tmp_path, frames()), "training.max_epochs=1"), tmp_path / "a")
     assert first.model is not None
-    before = clebsch.load(first.model).shortest_distances
+    old = clebsch.load(first.model)
+    before = old.shortest_distances
     assert before is not None
     scaled = frames()
     for atoms in scaled:
@@ -212,6 +213,7 @@ def test_what_was_close_in_either_training_is_known(tmp_path: Path, scale: float
     after = clebsch.load(more.model)
     expected = {pair: min(1.0, scale) * distance for pair, distance in before.items()}
     assert after.shortest_distances == pytest.approx(expected)
+    assert bool((after.floor.depths >= old.floor.depths).all())
     c_h = after.contact.distances[after.species.index("C"), after.species.index("H")]
     assert float(c_h) == pytest.approx(min(expected["C-H"], 0.76 + 0.31))
 

@@ -89,6 +89,13 @@ def test_training_learns_and_leaves_a_model_that_knows_where_it_is_from(
     trained = prepare(settings, lambda _: None).train
     assert potential.shortest_distances == trained.shortest_distances(potential.species)
     assert set(potential.shortest_distances) == {"Cu-Cu", "Au-Cu", "Au-Au"}
+    graph = potential.graph(trained.frames)
+    energies = potential(graph, "site_energies").site_energies
+    binding = potential.references[graph.species] - energies
+    for kind in range(2):
+        assert float(potential.floor.depths[kind]) == pytest.approx(
+            max(0.0, float(binding[graph.species == kind].max())), abs=1e-6
+        )
     for pair, distance in potential.shortest_distances.items():
         one, two = map(potential.species.index, pair.split("-"))
         bond = sum(covalent_radii[atomic_numbers[symbol]] for symbol in pair.split("-"))

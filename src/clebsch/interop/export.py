@@ -62,7 +62,8 @@ _EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
 def export_mace_torch(potential: Potential, folder: Path | str) -> None:
     """Write a folder from which mace-torch 0.3.x can make a model that gives the same numbers.
 
-    But for atoms closer than any in training: the contact repulsion stays behind.
+    But where atoms are as they never were in training: contact repulsion and energy floor stay
+    behind.
 
     Args:
         potential: a message-passing potential.
@@ -243,10 +244,10 @@ def _text(channels: int, message_l: int) -> str:
 
 
 def _answers(potential: Potential) -> dict[str, Any]:
-    """A structure, and the energy and forces that the potential gives for it without contacts."""
+    """A structure, and the energy and forces that the network and its repulsion give for it."""
     atoms = example_structure(potential)
     bare = copy.deepcopy(potential)
-    bare.contact = None
+    bare.contact = bare.floor = None
     prediction = bare(bare.graph(atoms), ("energy", "forces"))
     assert prediction.energy is not None
     assert prediction.forces is not None

@@ -79,6 +79,7 @@ def mace_config(model: Module) -> MessagePassingConfig:
         "scale": "none",
         "zbl": "mace_torch" if model.has("pair_repulsion_fn") else False,
         "contact_repulsion": False,
+        "energy_floor": False,
     }
     if model.has("scale_shift") and bool(model.child("scale_shift").tensor("shift").any()):
         settings["mean_energy"] = "every_atom"

@@ -87,6 +87,11 @@ class NetworkConfig(Section):
         description="between atoms that are closer than any in training, hold the network where it "
         "was trained and add the ZBL nuclear repulsion",
     )
+    energy_floor: bool = Field(
+        True,
+        description="let no atom be bound more than 1 eV more strongly than any of its element in "
+        "training",
+    )
 
     def mean_energy_or(
         self, auto: Literal["constant", "density"]

@@ -17,6 +17,7 @@ from clebsch.models.ace import ACE
 from clebsch.processor import torch_threads
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict, write_config
+from clebsch.training.depths import with_floor
 from clebsch.training.design import Design
 from clebsch.training.fit_state import FitState, remove_fit_state, write_fit_state
 from clebsch.training.linear_fit import (
@@ -98,7 +99,8 @@ def run_fit(
     history.append(record)
     path = run / "model.safetensors"
     try:
-        fit.potential.save(path, provenance=_provenance(config, prepared, record))
+        with with_floor(prepared):
+            fit.potential.save(path, provenance=_provenance(config, prepared, record))
     except ClebschError:
         fit.save()
         raise

@@ -65,6 +65,8 @@ class Prepared:
         initial: SHA-256 of the model file that training starts from; "" without one.
         shortest_distances: how close atoms come in training and came in that of the initial model,
             Angstrom by pair of elements; None if that does not tell.
+        depths: [n_species], how far below its reference an atom came in training of the initial
+            model, eV; None if that does not tell, or if the potential has no floor.
     """
 
     potential: Potential
@@ -75,6 +77,7 @@ class Prepared:
     fitted: frozenset[str]
     initial: str
     shortest_distances: dict[str, float] | None
+    depths: torch.Tensor | None
 
     def fingerprint(self, *more: object) -> str:
         """SHA-256 over all data, in their order, the initial model, and what else matters."""
@@ -119,6 +122,10 @@ def prepare(config: Config, say: Say) -> Prepared:
     distances = _shortest_distances(potential, train, fine_tuned=config.initial is not None)
     if potential.contact is not None and distances is not None:
         potential.contact.learn(pair_table(distances, potential.species))
+    depths = None
+    if potential.floor is not None:  # training is without, whose energies may be anything
+        depths = None if distances is None else potential.floor.depths.clone()
+        potential.floor.depths.zero_()
     prepared = Prepared(
         potential,
         train,
@@ -128,6 +135,7 @@ def prepare(config: Config, say: Say) -> Prepared:
         _fitted(config.data, references, origin, known),
         "" if config.initial is None else checksums(config.initial)[str(config.initial)],
         distances,
+        depths,
     )
     _check_labels(config, prepared)
     _describe(prepared, say)

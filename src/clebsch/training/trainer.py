@@ -18,6 +18,7 @@ from clebsch.errors import ClebschError, ModelFileError
 from clebsch.training.calibration import energy_residuals, reference_shift
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict
+from clebsch.training.depths import with_floor
 from clebsch.training.gradient import add_gradient, divided
 from clebsch.training.helpers import Helpers
 from clebsch.training.log import History, RunLog
@@ -336,7 +337,7 @@ class Trainer:
         """Write the best model, unless the file has it already."""
         if self.best is None or self._model_is_current:
             return
-        with swapped_in(self.best, self._stored):
+        with swapped_in(self.best, self._stored), with_floor(self.prepared):
             self.potential.save(self.model_path, provenance=self._provenance())
         self._model_is_current = True
 

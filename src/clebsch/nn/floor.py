@@ -1,0 +1,46 @@
+"""Energies of atoms far below any in training: a floor under what a network makes of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clebsch.graph import AtomGraph
+from clebsch.nn.float64 import Float64Module
+
+#: How far below the lowest energy of training the floor begins to be felt, and how much further
+#: down it is, eV.
+BEGIN, WIDTH = 0.5, 0.5
+
+
+class EnergyFloor(Float64Module):
+    """No atom is bound much more strongly than any of its element in training.
+
+    Where atoms are as they never were in training a network may find energies without end, and
+    dynamics and relaxations fall for them. An atom's energy e, relative to its reference, that is
+    below b becomes
+
+        b - w x / (1 + x^4)^(1/4),  x = (b - e) / w,  b = -(depth + 0.5 eV),  w = 0.5 eV,
+
+    which is above -(depth + 1 eV), so that no structure has less energy than its references less as
+    much for every atom. It differs from e in the fifth order of x, and above b not at all.
+
+    Attributes:
+        depths: [S] float64: how far below its reference the energy of an atom came in training, eV;
+            0 where that is not known, and there is no floor then.
+    """
+
+    depths: Tensor
+
+    def __init__(self, n_species: int) -> None:
+        super().__init__()
+        self.register_buffer("depths", torch.zeros(n_species, dtype=torch.float64))
+
+    def forward(self, energies: Tensor, graph: AtomGraph) -> Tensor:
+        """What is to be added to the energies of atoms relative to their references, [N], eV."""
+        depths = self.depths[graph.species]
+        begin = -(depths + BEGIN)
+        low = (energies < begin) & (depths > 0)
+        x = torch.where(low, (begin - energies) / WIDTH, 0.0)
+        held = begin - WIDTH * x / (1 + x**4) ** 0.25
+        return torch.where(low, held - energies, 0.0)
