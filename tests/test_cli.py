@@ -41,6 +41,7 @@ COMMANDS = (
     "bench",
     "doctor",
     "convert",
+    "info",
 )
 SETTINGS = {
     "preset": "mace_tiny",

@@ -25,6 +25,7 @@ from clebsch.benchmarks.command import bench
 from clebsch.cli_convert import convert
 from clebsch.cli_data import data as data_command
 from clebsch.cli_doctor import doctor
+from clebsch.cli_info import info
 from clebsch.cli_options import (
     BAD_ANSWER,
     BAD_INPUT,
@@ -477,6 +478,7 @@ def presets() -> None:
 
 app.command()(bench)
 app.command()(reproduce)
+app.command()(info)
 app.command()(doctor)
 app.command()(convert)
 app.command("data")(data_command)

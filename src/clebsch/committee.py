@@ -72,6 +72,12 @@ def uncertainty(potential: Potential | Sequence[Potential], graph: AtomGraph) ->
     )
 
 
+def n_draws(potential: Potential) -> int:
+    """How many draws from its posterior a potential holds; none but fitted linear ones do."""
+    network = potential.model
+    return len(network.committee) if isinstance(network, ACE) and network.committee.any() else 0
+
+
 def check_committee(members: Sequence[Potential]) -> None:
     """Whether their spread tells an uncertainty.
 
@@ -81,7 +87,7 @@ def check_committee(members: Sequence[Potential]) -> None:
     if not members:
         raise ClebschError("a committee has two potentials or more")
     first, *others = members
-    if not others and not (isinstance(first.model, ACE) and first.model.committee.any()):
+    if not others and not n_draws(first):
         raise ClebschError(
             "this potential alone has no committee to tell an uncertainty from: it takes others, "
             "trained from other seeds, or a linear ACE (model=ace_3bpa, or model.name=ace) fitted "

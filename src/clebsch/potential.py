@@ -121,17 +121,21 @@ class Potential(nn.Module):
         self._index_of_number = {atomic_numbers[s]: i for i, s in enumerate(self.species)}
 
     def __repr__(self) -> str:
-        n = sum(parameter.numel() for parameter in self.parameters())
         dtype = str(self.dtype).removeprefix("torch.")
         return (
             f"Potential({self.config.name}, {' '.join(self.species)}, cut-off {self.cutoff:g} "
-            f"Angstrom, {n} parameters, {dtype}, {self.device}, {self.backend})"
+            f"Angstrom, {self.n_parameters} parameters, {dtype}, {self.device}, {self.backend})"
         )
 
     @property
     def cutoff(self) -> float:
         """Distance in Angstrom below which atoms are neighbours."""
         return self.config.cutoff
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers training changes."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def dtype(self) -> torch.dtype:

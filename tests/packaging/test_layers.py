@@ -42,6 +42,7 @@ LAYERS = (
     "factory",
     "interop",
     "modelfile",
+    "modelinfo",
     "data",
     "evaluation",
     "training",
@@ -55,6 +56,7 @@ LAYERS = (
     "cli_doctor",
     "cli_convert",
     "cli_data",
+    "cli_info",
     "cli",
     "__main__",
 )

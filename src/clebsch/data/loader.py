@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
@@ -196,6 +196,14 @@ class LabelledGraphs:
             for tensor in (*structure, *values):
                 digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """What ``LabelledGraphs.counts`` tells, in words."""
+    return (
+        f"{counts['frames']} structures with {counts['energies']} energies, "
+        f"{counts['forces']} sets of forces, {counts['stresses']} stresses"
+    )
 
 
 @dataclass(frozen=True)

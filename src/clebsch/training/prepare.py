@@ -18,7 +18,7 @@ from clebsch.contacts import closest, pair_table
 from clebsch.data.check import LABEL_CHECKS
 from clebsch.data.frame import Frame, describe_left_out, describe_weights
 from clebsch.data.labels import ALIASES, NOT_READ
-from clebsch.data.loader import BatchSampler, LabelledGraphs
+from clebsch.data.loader import BatchSampler, LabelledGraphs, describe_counts
 from clebsch.data.rawframe import where
 from clebsch.data.read import read_frames, read_with_census
 from clebsch.data.references import fit_references, isolated_atoms
@@ -374,10 +374,8 @@ def _check_labels(config: Config, prepared: Prepared) -> None:
 
 def _describe(prepared: Prepared, say: Say) -> None:
     for name, graphs in (("Training", prepared.train), ("Validation", prepared.valid)):
-        counts = graphs.counts
         say(
-            f"{name}: {counts['frames']} structures with {counts['energies']} energies, "
-            f"{counts['forces']} sets of forces, {counts['stresses']} stresses; "
+            f"{name}: {describe_counts(graphs.counts)}; "
             f"{sum(graphs.n_edges)} edges, {graphs.n_bytes / 1e6:.1f} MB of graphs"
         )
         left_out = describe_left_out(graphs.frames)
@@ -392,10 +390,9 @@ def _describe(prepared: Prepared, say: Say) -> None:
         for symbol, energy in prepared.references.items()
     )
     say(f"References ({prepared.origin}): {shown} eV")
-    n_parameters = sum(p.numel() for p in prepared.potential.parameters())
     potential = prepared.potential
     say(
-        f"Potential: {potential.config.name}, {n_parameters} parameters, "
+        f"Potential: {potential.config.name}, {potential.n_parameters} parameters, "
         f"{potential.backend} backend"
     )
     if isinstance(potential.config, MessagePassingConfig) and potential.config.idle_settings:
