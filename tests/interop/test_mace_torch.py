@@ -513,7 +513,9 @@ def run(*arguments: object) -> int:
 def test_convert_writes_a_model_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     old, new = shutil.copy(MODEL, tmp_path / "old.model"), tmp_path / "new.safetensors"
     assert run("convert", old, new) == 2
-    assert "choose one" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "choose one" in err
+    assert "or of all (--head=all), is made by clebsch convert" in err
     assert run("convert", old, new, "--head", "first", "--elements", "H,O") == 0
     assert "ScaleShiftMACE" in capsys.readouterr().out
     assert clebsch.load(new).species == ("H", "O")

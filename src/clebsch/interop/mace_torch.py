@@ -43,8 +43,9 @@ def choose_head(heads: Sequence[str], head: str | None, place: str) -> int:
         option = f"--head={shlex.quote(heads[0])}"  # whatever the name begins with
         raise ConfigError(
             f"{place}: the model has the heads {', '.join(heads)}; choose one: {option}, "
-            f"or clebsch.load(..., head={heads[0]!r}). Of one head alone a file is made by "
-            f"clebsch convert {shlex.quote(place)} NEW.safetensors {option}"
+            f"or clebsch.load(..., head={heads[0]!r}). A file of one head alone, or of all "
+            f"(--head=all), is made by clebsch convert {shlex.quote(place)} NEW.safetensors "
+            f"{option}"
         )
     if head is None:
         return 0
