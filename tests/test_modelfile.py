@@ -199,6 +199,21 @@ def test_weights_of_another_shape_are_refused(file: Path, tmp_path: Path) -> Non
         clebsch.load(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda:99", "the device 'cuda:99' cannot be used: "),
+        (torch.device("cuda", 99), "the device 'cuda:99' cannot be used: "),
+        ("gpu", "unknown device 'gpu': cpu, cuda or cuda:1"),
+    ],
+)
+def test_a_device_that_is_not_here_is_said_before_the_file_is_read(
+    tmp_path: Path, device: torch.device | str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        clebsch.load(tmp_path / "absent.safetensors", device=device)
+
+
 @pytest.fixture
 def two_heads(tmp_path: Path) -> tuple[Path, dict[str, clebsch.Potential]]:
     """A file of two heads, which differ in readouts and references."""

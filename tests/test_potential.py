@@ -93,6 +93,13 @@ def test_apples_gpus_are_refused_for_want_of_float64_before_anything_has_moved()
     assert torch.isfinite(tested(tested.graph(ethanol())).energy).all()
 
 
+def test_a_device_that_is_not_here_is_an_error_of_ours_and_nothing_has_moved() -> None:
+    tested = copied_potential(backend="reference")
+    with pytest.raises(ClebschError, match="the potential cannot be moved or cast: "):
+        tested.to("cuda:99")
+    assert torch.isfinite(tested(tested.graph(ethanol())).energy).all()
+
+
 def test_a_backend_with_wrong_second_derivatives_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -51,7 +51,6 @@ from clebsch.cli_options import (
     other_members,
     periodicity,
     precision,
-    usable_device,
     with_label_options,
 )
 from clebsch.errors import BlowUpError, ClebschError, ConfigError
@@ -201,7 +200,7 @@ def evaluate(
             out=predictions,
             report=report,
             as_json=as_json,
-            device=usable_device(device),
+            device=device,
             dtype=precision(dtype),
             head=head,
             committee=others,

@@ -101,7 +101,7 @@ def load_model(
     """
     import clebsch
 
-    return clebsch.load(model, dtype=precision(dtype), device=usable_device(device), head=head)
+    return clebsch.load(model, dtype=precision(dtype), device=device, head=head)
 
 
 def other_members(model: Path, committee: list[Path] | None, own: bool) -> list[Path] | None:
@@ -153,26 +153,6 @@ def fixed_properties(fix: str | None) -> dict[str, float]:
         raise ConfigError(
             f"--fix {fix}: write names and numbers such as total_charge=0,total_spin=1"
         ) from None
-
-
-def usable_device(name: str) -> str:
-    """The name of a device on which a tensor can be made.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    import torch
-
-    try:
-        torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"unknown device {name!r}: cpu, cuda or cuda:1, for example") from None
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"the device {name!r} cannot be used: {reason}") from None
-    return name
 
 
 def with_label_options(command: Callable[..., None]) -> Callable[..., None]:

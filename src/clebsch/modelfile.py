@@ -23,6 +23,7 @@ from ase import Atoms
 from torch import Tensor
 
 from clebsch.agreement import example_structure
+from clebsch.devices import usable_device
 from clebsch.errors import BackendError, ClebschError, ConfigError, ModelFileError
 from clebsch.factory import assemble
 from clebsch.files import atomic_write, no_such_file
@@ -217,7 +218,8 @@ def load(
             or the potential does not reproduce the energies, forces and stress stored in it.
         BackendError: the backend disagrees with the reference here, or gives no finite numbers.
         ConfigError: the model lacks the head, element or property asked for; it has several heads
-            and none was chosen; or a property that it embeds has no value.
+            and none was chosen; a property that it embeds has no value; or there is no such device
+            here.
     """
     if not isinstance(path, str | os.PathLike):
         raise ModelFileError(f"a model is read from a file, not from {type(path).__name__}")
@@ -227,11 +229,12 @@ def load(
             f"{path}: dtype is torch.float32 or torch.float64, in which potentials compute, not "
             f"{dtype!r}"
         )
+    place = usable_device(device)
     potential, reference = read_potential(path, head=head, species=species, properties=properties)
     saved_dtype = potential.dtype
     potential.model.to(dtype or saved_dtype)
     try:
-        potential.to(device).requires_grad_(False).use_backend()
+        potential.to(place).requires_grad_(False).use_backend()
     except BackendError as error:
         raise BackendError(f"{path}: {error}") from error
     coarser = max(saved_dtype, potential.dtype, key=lambda kind: torch.finfo(kind).eps)

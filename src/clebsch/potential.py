@@ -450,7 +450,12 @@ class Potential(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
         before = (self.device, self.dtype)
-        if fn(torch.empty(0)).device.type == "mps":
+        try:
+            place = fn(torch.empty(0)).device
+        except (AssertionError, RuntimeError) as error:  # torch's, of devices that are not here
+            reason = str(error).splitlines()[0]
+            raise ClebschError(f"the potential cannot be moved or cast: {reason}") from error
+        if place.type == "mps":
             raise ClebschError(
                 "geometry and sums of energies are float64, which Apple's GPUs (mps) do not have; "
                 f'use the device "cpu" (torch {torch.__version__})'

@@ -25,6 +25,7 @@ LAYERS = (
     "processor",
     "interrupt",
     "rounding",
+    "devices",
     "terminal",
     "graph",
     "contacts",

@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from clebsch.errors import DataError
+from clebsch.errors import ConfigError, DataError
 from clebsch.training.calibration import energy_residuals
 from clebsch.training.config import LossConfig
 from clebsch.training.prepare import Prepared, prepare
@@ -48,6 +48,13 @@ def test_placeholders_of_weight_zero_teach_nothing(tmp_path: Path) -> None:
     assert len(counts) == 2
     assert "Training: labels of weight 0 count as missing: 1 energies" in lines
     assert "Validation: labels of weight 0 count as missing: 1 energies" in lines
+
+
+def test_a_device_that_is_not_here_is_said_before_data_are_read(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(ConfigError, match="the device 'cuda:99' cannot be used: "):
+        prepare(config(tmp_path / "absent.xyz", "device=cuda:99"), lines.append)
+    assert not lines
 
 
 @pytest.mark.parametrize("setting", ["isolated_atoms", "valid"])

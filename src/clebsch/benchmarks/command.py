@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clebsch.cli_options import BAD_ANSWER, precision, usable_device
+from clebsch.cli_options import BAD_ANSWER, precision
 from clebsch.errors import ConfigError, did_you_mean
 from clebsch.files import check_output
 from clebsch.terminal import progress_bar, say
@@ -128,7 +128,9 @@ def _print_whole(table: Table) -> None:
 
 def _measurable(device: str) -> None:
     """Refuse devices that are absent, and those that are not waited for when calls are timed."""
-    kind = usable_device(device).split(":")[0]
+    from clebsch.devices import usable_device
+
+    kind = usable_device(device).type
     if kind not in ("cpu", "cuda"):
         raise ConfigError(f"--device is cpu or cuda, not {device!r}")
 

@@ -24,6 +24,7 @@ from clebsch.data.read import read_frames, read_with_census
 from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics
+from clebsch.devices import usable_device
 from clebsch.errors import ConfigError, DataError, UnknownElementError
 from clebsch.modelfile import load
 from clebsch.models.config import MessagePassingConfig
@@ -91,8 +92,9 @@ def prepare(config: Config, say: Say) -> Prepared:
 
     Raises:
         DataError: files, labels or references are not what they should be.
-        ConfigError: the chosen validation metric has no labels.
+        ConfigError: the chosen validation metric has no labels, or the device cannot be used here.
     """
+    device = usable_device(config.device)  # before data are read, which takes its time
     train_frames, valid_frames, known = read_data(config.data, config.seed)
     for finding in chain.from_iterable(check(train_frames) for check in LABEL_CHECKS):
         if finding.severity != "info":
@@ -110,10 +112,7 @@ def prepare(config: Config, say: Say) -> Prepared:
     else:
         for symbol, energy in references.items():
             start.references[start.species.index(symbol)] = energy
-    try:
-        potential = start.to(config.device).use_backend()
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: {config.device} cannot be used ({error})") from None
+    potential = start.to(device).use_backend()
     train = LabelledGraphs(potential, train_frames)
     if origin == "initial" and config.data.references == "auto":
         _compare_levels(potential, train, references, known, say)
