@@ -15,10 +15,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 import clebsch
 from clebsch.errors import ConfigError, ModelFileError, UnknownElementError
 from clebsch.interop.mace_torch import read_mace_torch
+from clebsch.modelfile import read_potential
 from clebsch.training.config import Config
 from clebsch.training.configfile import load_config
 from clebsch.training.loop import resume, train
-from clebsch.training.prepare import prepare
+from clebsch.training.prepare import load_start, prepare
 from clebsch.training.report import report_run
 
 from .toy import cluster, data_file, history
@@ -81,6 +82,23 @@ def test_before_the_first_step_it_is_the_model_that_it_starts_from(tmp_path: Pat
     assert torch.equal(answers[0].forces, answers[1].forces)
     assert prepared.origin == "initial"
     assert all(parameter.requires_grad for parameter in prepared.potential.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64])
+def test_another_precision_than_the_files_is_said(
+    tmp_path: Path, start: Path, stored: torch.dtype, dtype: str
+):
+    old = read_potential(start)[0]
+    old.model.to(stored)
+    old.save(start)
+    said: list[str] = []
+    load_start(settings(start, f"initial={start}", f"dtype={dtype}"), ["H"], said.append)
+    kind = str(stored).removeprefix("torch.")
+    expected = (
+        f"The initial model is of {kind}, and training goes on in {dtype}; dtype={kind} keeps"
+    )
+    assert [text.startswith(expected) for text in said] == ([] if kind == dtype else [True])
 
 
 def test_a_training_that_makes_it_worse_keeps_what_it_started_from(tmp_path: Path, start: Path):

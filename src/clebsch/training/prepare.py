@@ -26,7 +26,7 @@ from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics
 from clebsch.devices import usable_device
 from clebsch.errors import ConfigError, DataError, UnknownElementError
-from clebsch.modelfile import load
+from clebsch.modelfile import load, read_potential
 from clebsch.models.config import MessagePassingConfig
 from clebsch.potential import Potential
 from clebsch.training.calibration import energy_residuals
@@ -101,7 +101,7 @@ def prepare(config: Config, say: Say) -> Prepared:
             say(f"Data, {finding.severity}: {finding.message} (clebsch check says more)")
     numbers = sorted({int(z) for frame in train_frames for z in frame.numbers})
     species = [chemical_symbols[z] for z in numbers]
-    start = None if config.initial is None else load_start(config, species)
+    start = None if config.initial is None else load_start(config, species, say)
     if start is not None and config.data.references in ("auto", "fit"):
         of_species = dict(zip(start.species, start.references.tolist(), strict=True))
         references, origin = {symbol: of_species[symbol] for symbol in species}, "initial"
@@ -212,8 +212,10 @@ def _built(
     )
 
 
-def load_start(config: Config, species: Sequence[str]) -> Potential:
+def load_start(config: Config, species: Sequence[str], say: Say) -> Potential:
     """The potential that training starts from, with weights that can be trained.
+
+    Its precision is that of the training; where the file has another, that is said.
 
     Raises:
         ModelFileError: its file cannot be read, or it answers wrongly here.
@@ -227,6 +229,12 @@ def load_start(config: Config, species: Sequence[str]) -> Potential:
                 f"the training data hold {symbol}, which the model that training starts from "
                 f"({config.initial}) does not know; it knows {', '.join(potential.species)}"
             )
+    stored = str(read_potential(config.initial)[0].dtype).removeprefix("torch.")
+    if stored != config.dtype:
+        say(
+            f"The initial model is of {stored}, and training goes on in {config.dtype}; "
+            f"dtype={stored} keeps its precision"
+        )
     return potential.requires_grad_()
 
 
