@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from clebsch.agreement import check_backend
 from clebsch.conventions import OUTPUTS
+from clebsch.elements import unknown_element
 from clebsch.errors import (
     BackendError,
     ClebschError,
@@ -198,10 +199,8 @@ class Potential(nn.Module):
             known = 0 <= number < len(chemical_symbols)
             symbol = chemical_symbols[number] if known else f"of number {number}"
             atom = int(np.flatnonzero(numbers == unknown[0])[0])
-            raise UnknownElementError(
-                f"{place + ': ' if place else ''}element {symbol} (atom {atom}) is unknown to "
-                f"this model, which knows {', '.join(self.species)}"
-            )
+            error = unknown_element(symbol, f"atom {atom}", self.species)
+            raise UnknownElementError(f"{place}: {error}") if place else error
         device = search_place(self.device)
         species = [self._index_of_number[int(z)] for z in numbers]
         try:

@@ -90,7 +90,10 @@ def test_pair_styles_come_on_top(runs: dict[str, Any]) -> None:
         ("lj units", "units are lj. Valid: metal, real"),
         ("too few elements", r"has 2 atom types: .* not \['Cu'\]"),
         ("a string", "has 2 atom types: .* not 'CuAu'"),
-        ("unknown element", "element Zn of LAMMPS's type 2 is unknown to this model, which knows"),
+        (
+            "unknown element",
+            r"element Zn \(LAMMPS's type 2\) is unknown to this model, which knows",
+        ),
         ("mixed up", "type 1 has the mass 63.546, and Au has 196.9.*order of types"),
         ("in a step", "DataError: atoms 0 and 1 are at one place"),
         ("interrupted", "KeyboardInterrupt"),

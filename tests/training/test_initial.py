@@ -267,7 +267,9 @@ def test_errors_that_no_references_mend_are_no_other_level_of_theory(tmp_path: P
 
 def test_elements_that_the_model_does_not_know_are_named(tmp_path: Path, start: Path):
     data = data_file(tmp_path, [cluster(seed) for seed in range(6)])
-    with pytest.raises(UnknownElementError, match=r"hold Cu.*does not know; it knows H, C, O"):
+    with pytest.raises(
+        UnknownElementError, match=r"element Cu \(in .*start.safetensors, which knows H, C, O"
+    ):
         prepare(settings(data, f"initial={start}"), quiet)
 
 

@@ -17,7 +17,8 @@ from ase import Atoms, units
 from ase.data import atomic_masses, atomic_numbers
 
 from clebsch.calculators.verlet import VerletList
-from clebsch.errors import ClebschError, UnknownElementError, did_you_mean
+from clebsch.elements import unknown_element
+from clebsch.errors import ClebschError, did_you_mean
 from clebsch.modelfile import load
 from clebsch.potential import Potential
 
@@ -199,10 +200,7 @@ def _check_elements(lmp: Any, potential: Potential, elements: Sequence[str]) -> 
     masses = lmp.numpy.extract_atom("mass")
     for kind, symbol in enumerate(elements, start=1):
         if symbol not in potential.species:
-            raise UnknownElementError(
-                f"element {symbol} of LAMMPS's type {kind} is unknown to this model, which knows "
-                f"{', '.join(potential.species)}"
-            )
+            raise unknown_element(symbol, f"LAMMPS's type {kind}", potential.species)
         usual = float(atomic_masses[atomic_numbers[symbol]])
         mass = None if masses is None else float(masses[kind])
         if mass is not None and mass > 0 and abs(mass - usual) > max(1.5, 0.05 * usual):

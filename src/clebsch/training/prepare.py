@@ -25,7 +25,8 @@ from clebsch.data.references import fit_references, isolated_atoms
 from clebsch.data.split import draw_frames, split_frames
 from clebsch.data.statistics import compute_statistics
 from clebsch.devices import usable_device
-from clebsch.errors import ConfigError, DataError, UnknownElementError
+from clebsch.elements import unknown_element
+from clebsch.errors import ConfigError, DataError
 from clebsch.modelfile import load, read_potential
 from clebsch.models.config import MessagePassingConfig
 from clebsch.potential import Potential
@@ -225,10 +226,8 @@ def load_start(config: Config, species: Sequence[str], say: Say) -> Potential:
     potential = load(config.initial, dtype=getattr(torch, config.dtype))
     for symbol in species:
         if symbol not in potential.species:
-            raise UnknownElementError(
-                f"the training data hold {symbol}, which the model that training starts from "
-                f"({config.initial}) does not know; it knows {', '.join(potential.species)}"
-            )
+            where, model = "in the training data", f"the initial model {config.initial}"
+            raise unknown_element(symbol, where, potential.species, model)
     stored = str(read_potential(config.initial)[0].dtype).removeprefix("torch.")
     if stored != config.dtype:
         say(
