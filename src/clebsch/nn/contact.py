@@ -65,7 +65,7 @@ class ContactRepulsion(Float64Module, KernelModule):
             senders, receivers = (
                 graph.positions.index_select(0, ends) for ends in (graph.senders, graph.receivers)
             )
-            vectors = torch.addmm(receivers - senders, graph.images, graph.cell[0])
+            vectors = receivers - senders + graph.images @ graph.cell[0]
         else:
             vectors = edge_vectors(graph, graph.positions)
         squares = vectors.square() @ vectors.new_ones(3)
