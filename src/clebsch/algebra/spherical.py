@@ -71,11 +71,13 @@ def _degrees(xyz: Tensor, l_max: int) -> list[Tensor]:
         return degrees
     degrees.append(sqrt(3) * xyz)
     x, y, z = xyz.split(1)
+    nothing = torch.zeros_like(x)
     for degree in range(2, l_max + 1):
         upper, lower = _recurrence(degree, xyz.dtype, xyz.device)
         previous, before = degrees[-1], degrees[-2]
         inner = upper * (y * previous)  # [2l-1, n]: |m| < l
-        inner = inner - torch.nn.functional.pad(lower * before, (0, 0, 1, 1))
+        # not torch's ``pad``: that of torch 2.8 refuses tensors without columns, where no edges are
+        inner = inner - torch.cat([nothing, lower * before, nothing])
         outermost = sqrt(1 + 1 / (2 * degree))
         sine, cosine = outermost * previous[:1], outermost * previous[-1:]
         degrees.append(torch.cat([z * sine + x * cosine, inner, z * cosine - x * sine]))
