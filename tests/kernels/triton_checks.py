@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton", reason="the GPU backend needs Triton: pip install triton")
+pytest.importorskip("triton", minversion="3.5", reason="the GPU backend needs Triton 3.5")
 
 from clebsch.algebra import spherical_irreps
 from clebsch.graph import AtomGraph
