@@ -45,9 +45,10 @@ def variants(model: Path, frames: Sequence[Frame]) -> dict[str, Potential]:
     potential = clebsch.load(model)
     potential.contact = potential.floor = None
     known = closest(shortest_distances(potential.graph(f), potential.species) for f in frames)
+    numbers = [atomic_numbers[symbol] for symbol in potential.species]
     contact, both = copy.deepcopy(potential), copy.deepcopy(potential)
     for one in (contact, both):
-        one.contact = ContactRepulsion([atomic_numbers[symbol] for symbol in potential.species])
+        one.contact = ContactRepulsion(numbers, potential.cutoff)
         one.contact.learn(pair_table(known, potential.species))
     both.floor = EnergyFloor(len(potential.species))
     both.floor.depths.copy_(deepest(potential, LabelledGraphs(potential, frames)))

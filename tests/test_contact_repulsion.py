@@ -18,7 +18,8 @@ from ase.data import atomic_numbers, covalent_radii
 import clebsch
 from clebsch.committee import uncertainty
 from clebsch.contacts import pair_table
-from clebsch.modelfile import read_tensors, write_tensors
+from clebsch.errors import ModelFileError
+from clebsch.modelfile import read_tensors, save_heads, write_tensors
 from clebsch.potential import Potential
 
 from builders import (  # isort: skip
@@ -214,6 +215,56 @@ def test_a_model_file_keeps_it(tmp_path: Path) -> None:
     loaded, close = clebsch.load(path), rattled(ethanol(), by=0.3)
     assert loaded.is_in_contact(loaded.graph(close))
     assert energy(loaded, close) == pytest.approx(energy(potential, close), rel=1e-12)
+
+
+def test_what_is_taken_off_stays_off_in_a_file(tmp_path: Path) -> None:
+    potential, path = pressed(), tmp_path / "model.safetensors"
+    potential.contact = potential.floor = None
+    potential.save(path)
+    loaded, close = clebsch.load(path), rattled(ethanol(), by=0.3)
+    assert loaded.contact is loaded.floor is None
+    assert energy(loaded, close) == pytest.approx(energy(potential, close), rel=1e-12)
+
+
+def test_heads_of_one_file_keep_their_own(tmp_path: Path) -> None:
+    heads = {name: copied_potential() for name in ("a", "b")}
+    for number, potential in enumerate(heads.values()):
+        potential.contact.distances.fill_(1.0 + number)
+        potential.floor.depths.fill_(2.0 + number)
+    save_heads(heads, tmp_path / "model.safetensors")
+    for name, potential in heads.items():
+        loaded = clebsch.load(tmp_path / "model.safetensors", head=name)
+        assert torch.equal(loaded.contact.distances, potential.contact.distances)
+        assert torch.equal(loaded.floor.depths, potential.floor.depths)
+
+
+def test_what_a_file_says_is_the_network_alone(tmp_path: Path) -> None:
+    """So that damage to weights is seen however close the atoms of its structure are."""
+    potential, path = pressed(), tmp_path / "model.safetensors"
+    potential.floor.depths.fill_(0.0)
+    potential.save(path)
+    tensors, metadata = read_tensors(path)
+    name = next(n for n, p in potential.model.named_parameters() if p.dim() > 1)
+    tensors[f"model.{name}"] = tensors[f"model.{name}"] * (1 + 1e-5)
+    write_tensors(path, tensors, metadata)
+    with pytest.raises(ModelFileError, match="does not reproduce"):
+        clebsch.load(path)
+
+
+def test_it_ends_at_the_cutoff_where_covalent_radii_reach_farther() -> None:
+    potential = tiny("Cs I")
+    potential.contact.learn(pair_table({}, potential.species))
+    at = [energy(potential, Atoms("Cs2", [[0, 0, 0], [0, 0, 4 + by]])) for by in (-1e-6, 1e-6)]
+    assert at[0] == pytest.approx(at[1], abs=1e-9)
+    assert energy(potential, Atoms("Cs2", [[0, 0, 0], [0, 0, 3.0]])) > at[0]
+
+
+def test_images_of_one_atom_are_in_contact_too() -> None:
+    tested = pressed()
+    small, wide = (Atoms("Cu", cell=[a, a, a], pbc=True) for a in (2.4, 3.3))
+    assert tested.is_in_contact(tested.graph(small))
+    assert not tested.is_in_contact(tested.graph(wide))
+    assert tested.is_in_contact(tested.graph([wide, small]))
 
 
 def test_files_of_before_say_what_they_said(tmp_path: Path) -> None:

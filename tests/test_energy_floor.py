@@ -9,7 +9,11 @@ import pytest
 import torch
 from ase import Atoms
 
+from clebsch.data.frame import Frame
+from clebsch.data.loader import LabelledGraphs
+from clebsch.nn.floor import UNKNOWN
 from clebsch.potential import Potential
+from clebsch.training.depths import deepest
 
 from builders import (  # isort: skip
     MODELS,
@@ -64,7 +68,7 @@ def test_energies_below_it_are_held_and_others_stay(model: str) -> None:
 def test_above_it_nothing_changes(model: str, dtype: torch.dtype) -> None:
     plain = copied_potential(model, dtype)
     for atoms in (build() for build in STRUCTURES.values()):
-        depth = max(0.01, -0.49 - float(binding(plain, atoms).min()))
+        depth = max(0.0, -0.49 - float(binding(plain, atoms).min()))
         tested, graph = floored(plain, depth), plain.graph(atoms)
         outputs = ("energy", "forces", "virial", "site_energies")
         for name in outputs:
@@ -109,6 +113,24 @@ def test_no_structure_has_less_energy_than_the_floor_allows() -> None:
         lowest.append(float(binding(plain, atoms).min()))
         assert float(binding(tested, atoms).min()) > -2.0
     assert min(lowest) < -50
+
+
+def test_depths_are_those_of_the_structures_that_are_asked() -> None:
+    """0 of elements that are never bound, and nothing is known of those that are not there."""
+    plain = unstable()
+    structures = [rattled(ethanol(), seed) for seed in range(4)]
+    frames = [Frame(a.numbers, a.positions, a.cell.array, a.pbc) for a in structures]
+    found = deepest(plain, LabelledGraphs(plain, frames)).tolist()
+    for symbol, depth in zip(plain.species, found, strict=True):
+        energies = [binding(plain, a).numpy()[a.symbols == symbol] for a in structures]
+        bound = -np.concatenate(energies).min(initial=0.0)
+        assert depth == pytest.approx(bound if symbol in "HCO" else UNKNOWN, abs=1e-9)
+
+
+def test_atoms_that_training_never_bound_have_a_floor_as_well() -> None:
+    never = floored(unstable(), 0.0)
+    assert (binding(unstable(), ethanol()) < -1).any()
+    assert float(binding(never, ethanol()).min()) > -1.0
 
 
 def test_recorded_evaluations_have_it() -> None:

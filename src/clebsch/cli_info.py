@@ -46,7 +46,7 @@ def info(
     for one in found:
         table = Table.grid(padding=(0, 2))
         for name, value in _facts(one):
-            table.add_row(name, escape(value))
+            table.add_row(escape(name), escape(value))
         Console().print(table)
         say("")
     say("The numbers of a model are not looked at here: clebsch doctor MODEL does that.")

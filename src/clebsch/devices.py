@@ -18,7 +18,7 @@ def usable_device(device: torch.device | str) -> torch.device:
     """
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(f"unknown device {device!r}: cpu, cuda or cuda:1, for example") from None
     try:
         torch.zeros(1, dtype=torch.float64, device=found)

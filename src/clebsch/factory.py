@@ -127,7 +127,7 @@ def assemble(
         prior.scale.fill_(scale)
     elif config.zbl:
         prior = ZBLRepulsion(numbers, config.cutoff)
-    contact = ContactRepulsion(numbers) if config.contact_repulsion else None
+    contact = ContactRepulsion(numbers, config.cutoff) if config.contact_repulsion else None
     floor = EnergyFloor(len(species)) if config.energy_floor else None
     return Potential(config, species, model, head, prior, contact, floor)
 

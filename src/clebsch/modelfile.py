@@ -22,7 +22,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from clebsch.agreement import example_structure
+from clebsch.agreement import example_structure, without_guards
 from clebsch.devices import usable_device
 from clebsch.errors import BackendError, ClebschError, ConfigError, ModelFileError
 from clebsch.factory import assemble
@@ -170,7 +170,11 @@ def _architecture(potential: Potential, path: Path | str) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "units": UNITS,
-        "config": potential.config.model_dump(mode="json"),
+        "config": {
+            **potential.config.model_dump(mode="json"),
+            "contact_repulsion": potential.contact is not None,  # users may take them off
+            "energy_floor": potential.floor is not None,
+        },
         "species": list(potential.species),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "avg_num_neighbors": potential.model.avg_num_neighbors,
@@ -346,10 +350,10 @@ def _checksum(tensors: dict[str, Tensor], text: str) -> str:
 
 
 def _answers(potential: Potential, structure: Structure) -> dict[str, Any]:
-    """The structure and what the potential says about it, as JSON."""
+    """The structure and what the potential's network says about it, as JSON."""
     graph = potential.graph(structure)
     has_volume = abs(float(torch.linalg.det(graph.cell[0]))) > 1e-10
-    with allow_tf32(False):
+    with allow_tf32(False), without_guards(potential):
         prediction = potential(graph, ("energy", "forces", *(("stress",) if has_volume else ())))
     return {
         "numbers": np.asarray(structure.numbers).tolist(),

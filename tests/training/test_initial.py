@@ -236,6 +236,25 @@ def test_what_was_close_in_either_training_is_known(tmp_path: Path, scale: float
     assert float(c_h) == pytest.approx(min(expected["C-H"], 0.76 + 0.31))
 
 
+def test_references_are_fitted_to_what_the_network_says(tmp_path: Path):
+    """Not to what contact repulsion and floor of the model before make of new structures."""
+    config = {"channels": 2, "l_max": 1, "cutoff": 4.0}
+    potential = clebsch.build(config, ["H", "C", "O"], dtype=torch.float64, seed=1)
+    potential.provenance = {"data": {"shortest_distances": {}}}
+    labelled = frames()
+    for atoms in labelled:
+        atoms.calc = clebsch.calculator(potential)
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    potential.contact.distances.fill_(1.4)
+    potential.floor.depths.fill_(0.0)
+    start = tmp_path / "start.safetensors"
+    potential.save(start)
+    chosen = [f"initial={start}", "data.references=fit"]
+    prepared = prepare(settings(data_file(tmp_path, labelled), *chosen), quiet)
+    assert max(map(abs, prepared.references.values())) < 1e-6
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.05, 30.0])
 def test_energies_of_another_level_of_theory_are_noticed(tmp_path: Path, start: Path, shift: float):
     """Without isolated atoms too: each oxygen has another zero, or none of all."""

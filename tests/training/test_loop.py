@@ -94,7 +94,8 @@ def test_training_learns_and_leaves_a_model_that_knows_where_it_is_from(
     binding = potential.references[graph.species] - energies
     for kind in range(2):
         assert float(potential.floor.depths[kind]) == pytest.approx(
-            max(0.0, float(binding[graph.species == kind].max())), abs=1e-6
+            max(0.0, float(binding[graph.species == kind].max())),
+            abs=1e-6,  # 0: never below
         )
     for pair, distance in potential.shortest_distances.items():
         one, two = map(potential.species.index, pair.split("-"))

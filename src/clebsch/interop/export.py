@@ -8,7 +8,6 @@ structure before it saves anything.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from importlib.resources import files
@@ -20,7 +19,7 @@ from ase.data import atomic_numbers
 from safetensors.torch import save
 from torch import Tensor
 
-from clebsch.agreement import example_structure
+from clebsch.agreement import example_structure, without_guards
 from clebsch.algebra import spherical_irreps
 from clebsch.errors import ConfigError
 from clebsch.files import atomic_write
@@ -246,9 +245,8 @@ def _text(channels: int, message_l: int) -> str:
 def _answers(potential: Potential) -> dict[str, Any]:
     """A structure, and the energy and forces that the network and its repulsion give for it."""
     atoms = example_structure(potential)
-    bare = copy.deepcopy(potential)
-    bare.contact = bare.floor = None
-    prediction = bare(bare.graph(atoms), ("energy", "forces"))
+    with without_guards(potential):
+        prediction = potential(potential.graph(atoms), ("energy", "forces"))
     assert prediction.energy is not None
     assert prediction.forces is not None
     return {

@@ -32,7 +32,12 @@ class ContactRepulsion(Float64Module, KernelModule):
     continuous derivatives. Where no atoms are closer than b, nothing changes.
 
     d of two elements is their shortest distance in training. Where that is longer than the sum of
-    their covalent radii, or training had none, it is that sum: such atoms may yet form a bond.
+    their covalent radii, or training had none, it is that sum: such atoms may yet form a bond. It
+    is the cut-off at most, beyond which nothing is seen.
+
+    Args:
+        numbers: atomic numbers by species.
+        cutoff: Angstrom.
 
     Attributes:
         distances: [S, S] float64, d in Angstrom; 0 where training is not known, and nothing is
@@ -43,8 +48,9 @@ class ContactRepulsion(Float64Module, KernelModule):
     radii: Tensor
     numbers: Tensor
 
-    def __init__(self, numbers: Sequence[int]) -> None:
+    def __init__(self, numbers: Sequence[int], cutoff: float) -> None:
         super().__init__()
+        self.cutoff = cutoff
         unknown = torch.zeros(len(numbers), len(numbers), dtype=torch.float64)
         self.register_buffer("distances", unknown)
         self.register_constants(
@@ -55,7 +61,7 @@ class ContactRepulsion(Float64Module, KernelModule):
 
     def learn(self, trained: Sequence[Sequence[float]]) -> None:
         """Take d from shortest distances in training, [S, S], Angstrom; inf where it had none."""
-        bonds = self.radii[:, None] + self.radii
+        bonds = (self.radii[:, None] + self.radii).clamp(max=self.cutoff)
         self.distances.copy_(torch.minimum(self.distances.new_tensor(trained), bonds))
 
     @torch.no_grad()
@@ -85,8 +91,9 @@ class ContactRepulsion(Float64Module, KernelModule):
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         d = self._of_edges(self.distances, graph)
         close = lengths < BEGIN * d
-        x = torch.where(close, (BEGIN * d - lengths) / (WIDTH * d), 0.0)
-        seen = torch.where(close, BEGIN * d - WIDTH * d * x / (1 + x**4) ** 0.25, lengths)
+        begin, width = BEGIN * d, torch.where(close, WIDTH * d, 1.0)
+        x = torch.where(close, (begin - lengths) / width, 0.0)
+        seen = torch.where(close, begin - width * x / (1 + x**4) ** 0.25, lengths)
         shrinks = torch.where(close, seen / lengths, 1.0)
         charges = self.numbers[graph.species]
         z1, z2 = charges[graph.senders], charges[graph.receivers]

@@ -11,6 +11,8 @@ from clebsch.nn.float64 import Float64Module
 #: How far below the lowest energy of training the floor begins to be felt, and how much further
 #: down it is, eV.
 BEGIN, WIDTH = 0.5, 0.5
+#: A depth that is not known.
+UNKNOWN = -1.0
 
 
 class EnergyFloor(Float64Module):
@@ -27,20 +29,21 @@ class EnergyFloor(Float64Module):
 
     Attributes:
         depths: [S] float64: how far below its reference the energy of an atom came in training, eV;
-            0 where that is not known, and there is no floor then.
+            0 if never; ``UNKNOWN`` where that is not known, and there is no floor then.
     """
 
     depths: Tensor
 
     def __init__(self, n_species: int) -> None:
         super().__init__()
-        self.register_buffer("depths", torch.zeros(n_species, dtype=torch.float64))
+        unknown = torch.full((n_species,), UNKNOWN, dtype=torch.float64)
+        self.register_buffer("depths", unknown)
 
     def forward(self, energies: Tensor, graph: AtomGraph) -> Tensor:
         """What is to be added to the energies of atoms relative to their references, [N], eV."""
         depths = self.depths[graph.species]
         begin = -(depths + BEGIN)
-        low = (energies < begin) & (depths > 0)
+        low = (energies < begin) & (depths >= 0)
         x = torch.where(low, (begin - energies) / WIDTH, 0.0)
         held = begin - WIDTH * x / (1 + x**4) ** 0.25
         return torch.where(low, held - energies, 0.0)

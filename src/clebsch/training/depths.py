@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,42 +9,55 @@ import torch
 from torch import Tensor
 
 from clebsch.data.loader import BatchSampler, LabelledGraphs
+from clebsch.nn.floor import UNKNOWN
 from clebsch.potential import Potential
 from clebsch.training.prepare import BATCH_EDGES, Prepared
 
-#: Structures that are asked, at most: the floor lies well below the lowest of them.
+#: Structures that are asked, at most: the floor lies 0.5 eV below the lowest of them.
 MOST_ASKED = 1000
 
 
 @contextmanager
-def with_floor(prepared: Prepared) -> Iterator[None]:
-    """Have the potential's floor for a while, under its energies as they are now."""
+def with_floor(prepared: Prepared, batch_edges: int | None = None) -> Iterator[None]:
+    """Have the potential's floor for a while, under its energies as they are now.
+
+    Args:
+        prepared: the potential, and the structures that it is trained on.
+        batch_edges: edges of one evaluation at most; ``BATCH_EDGES`` if that is less.
+    """
     potential, floor = prepared.potential, prepared.potential.floor
     if floor is None or prepared.depths is None:
         yield
         return
-    floor.depths.copy_(torch.maximum(prepared.depths, deepest(potential, prepared.train)))
+    edges = min(batch_edges or BATCH_EDGES, BATCH_EDGES)
+    now = deepest(potential, prepared.train, edges)
+    floor.depths.copy_(torch.maximum(prepared.depths.to(now.device), now))
     try:
         yield
     finally:
-        floor.depths.zero_()
+        floor.depths.fill_(UNKNOWN)
 
 
 @torch.no_grad()
-def deepest(potential: Potential, graphs: LabelledGraphs) -> Tensor:
+def deepest(potential: Potential, graphs: LabelledGraphs, batch_edges: int = BATCH_EDGES) -> Tensor:
     """The most by which an atom's energy is below its reference, by species: [S] float64, eV.
 
     Args:
         potential: what gives the energies.
-        graphs: the structures; of more than ``MOST_ASKED`` some, evenly spaced.
+        graphs: the structures; of more than ``MOST_ASKED`` so many, drawn at random.
+        batch_edges: edges of one evaluation at most.
+
+    Returns:
+        0 where no atom's is, ``clebsch.nn.floor.UNKNOWN`` of species that no structure has.
     """
-    depths = torch.zeros_like(potential.references)
-    chosen = range(0, len(graphs), math.ceil(len(graphs) / MOST_ASKED))
-    sampler = BatchSampler([graphs.n_edges[i] for i in chosen], batch_edges=BATCH_EDGES)
+    depths = torch.full_like(potential.references, UNKNOWN)
+    drawn = torch.randperm(len(graphs), generator=torch.Generator().manual_seed(0))
+    chosen = sorted(drawn[:MOST_ASKED].tolist())
+    sampler = BatchSampler([graphs.n_edges[i] for i in chosen], batch_edges=batch_edges)
     for batch in sampler.in_order():
         graph = graphs.batch([chosen[i] for i in batch]).graph.to(potential.device)
         energies = potential(graph, "site_energies").site_energies
         assert energies is not None
-        below = potential.references[graph.species] - energies
+        below = (potential.references[graph.species] - energies).clamp(min=0)
         depths.scatter_reduce_(0, graph.species, below, "amax")
     return depths

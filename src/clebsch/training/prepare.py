@@ -29,6 +29,7 @@ from clebsch.elements import unknown_element
 from clebsch.errors import ConfigError, DataError
 from clebsch.modelfile import load, read_potential
 from clebsch.models.config import MessagePassingConfig
+from clebsch.nn.floor import UNKNOWN
 from clebsch.potential import Potential
 from clebsch.training.calibration import energy_residuals
 from clebsch.training.config import DEFAULT_RECIPE, Config, DataConfig
@@ -115,17 +116,11 @@ def prepare(config: Config, say: Say) -> Prepared:
             start.references[start.species.index(symbol)] = energy
     potential = start.to(device).use_backend()
     train = LabelledGraphs(potential, train_frames)
+    distances, depths = _trained_before(potential, train, config.initial is not None)
     if origin == "initial" and config.data.references == "auto":
         _compare_levels(potential, train, references, known, say)
     elif origin == "initial" and train.counts["energies"]:
         references, origin = _fitted_anew(potential, train, references, say), "fit"
-    distances = _shortest_distances(potential, train, fine_tuned=config.initial is not None)
-    if potential.contact is not None and distances is not None:
-        potential.contact.learn(pair_table(distances, potential.species))
-    depths = None
-    if potential.floor is not None:  # training is without, whose energies may be anything
-        depths = None if distances is None else potential.floor.depths.clone()
-        potential.floor.depths.zero_()
     prepared = Prepared(
         potential,
         train,
@@ -144,14 +139,28 @@ def prepare(config: Config, say: Say) -> Prepared:
     return prepared
 
 
-def _shortest_distances(
+def _trained_before(
     potential: Potential, train: LabelledGraphs, fine_tuned: bool
-) -> dict[str, float] | None:
-    """Of training structures, and of what a model that is fine-tuned saw before, if it tells."""
+) -> tuple[dict[str, float] | None, torch.Tensor | None]:
+    """Shortest distances and depths as ``Prepared`` has them; the potential is made ready for both.
+
+    Its contact repulsion knows the new structures too, and it is without a floor while it learns:
+    energies on the way may be anything.
+    """
     before = potential.shortest_distances if fine_tuned else {}
-    if before is None:
-        return None
-    return closest([before, train.shortest_distances(potential.species)])
+    distances = None
+    if before is not None:
+        distances = closest([before, train.shortest_distances(potential.species)])
+    if potential.contact is not None:
+        if distances is None:
+            potential.contact.distances.zero_()
+        else:
+            potential.contact.learn(pair_table(distances, potential.species))
+    if potential.floor is None:
+        return distances, None
+    depths = potential.floor.depths.clone()
+    potential.floor.depths.fill_(UNKNOWN)
+    return distances, None if distances is None else depths
 
 
 def _fitted_anew(

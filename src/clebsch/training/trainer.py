@@ -337,7 +337,8 @@ class Trainer:
         """Write the best model, unless the file has it already."""
         if self.best is None or self._model_is_current:
             return
-        with swapped_in(self.best, self._stored), with_floor(self.prepared):
+        edges = self.settings.batch_edges
+        with swapped_in(self.best, self._stored), with_floor(self.prepared, edges):
             self.potential.save(self.model_path, provenance=self._provenance())
         self._model_is_current = True
 
