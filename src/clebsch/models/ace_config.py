@@ -8,12 +8,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from clebsch.elements import not_an_element
-from clebsch.models.section import Section
+from clebsch.models.section import GuardedConfig
 
 _Degree = Annotated[float, Field(ge=0)]
 
 
-class ACEConfig(Section):
+class ACEConfig(GuardedConfig):
     """Linear ACE (Drautz 2019; Dusson et al. 2022): one layer, fixed radial functions, linear."""
 
     name: Literal["ace"] = "ace"
@@ -42,16 +42,6 @@ class ACEConfig(Section):
         32, ge=0, description="draws from the posterior that a fit keeps, for uncertainties"
     )
     zbl: bool = Field(False, description="add the ZBL nuclear repulsion")
-    contact_repulsion: bool = Field(
-        True,
-        description="between atoms that are closer than any in training, hold the network where it "
-        "was trained and add the ZBL nuclear repulsion",
-    )
-    energy_floor: bool = Field(
-        True,
-        description="let no atom be bound more than 1 eV more strongly than any of its element in "
-        "training",
-    )
 
     @model_validator(mode="after")
     def _make_sense(self) -> ACEConfig:

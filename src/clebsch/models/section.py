@@ -60,7 +60,22 @@ class RadialBasisConfig(Section):
         return self
 
 
-class NetworkConfig(Section):
+class GuardedConfig(Section):
+    """What keeps any potential from wild answers where training says nothing."""
+
+    contact_repulsion: bool = Field(
+        True,
+        description="between atoms that are closer than any in training, hold the network where it "
+        "was trained and add the ZBL nuclear repulsion",
+    )
+    energy_floor: bool = Field(
+        True,
+        description="let no atom be bound more than 1 eV more strongly than any of its element in "
+        "training",
+    )
+
+
+class NetworkConfig(GuardedConfig):
     """Settings of every architecture that is trained by gradients."""
 
     cutoff: float = Field(5.0, gt=0, description="Angstrom")
@@ -81,16 +96,6 @@ class NetworkConfig(Section):
         False,
         description="add the ZBL nuclear repulsion; mace_torch: with the constants, and times the "
         "scale, that a model of mace-torch has it with",
-    )
-    contact_repulsion: bool = Field(
-        True,
-        description="between atoms that are closer than any in training, hold the network where it "
-        "was trained and add the ZBL nuclear repulsion",
-    )
-    energy_floor: bool = Field(
-        True,
-        description="let no atom be bound more than 1 eV more strongly than any of its element in "
-        "training",
     )
 
     def mean_energy_or(
