@@ -11,6 +11,7 @@ from torch import Tensor
 from clebsch.graph import AtomGraph, edge_vectors
 from clebsch.nn.energy import zbl_energy
 from clebsch.nn.float64 import Float64Module
+from clebsch.nn.hold import held
 from clebsch.nn.kernel_module import KernelModule
 
 #: Where repulsion begins and over which length the network's share ends, in units of d of
@@ -91,9 +92,7 @@ class ContactRepulsion(Float64Module, KernelModule):
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         d = self._of_edges(self.distances, graph)
         close = lengths < BEGIN * d
-        begin, width = BEGIN * d, torch.where(close, WIDTH * d, 1.0)
-        x = torch.where(close, (begin - lengths) / width, 0.0)
-        seen = torch.where(close, begin - width * x / (1 + x**4) ** 0.25, lengths)
+        seen = held(lengths, BEGIN * d, torch.where(close, WIDTH * d, 1.0))
         shrinks = torch.where(close, seen / lengths, 1.0)
         charges = self.numbers[graph.species]
         z1, z2 = charges[graph.senders], charges[graph.receivers]

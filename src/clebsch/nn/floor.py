@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clebsch.graph import AtomGraph
 from clebsch.nn.float64 import Float64Module
+from clebsch.nn.hold import held
 
 #: How far below the lowest energy of training the floor begins to be felt, and how much further
 #: down it is, eV.
@@ -42,8 +43,5 @@ class EnergyFloor(Float64Module):
     def forward(self, energies: Tensor, graph: AtomGraph) -> Tensor:
         """What is to be added to the energies of atoms relative to their references, [N], eV."""
         depths = self.depths[graph.species]
-        begin = -(depths + BEGIN)
-        low = (energies < begin) & (depths >= 0)
-        x = torch.where(low, (begin - energies) / WIDTH, 0.0)
-        held = begin - WIDTH * x / (1 + x**4) ** 0.25
-        return torch.where(low, held - energies, 0.0)
+        held_energies = held(energies, -(depths + BEGIN), WIDTH)
+        return torch.where(depths >= 0, held_energies - energies, 0.0)

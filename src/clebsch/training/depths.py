@@ -18,19 +18,18 @@ MOST_ASKED = 1000
 
 
 @contextmanager
-def with_floor(prepared: Prepared, batch_edges: int | None = None) -> Iterator[None]:
+def with_floor(prepared: Prepared, batch_edges: int = BATCH_EDGES) -> Iterator[None]:
     """Have the potential's floor for a while, under its energies as they are now.
 
     Args:
         prepared: the potential, and the structures that it is trained on.
-        batch_edges: edges of one evaluation at most; ``BATCH_EDGES`` if that is less.
+        batch_edges: edges of one evaluation at most.
     """
     potential, floor = prepared.potential, prepared.potential.floor
     if floor is None or prepared.depths is None:
         yield
         return
-    edges = min(batch_edges or BATCH_EDGES, BATCH_EDGES)
-    now = deepest(potential, prepared.train, edges)
+    now = deepest(potential, prepared.train, batch_edges)
     floor.depths.copy_(torch.maximum(prepared.depths.to(now.device), now))
     try:
         yield

@@ -92,8 +92,9 @@ class Trainer:
         self._prefetcher = None if device.type == "cpu" else BatchPrefetcher(prepared.train, device)
         size, edges = self.settings.batch_size, self.settings.batch_edges
         self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
+        self._evaluated_edges = min(edges or BATCH_EDGES, BATCH_EDGES)
         self.valid_batches = BatchSampler(
-            prepared.valid.n_edges, batch_edges=min(edges or BATCH_EDGES, BATCH_EDGES)
+            prepared.valid.n_edges, batch_edges=self._evaluated_edges
         ).in_order()
         self.history = History(run / "metrics.jsonl")
         self.state = TrainingState(fingerprint=prepared.fingerprint(), config=config_dict(config))
@@ -337,8 +338,8 @@ class Trainer:
         """Write the best model, unless the file has it already."""
         if self.best is None or self._model_is_current:
             return
-        edges = self.settings.batch_edges
-        with swapped_in(self.best, self._stored), with_floor(self.prepared, edges):
+        floor = with_floor(self.prepared, self._evaluated_edges)
+        with swapped_in(self.best, self._stored), floor:
             self.potential.save(self.model_path, provenance=self._provenance())
         self._model_is_current = True
 
