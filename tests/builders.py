@@ -155,6 +155,10 @@ MODELS: dict[str, ModelConfig] = {
 }
 
 
+#: One of each of their architectures, with a repulsion of its own and without.
+ARCHITECTURES = ["mace", "mace three layers with ZBL", "allegro", "ace order four with ZBL"]
+
+
 def statistics() -> Statistics:
     """As a data set would give them."""
     return Statistics(
@@ -234,6 +238,13 @@ def slab() -> Atoms:
 
 
 STRUCTURES = {"molecule": ethanol, "skewed cell": skewed_cell, "slab": slab}
+
+
+def central_difference(function, step: float) -> float:  # type: ignore[no-untyped-def]
+    """Fourth order, so that steps large against rounding can be taken."""
+    near = function(step) - function(-step)
+    far = function(2 * step) - function(-2 * step)
+    return (8 * near - far) / (12 * step)
 
 
 def body_order_remainder(energy_of: Callable[[Atoms], float], n_bodies: int) -> float:

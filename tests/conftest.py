@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -35,10 +36,10 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def run_doctor(
+def run_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:
-    """``clebsch doctor``: exit status, standard output, standard error."""
+    """``clebsch``: exit status, standard output, standard error."""
     from clebsch.cli import main
 
     monkeypatch.setenv("COLUMNS", "200")
@@ -46,11 +47,19 @@ def run_doctor(
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(["doctor", *map(str, arguments)])
+            main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return int(ended.value.code or 0), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def run_doctor(
+    run_command: Callable[..., tuple[int, str, str]],
+) -> Callable[..., tuple[int, str, str]]:
+    """``clebsch doctor``, likewise."""
+    return functools.partial(run_command, "doctor")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -24,7 +24,6 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import clebsch
-from clebsch.cli import main
 from clebsch.modelfile import save_heads
 
 COMMANDS = (
@@ -55,17 +54,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(run_command: Run) -> Run:
     """Run a command; its exit status, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run_command(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
     return run_command
 
 

@@ -23,8 +23,10 @@ from clebsch.modelfile import read_tensors, save_heads, write_tensors
 from clebsch.potential import Potential
 
 from builders import (  # isort: skip
+    ARCHITECTURES,
     MODELS,
     STRUCTURES,
+    central_difference,
     copied_potential,
     ethanol,
     rattled,
@@ -32,8 +34,6 @@ from builders import (  # isort: skip
     tiny,
 )
 
-#: One of each architecture, with a repulsion of its own and without.
-KINDS = ["mace", "mace three layers with ZBL", "allegro", "ace order four with ZBL"]
 EV_ANGSTROM = 14.399645478425668
 
 
@@ -66,7 +66,7 @@ def answers(potential: Potential, atoms: Atoms) -> tuple[torch.Tensor, torch.Ten
     return prediction.energy, prediction.forces
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 def test_two_atoms_are_the_network_at_the_held_distance_and_zbl_of_the_rest(model: str) -> None:
     tested = pressed(model)
     untouched = bare(tested)
@@ -98,7 +98,7 @@ def test_where_nothing_is_closer_nothing_changes(model: str, dtype: torch.dtype)
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 @pytest.mark.parametrize("structure", ["molecule", "skewed cell"])
 def test_derivatives_are_those_of_the_energy(model: str, structure: str) -> None:
     tested = pressed(model, backend="reference")
@@ -119,9 +119,7 @@ def test_derivatives_are_those_of_the_energy(model: str, structure: str) -> None
         return float(tested(graph.with_positions(graph.positions + moved * way), "energy").energy)
 
     def difference(function, step: float, way: torch.Tensor) -> float:  # type: ignore[no-untyped-def]
-        near = function(step, way) - function(-step, way)
-        far = function(2 * step, way) - function(-2 * step, way)
-        return (8 * near - far) / (12 * step)
+        return central_difference(lambda by: function(by, way), step)
 
     for way in directions:
         assert difference(total, 3e-4, way) == pytest.approx(slope(0.0, way), rel=1e-7)
@@ -163,7 +161,7 @@ def test_forces_and_their_slopes_have_no_step_where_repulsion_begins() -> None:
     assert third(begin - 3e-4) == pytest.approx(third(begin + 3e-4), rel=0.02)
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 def test_atoms_that_are_pressed_together_are_pushed_apart(model: str) -> None:
     """Without it they are pulled in or thrown out at random; the network's weights are random."""
     tested = pressed(model)

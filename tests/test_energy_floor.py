@@ -16,15 +16,15 @@ from clebsch.potential import Potential
 from clebsch.training.depths import deepest
 
 from builders import (  # isort: skip
+    ARCHITECTURES,
     MODELS,
     STRUCTURES,
+    central_difference,
     copied_potential,
     ethanol,
     rattled,
     skewed_cell,
 )
-
-KINDS = ["mace", "mace three layers with ZBL", "allegro", "ace order four with ZBL"]
 
 
 def binding(potential: Potential, atoms: Atoms) -> torch.Tensor:
@@ -47,7 +47,7 @@ def unstable(model: str = "mace", **options: str) -> Potential:
     return potential
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 def test_energies_below_it_are_held_and_others_stay(model: str) -> None:
     plain = unstable(model)
     tested = floored(plain, 1.0)
@@ -76,7 +76,7 @@ def test_above_it_nothing_changes(model: str, dtype: torch.dtype) -> None:
             assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", ARCHITECTURES)
 @pytest.mark.parametrize("structure", ["molecule", "skewed cell"])
 def test_forces_and_hessians_are_derivatives_of_the_energy(model: str, structure: str) -> None:
     tested = unstable(model, backend="reference")
@@ -90,10 +90,8 @@ def test_forces_and_hessians_are_derivatives_of_the_energy(model: str, structure
         told = tested(graph.with_positions(graph.positions + by * way), ("energy", "forces"))
         return float(told.energy), -float((told.forces * way).sum())
 
-    def difference(which: int, step: float = 1e-4) -> float:
-        near = moved(step)[which] - moved(-step)[which]
-        far = moved(2 * step)[which] - moved(-2 * step)[which]
-        return (8 * near - far) / (12 * step)
+    def difference(which: int) -> float:
+        return central_difference(lambda by: moved(by)[which], 1e-4)
 
     assert difference(0) == pytest.approx(moved(0.0)[1], rel=1e-6)
     hessian = tested(graph, "hessian").hessian

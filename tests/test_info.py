@@ -13,7 +13,6 @@ import torch
 
 import clebsch
 from builders import SPECIES, copied_potential, potential
-from clebsch.cli import main
 from clebsch.modelfile import read_tensors, save_heads, write_tensors
 from clebsch.modelinfo import read_info
 from clebsch.potential import Potential
@@ -26,16 +25,13 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(run_command: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """``clebsch info``: exit status, standard output with single blanks, standard error."""
     monkeypatch.setenv("COLUMNS", "1000")
 
     def run_info(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["info", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), " ".join(captured.out.split()), captured.err
+        status, out, err = run_command("info", *arguments)
+        return status, " ".join(out.split()), err
 
     return run_info
 

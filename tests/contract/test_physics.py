@@ -16,6 +16,7 @@ from builders import (
     MODELS,
     REFERENCES,
     STRUCTURES,
+    central_difference,
     copied_potential,
     ethanol,
     rattled,
@@ -40,13 +41,6 @@ ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-4}
 def forces_and_energy(calculator: clebsch.Potential, atoms: Atoms) -> tuple[np.ndarray, float]:
     prediction = calculator(calculator.graph(atoms))
     return prediction.forces.cpu().numpy(), float(prediction.energy)
-
-
-def central_difference(function, step: float) -> float:  # type: ignore[no-untyped-def]
-    """Fourth order, so that steps large against rounding can be taken."""
-    near = function(step) - function(-step)
-    far = function(2 * step) - function(-2 * step)
-    return (8 * near - far) / (12 * step)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
