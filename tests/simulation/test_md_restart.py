@@ -77,6 +77,16 @@ def test_a_restarted_run_equals_one_that_never_stopped(
 
 
 @pytest.mark.parametrize("suffix", [".traj", ".extxyz"])
+def test_a_run_restarted_from_its_beginning_has_its_first_frame_once(
+    tmp_path: Path, suffix: str
+) -> None:
+    """As where it was killed in the ten seconds before the second state was saved."""
+    run(tmp_path / "parts", "nvt", suffix, 0)
+    finished = run(tmp_path / "parts", "nvt", suffix, 9, restart=True)
+    assert_same_run(run(tmp_path / "whole", "nvt", suffix, 9), finished)
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz"])
 @pytest.mark.parametrize(("steps", "recorded"), [(3, [0, 3]), (8, [0, 4, 8]), (11, [0, 4, 8, 11])])
 def test_the_last_step_is_recorded_once(
     tmp_path: Path, suffix: str, steps: int, recorded: list[int]

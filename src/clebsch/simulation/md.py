@@ -334,7 +334,7 @@ class _Run:
                 progress(self.step, total_steps, temperature)
 
         reason: str | None = None
-        if self.step == 0:
+        if recorder.last_step < 0:  # not where a run killed before its first step is restarted
             reason = self._record(guard, recorder)
             recorder.save(self.state())
         with stop_on_signals() as request:
