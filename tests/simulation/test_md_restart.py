@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,28 @@ def test_a_run_restarted_from_its_beginning_has_its_first_frame_once(
     run(tmp_path / "parts", "nvt", suffix, 0)
     finished = run(tmp_path / "parts", "nvt", suffix, 9, restart=True)
     assert_same_run(run(tmp_path / "whole", "nvt", suffix, 9), finished)
+
+
+@pytest.mark.parametrize("suffix", [".traj", ".extxyz"])
+def test_a_full_disk_ends_a_run_that_can_be_restarted(tmp_path: Path, suffix: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(step: int, total: int, temperature: float) -> None:
+        if step == 8:  # nothing longer than the trajectory now is can be written any more
+            size = (tmp_path / "parts" / f"md{suffix}").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 4096), hard))
+
+    message = (
+        rf"parts/md{suffix}: cannot be written: .*state saved last; when this is mended, the same "
+        "command with --restart goes on"
+    )
+    try:
+        with pytest.raises(ClebschError, match=message):
+            run(tmp_path / "parts", "nvt", suffix, 400, progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    finished = run(tmp_path / "parts", "nvt", suffix, 20, restart=True)
+    assert_same_run(run(tmp_path / "whole", "nvt", suffix, 20), finished)
 
 
 @pytest.mark.parametrize("suffix", [".traj", ".extxyz"])

@@ -206,10 +206,10 @@ def run_md(
         progress: called at every frame.
 
     Raises:
-        ClebschError: settings that make no sense; files that exist, that cannot be written or that
-            another run is writing; a restart of another run; velocities to keep that are missing or
-            not finite; a run to be stopped for what the model does not tell; a committee that tells
-            nothing.
+        ClebschError: settings that make no sense; files that exist, that cannot be written, as on a
+            disk that is full by now, or that another run is writing; a restart of another run;
+            velocities to keep that are missing or not finite; a run to be stopped for what the
+            model does not tell; a committee that tells nothing.
         BlowUpError: the run blew up, or was stopped; what was written until then stays.
     """
     acting = settings_that_act(

@@ -255,7 +255,11 @@ class Recorder:
         degrees_of_freedom: int,
         uncertainty: float | None = None,
     ) -> None:
-        """Add a frame to the trajectory and a line to the log."""
+        """Add a frame to the trajectory and a line to the log.
+
+        Raises:
+            ClebschError: the disk refuses them; says what is kept.
+        """
         atoms.get_forces()  # known already but before the first step; every frame has them
         potential = atoms.get_potential_energy()
         kinetic = atoms.get_kinetic_energy()
@@ -267,14 +271,17 @@ class Recorder:
         if uncertainty is not None:
             values.append(uncertainty)
             atoms.info[UNCERTAINTY] = uncertainty
-        self._log.write(f"{step:17d} " + " ".join(f"{value:17.9f}" for value in values) + "\n")
-        self._log.flush()
+        line = f"{step:17d} " + " ".join(f"{value:17.9f}" for value in values) + "\n"
+        with self._writing(self._files.log):
+            self._log.write(line)
+            self._log.flush()
         atoms.info.update(step=step, time_fs=1000 * time_ps)
-        if self._frames is not None:
-            self._frames.write(atoms)
-        else:
-            write_extxyz(self._file, atoms)
-            self._file.flush()
+        with self._writing(self._files.trajectory):
+            if self._frames is not None:
+                self._frames.write(atoms)
+            else:
+                write_extxyz(self._file, atoms)
+                self._file.flush()
         self.last_step = step
 
     def is_state_due(self) -> bool:
@@ -282,21 +289,47 @@ class Recorder:
         return time.monotonic() - self._last_state > _SECONDS_BETWEEN_STATES
 
     def save(self, state: RunState) -> None:
-        """Sync trajectory and log, then write the state file."""
-        for handle in (self._file, self._log):
-            handle.flush()
-            os.fsync(handle.fileno())
+        """Sync trajectory and log, then write the state file.
+
+        Raises:
+            ClebschError: the disk refuses them; says what is kept.
+        """
+        handles = {self._files.trajectory: self._file, self._files.log: self._log}
+        for path, handle in handles.items():
+            with self._writing(path):
+                handle.flush()
+                os.fsync(handle.fileno())
         frames = self._file.tell() if self._frames is None else len(self._frames.backend)
         state.sizes = {"trajectory": frames, "log": self._log.tell()}
-        state.write(self._files.state)
+        with self._writing(self._files.state):
+            state.write(self._files.state)
         self._last_state = time.monotonic()
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """An error of the disk names the file, and says what is kept."""
+        try:
+            yield
+        except OSError as error:
+            kept = "no state of the run is saved yet; when this is mended, begin anew (--overwrite)"
+            if self._files.state.exists():
+                kept = (
+                    f"{self._files.state} is the state saved last; when this is mended, the same "
+                    "command with --restart goes on from it"
+                )
+            raise ClebschError(
+                f"{path}: cannot be written: {error.strerror or error}. The run was stopped: {kept}"
+            ) from error
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        (self._file if self._frames is None else self._frames).close()
-        self._log.close()
+        with self._writing(self._files.trajectory), ExitStack() as closing:
+            closing.callback(self._log.close)
+            closing.callback(self._file.close)
+            if self._frames is not None:
+                closing.callback(self._frames.close)  # which may fail before it closes the file
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
