@@ -101,13 +101,12 @@ def doctor(
 
 def _read(path: Path) -> dict[str, Atoms]:
     """Structures by number; the last one is always among them."""
-    import ase.io
     import numpy as np
 
-    from clebsch.simulation.structure import read_structure
+    from clebsch.simulation.structure import read_structure, read_structures
 
     last = read_structure(path)
-    frames = ase.io.read(path, index=":", do_not_split_by_at_sign=True)
+    frames = read_structures(path)
     if len(frames) == 1:
         return {path.name: last}
     chosen = np.linspace(0, len(frames) - 1, min(len(frames), MOST_STRUCTURES)).astype(int)

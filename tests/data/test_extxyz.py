@@ -48,7 +48,12 @@ def test_a_real_file_is_read_as_ase_reads_them(shared_data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "compress"),
-    [(".xz", lzma.compress), (".gz", gzip.compress), (".bz2", bz2.compress)],
+    [
+        (".xz", lzma.compress),
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".XZ", lzma.compress),
+    ],
 )
 def test_compressed_files_are_read_and_truncated_ones_refused(
     tmp_path: Path, suffix: str, compress: object

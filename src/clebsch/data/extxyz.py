@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 from ase.data import atomic_numbers
@@ -30,6 +30,8 @@ from ase.data import atomic_numbers
 from clebsch.data.rawframe import RawFrame, shorten
 from clebsch.elements import ELEMENTS
 from clebsch.errors import DataError
+
+_Frame = TypeVar("_Frame")
 
 #: A line longer than this is not a line of a structure file.
 LONGEST_LINE = 16_000_000
@@ -40,6 +42,8 @@ _FIXED_DECIMALS = 4
 OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 #: What reading one raises where it is truncated or corrupt.
 BROKEN_STREAM = (EOFError, lzma.LZMAError, zlib.error, OSError)
+#: Suffixes of extended XYZ.
+SUFFIXES = (".xyz", ".extxyz")
 _CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
 _BOOLEANS = {"T": True, "True": True, "true": True, "TRUE": True}
 _BOOLEANS |= {"F": False, "False": False, "false": False, "FALSE": False}
@@ -99,12 +103,32 @@ class _Lines:
         return line
 
 
+def format_suffix(path: Path) -> str:
+    """The suffix that tells the format, in lower case, without that of a compressed file."""
+    stem = path.stem if path.suffix.lower() in OPENERS else path.name
+    return Path(stem).suffix.lower()
+
+
 def iter_extxyz(path: Path) -> Iterator[RawFrame]:
     """The frames of an extended XYZ file, plain or compressed with xz, gz or bz2.
 
     Raises:
         DataError: the file is empty, truncated or malformed; names file, frame and line.
     """
+    return _iter_frames(path, _read_frame)
+
+
+def iter_frame_texts(path: Path) -> Iterator[str]:
+    """The lines of each frame as they stand, without the blank ones between frames.
+
+    Raises:
+        DataError: as of ``iter_extxyz``, but for what is on the lines of atoms.
+    """
+    return _iter_frames(path, _frame_text)
+
+
+def _iter_frames(path: Path, read: Callable[[_Lines, int, str], _Frame]) -> Iterator[_Frame]:
+    """What ``read`` makes of the lines after each number of atoms."""
     opener = OPENERS.get(path.suffix.lower(), open)
     index = 0
     try:
@@ -115,7 +139,7 @@ def iter_extxyz(path: Path) -> Iterator[RawFrame]:
         lines = _Lines(file)
         try:
             while (n_atoms := _atom_count(lines)) is not None:
-                yield _read_frame(lines, n_atoms, f"{path}:{index}")
+                yield read(lines, n_atoms, f"{path}:{index}")
                 index += 1
         except _Malformed as error:
             line = lines.number if error.atom is None else lines.frame_start + 2 + error.atom
@@ -139,10 +163,22 @@ def _atom_count(lines: _Lines) -> int | None:
     return None
 
 
-def _read_frame(lines: _Lines, n_atoms: int, source: str) -> RawFrame:
+def _comment(lines: _Lines) -> str:
     comment = lines.next()
     if comment == "":
         raise _Malformed("the file ends after the number of atoms")
+    return comment
+
+
+def _frame_text(lines: _Lines, n_atoms: int, source: str) -> str:
+    text = [f"{n_atoms}\n", _comment(lines)]
+    for atom in range(n_atoms):
+        text.append(_atom_line(lines, atom, n_atoms))
+    return "".join(text)
+
+
+def _read_frame(lines: _Lines, n_atoms: int, source: str) -> RawFrame:
+    comment = _comment(lines)
     info = parse_comment(comment)
     _check_case(info)
     cell, pbc = _cell_of(info)
@@ -159,15 +195,20 @@ def _read_frame(lines: _Lines, n_atoms: int, source: str) -> RawFrame:
     )
 
 
+def _atom_line(lines: _Lines, atom: int, n_atoms: int) -> str:
+    line = lines.next()
+    if line == "":
+        raise _Malformed(
+            f"the file is truncated: the frame has {atom} of the {n_atoms} atoms it declares"
+        )
+    return line
+
+
 def _read_rows(lines: _Lines, n_atoms: int, width: int, named: bool) -> list[list[str]]:
     rows: list[list[str]] = []
     line = ""
     for atom in range(n_atoms):
-        line = lines.next()
-        if line == "":
-            raise _Malformed(
-                f"the file is truncated: the frame has {atom} of the {n_atoms} atoms it declares"
-            )
+        line = _atom_line(lines, atom, n_atoms)
         row = line.split()
         if len(row) != width:
             truncated = "" if line.endswith("\n") else "; the file is truncated here"

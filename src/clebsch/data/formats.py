@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 from ase.io.formats import filetype
 
-from clebsch.data.extxyz import OPENERS, iter_extxyz
+from clebsch.data.extxyz import SUFFIXES, format_suffix, iter_extxyz
 from clebsch.data.rawframe import RawFrame, shorten
 from clebsch.errors import DataError
 from clebsch.files import no_such_file
@@ -46,15 +45,13 @@ def iter_raw_frames(path: Path) -> Iterator[RawFrame]:
     """
     if not path.is_file():
         raise DataError(no_such_file(path, "a file of structures"))
-    stem, suffix = os.path.splitext(path.name)
-    if suffix in OPENERS:
-        suffix = os.path.splitext(stem)[1]
+    suffix = format_suffix(path)
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
     _check_compression(path)
-    if suffix.lower() in (".xyz", ".extxyz"):
+    if suffix in SUFFIXES:
         return iter_extxyz(path)
-    if suffix.lower() == ".npz":
+    if suffix == ".npz":
         return _iter_npz(path)
     return _iter_ase(path)
 

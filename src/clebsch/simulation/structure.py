@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from io import StringIO
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import ase.io
 from ase import Atoms
 
+from clebsch.data.extxyz import SUFFIXES, format_suffix, iter_frame_texts
 from clebsch.errors import DataError
 from clebsch.files import no_such_file
 from clebsch.potential import Potential
@@ -23,25 +28,64 @@ def read_structure(path: Path | str, index: int = -1) -> Atoms:
         DataError: the file is missing or unreadable, or has no such structure.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(no_such_file(path, "a file of structures"))
     try:
-        atoms = ase.io.read(path, index=index, do_not_split_by_at_sign=True)
+        atoms = _read(path, index)
     except (IndexError, StopIteration):
         raise DataError(f"{path}: has no structure number {index}{_how_many(path)}") from None
-    except Exception as error:  # whatever ASE's many readers raise on files they cannot read
-        why = f"ASE cannot read it: {type(error).__name__}: {error}"
-        if path.suffix == ".npz":
-            why = "a simulation takes a structure in a format that ASE reads; .npz is for data sets"
-        raise DataError(f"{path}: {why}") from None
     if len(atoms) == 0:
         raise DataError(f"{path}: structure number {index} has no atoms")
     return atoms
 
 
+def read_structures(path: Path | str) -> list[Atoms]:
+    """All structures of a file of any format that ASE reads.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    return list(_read(Path(path), ":"))
+
+
+def _read(path: Path, index: int | str) -> Any:
+    """What ASE reads, by its index.
+
+    Of extended XYZ it is given the frames without blank lines between them: it takes such a line
+    for the end of the file, without a word.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+        IndexError, StopIteration: it has no such structure.
+    """
+    if not path.is_file():
+        raise DataError(no_such_file(path, "a file of structures"))
+    try:
+        if format_suffix(path) in SUFFIXES and path.stat().st_size:
+            return _read_extxyz(path, index)
+        return ase.io.read(path, index=index, do_not_split_by_at_sign=True)
+    except (IndexError, StopIteration, DataError):
+        raise
+    except Exception as error:  # whatever ASE's many readers raise on files they cannot read
+        why = f"ASE cannot read it: {type(error).__name__}: {error}"
+        if path.suffix == ".npz":
+            why = "a simulation takes a structure in a format that ASE reads; .npz is for data sets"
+        raise DataError(f"{path}: {why}") from None
+
+
+def _read_extxyz(path: Path, index: int | str) -> Any:
+    texts = iter_frame_texts(path)
+    if isinstance(index, str):
+        return ase.io.read(StringIO("".join(texts)), index=index, format="extxyz")
+    if index >= 0:
+        text = next(islice(texts, index, None))
+    else:
+        last = deque(texts, maxlen=-index)
+        text = last[index]
+    return ase.io.read(StringIO(text), format="extxyz")
+
+
 def _how_many(path: Path) -> str:
     try:
-        number = len(ase.io.read(path, index=":", do_not_split_by_at_sign=True))
+        number = len(_read(path, ":"))
     except Exception:  # the error that there is says enough
         return ""
     return f": they are numbered from 0 to {number - 1}"
