@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -217,6 +218,23 @@ def test_a_killed_fit_goes_on_from_the_state_saved_last(
         fit_anew(run, data)
     resume(tmp_path / "cut")
     assert "after structure 6 of 12" in (tmp_path / "cut" / "log.txt").read_text()
+    assert_same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_full_disk_between_structures_does_not_end_a_fit(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All equations so far would be lost with it, for want of a copy of them."""
+    data = Path(shutil.copy(run.parent / "data.xyz", tmp_path))
+    fit_anew(run, data).run.rename(tmp_path / "whole")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "fit.safetensors")
+
+    monkeypatch.setattr(fit_run, "write_fit_state", full)
+    assert fit_anew(run, data, "fit.checkpoint_minutes=0").reason == "fitted"
+    said = "equations of 6 structures could not be saved (No space left on device); the fit goes on"
+    assert said in (tmp_path / "cut" / "log.txt").read_text()
     assert_same_fit(tmp_path / "whole", tmp_path / "cut")
 
 

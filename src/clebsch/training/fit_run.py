@@ -155,7 +155,7 @@ class _Fit:
             self.log.advance("design matrix", self.done / len(graphs), left)
             self._stop_if_asked()
             if time.monotonic() - self._last_save >= 60 * settings.checkpoint_minutes:
-                self.save()
+                self._save_if_possible()
 
     def solve(self) -> LinearFit:
         """Find coefficients and committee."""
@@ -197,6 +197,17 @@ class _Fit:
         state = FitState(self.done, self.seconds, self.fingerprint, config_dict(self.config))
         write_fit_state(self.run, state, self.equations)
         self._last_save = time.monotonic()
+
+    def _save_if_possible(self) -> None:
+        """A disk that is full does not end the fit: its equations are still there to be solved."""
+        try:
+            self.save()
+        except OSError as error:
+            self._last_save = time.monotonic()
+            self.log.say(
+                f"The equations of {self.done} structures could not be saved ({error.strerror}); "
+                "the fit goes on."
+            )
 
     def restore(self, state: FitState, tensors: dict[str, Tensor]) -> None:
         """Stand where ``save`` stood.
