@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -222,6 +223,29 @@ def test_a_result_that_cannot_be_written_leaves_the_file_that_was_there(
         run_relax(Morse(), cluster(), output=output, overwrite=True)
     assert output.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_full_disk_is_named_and_keeps_the_steps_before(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    trajectory, reached = tmp_path / "steps.traj", []
+
+    def fill(step: int, max_force: float, energy: float) -> None:
+        reached.append(energy)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+
+    message = r"steps\.traj: cannot be written: File too large\. The search was stopped; steps"
+    try:
+        with pytest.raises(ClebschError, match=message):
+            run_relax(Morse(), cluster(), fmax=1e-9, trajectory=trajectory, progress=fill)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+        with pytest.raises(ClebschError, match=r"end\.xyz: cannot be written: File too large$"):
+            run_relax(Morse(), cluster(), output=tmp_path / "end.xyz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept = [atoms.get_potential_energy() for atoms in ase.io.read(trajectory, ":")]
+    assert 0 < len(kept) <= len(reached) + 1
+    assert kept == reached[: len(kept)]
+    assert list(tmp_path.iterdir()) == [trajectory]
 
 
 def test_a_minimum_closer_than_anything_in_training_is_said() -> None:

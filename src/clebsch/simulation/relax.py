@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,10 @@ def run_relax(
         progress: called after every step.
 
     Raises:
-        ClebschError: settings that make no sense; files that exist, or that cannot be written; a
-            format that cannot hold the structure; a cell to relax that is not periodic in all three
-            directions; an energy or force that is not a finite number.
+        ClebschError: settings that make no sense; files that exist, or that cannot be written, as
+            on a disk that is full by now; a format that cannot hold the structure; a cell to relax
+            that is not periodic in all three directions; an energy or force that is not a finite
+            number.
     """
     _check(atoms, fmax, steps, cell, pressure, smax, optimizer)
     smax = DEFAULT_SMAX if smax is None else smax
@@ -158,7 +160,7 @@ def run_relax(
         target = FrechetCellFilter(moved, scalar_pressure=pressure * units.GPa)
     energy = _finite_energy(moved, 0, name)
     if output is not None:
-        with tempfile.TemporaryDirectory() as folder:
+        with _folder_beside(output) as folder:
             _write(Path(folder, output.name), moved, output)
     frames = TrajectoryWriter(trajectory) if trajectory is not None else None
     search = OPTIMIZERS[optimizer](target, logfile=None)
@@ -166,7 +168,8 @@ def run_relax(
     def after_step() -> None:
         _finite_energy(moved, search.nsteps, name)
         if frames is not None:
-            frames.write(moved)
+            with _writing(trajectory):
+                frames.write(moved)
         if progress is not None:
             progress(search.nsteps, _max_force(moved), moved.get_potential_energy())
 
@@ -182,8 +185,9 @@ def run_relax(
                 if converged or request.received:
                     break
         finally:
-            if frames is not None:
-                frames.close()
+            if frames is not None:  # on a full disk it does not come to closing the file
+                with _writing(trajectory), closing(frames.backend.fd):
+                    frames.close()
         if output is not None:
             _replace(output, moved)
     return RelaxResult(
@@ -247,9 +251,26 @@ def _check_formats(output: Path | None, trajectory: Path | None) -> None:
         raise ClebschError(f"{output}: ASE writes no format with the suffix {output.suffix!r}")
 
 
+@contextmanager
+def _writing(trajectory: Path | None) -> Iterator[None]:
+    """An error of the disk names the file, and says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise ClebschError(
+            f"{trajectory}: cannot be written: {error.strerror or error}. The search was stopped; "
+            "steps that were written before are kept"
+        ) from error
+
+
+def _folder_beside(output: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder on the same disk, which is removed when its context ends."""
+    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+
+
 def _replace(output: Path, atoms: Atoms) -> None:
     """Write a structure beside the file and rename it: what was there stays if that fails."""
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    with _folder_beside(output) as folder:
         _write(Path(folder, output.name), atoms, output)
         for written in Path(folder).iterdir():  # some formats consist of several files
             os.replace(written, output.parent / written.name)
@@ -263,6 +284,8 @@ def _write(path: Path, atoms: Atoms, output: Path) -> None:
     """
     try:
         ase.io.write(path, atoms)
+    except OSError as error:
+        raise ClebschError(f"{output}: cannot be written: {error.strerror or error}") from error
     except Exception as error:  # whatever ASE's many writers raise on what they cannot write
         raise ClebschError(
             f"{output}: ASE cannot write this structure in the format of that name: "
