@@ -126,6 +126,7 @@ def test_an_unknown_section_is_blamed_on_where_it_was_given(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("setting", "key", "expected"),
     [
+        ("model={name: message_passing, zbl: maybe}", "model.zbl", "false, true, mace_torch."),
         ("data.references={Cu: -3, Nj: 1}", "data.references", "'Nj' is not an element. Did you"),
         ("training.lr=fast", "training.lr", "number"),
         ("training.lr=true", "training.lr", "number"),

@@ -328,7 +328,12 @@ def _explain(error: ValidationError, place: Place) -> str:
     same = [p for p in problems if _locate(p["loc"])[0] == key]
     got = problem["input"]
     if isinstance(got, str) and all(p["type"] == "literal_error" for p in same):
-        choices = [one for p in same for one in re.findall(r"'([^']+)'", p["ctx"]["expected"])]
+        listed = [
+            found
+            for p in same
+            for found in re.findall(r"'([^']+)'|(True|False)", p["ctx"]["expected"])
+        ]
+        choices = [text or flag.lower() for text, flag in listed]
         return f"{place(key)}: {key}: unknown value {got!r}. {did_you_mean(got, choices)}"
     expected = " or ".join(dict.fromkeys(message_of(p) for p in same))
     if not key:  # of the whole, and the message begins with its key
