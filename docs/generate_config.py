@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from clebsch.models.presets import PRESETS
-from clebsch.training.config import RECIPES, Config, TrainingConfig
+from clebsch.training.config import FINE_TUNING, RECIPES, Config, TrainingConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 BEGIN, END = "<!-- begin generated -->\n", "<!-- end generated -->\n"
@@ -149,6 +149,9 @@ def _recipes() -> str:
         values = [RECIPES[name].get(key) for name in names]
         default = _default(TrainingConfig.model_fields[key])
         shown = [default if value is None else f"`{value}`" for value in values]
+        for column, name in enumerate(names):
+            if key in FINE_TUNING.get(name, {}):
+                shown[column] += f"; with `initial` `{FINE_TUNING[name][key]}`"
         rows.append((f"`training.{key}`", *shown))
     return _table(("key", *(f"`recipe: {name}`" for name in names)), rows)
 

@@ -52,16 +52,14 @@ def test_a_split_that_makes_no_sense_is_refused() -> None:
 
 
 def test_a_larger_draw_holds_the_frames_of_a_smaller_one_in_their_order() -> None:
-    few, many = ([f.source for f in draw_frames(FRAMES, n, seed=1)] for n in (4, 9))
+    few, many = ([f.source for f in draw_frames(FRAMES, n, 1, "data.train_count")] for n in (4, 9))
     assert (len(few), len(many)) == (4, 9)
     assert set(few) < set(many)
     assert many == [f.source for f in FRAMES if f.source in set(many)]
-    assert few != [f.source for f in draw_frames(FRAMES, 4, seed=2)]
-    assert draw_frames(FRAMES, len(FRAMES), seed=3) == FRAMES
-    with pytest.raises(
-        DataError, match="21 structures to train on were asked for, but there are 20"
-    ):
-        draw_frames(FRAMES, 21, seed=0)
+    assert few != [f.source for f in draw_frames(FRAMES, 4, 2, "data.train_count")]
+    assert draw_frames(FRAMES, len(FRAMES), 3, "data.train_count") == FRAMES
+    with pytest.raises(DataError, match="21 structures were asked for, but there are 20"):
+        draw_frames(FRAMES, 21, 0, "data.train_count")
 
 
 def test_neighbors_are_those_of_ase() -> None:

@@ -9,9 +9,11 @@ import pytest
 from pydantic import BaseModel
 
 import clebsch
+from builders import tiny
 from clebsch.errors import ConfigError
 from clebsch.models.presets import preset_config
 from clebsch.training.config import (
+    FINE_TUNING,
     RECIPES,
     Config,
     DataConfig,
@@ -43,6 +45,14 @@ def test_a_training_file_is_all_that_must_be_given() -> None:
     assert config.recipe == "fast"
     assert config.model == preset_config("mace_small")
     assert config.training.lr == RECIPES["fast"]["lr"]
+
+
+def test_a_start_that_is_good_is_trained_more_gently(tmp_path: Path) -> None:
+    tiny("H").save(tmp_path / "start.safetensors")
+    given = ["data.train=a.xyz", f"initial={tmp_path / 'start.safetensors'}"]
+    assert load_config(None, given).training.lr == FINE_TUNING["fast"]["lr"] < 0.01
+    assert load_config(None, [*given, "training.lr=0.02"]).training.lr == 0.02
+    assert load_config(None, [*given, "recipe=paper"]).training.lr == RECIPES["paper"]["lr"]
 
 
 @pytest.mark.parametrize("model", [[], ["model=mace_small"], ["model=mace_few"]], ids=str)

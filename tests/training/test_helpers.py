@@ -22,6 +22,7 @@ from clebsch.training import helpers as module
 from clebsch.training.config import LossConfig
 from clebsch.training.gradient import add_gradient, divided
 from clebsch.training.helpers import Helpers
+from clebsch.training.lesson import Lesson
 from clebsch.training.loop import resume, train
 from clebsch.training.loss import loss_sums, trained_outputs
 from clebsch.training.optimizer import trained_parameters
@@ -78,13 +79,18 @@ def assert_gradient(potential: clebsch.Potential, expected: dict[str, Tensor]) -
 
 def test_parts_are_balanced_and_whole() -> None:
     n_edges = [10, 1, 1, 1, 7, 4]
-    assert divided(BATCH, n_edges, 1) == [BATCH]
-    parts = divided(BATCH, n_edges, 2)
+
+    def of_one(indices: list[int], n_parts: int) -> list[list[int]]:
+        return [part for (part,) in divided([indices], [n_edges], n_parts)]
+
+    assert of_one(BATCH, 1) == [BATCH]
+    parts = of_one(BATCH, 2)
     assert sorted(parts[0] + parts[1]) == sorted(BATCH)
     assert {sum(n_edges[i] for i in part) for part in parts} == {12}
     assert all(sorted(part, key=BATCH.index) == part for part in parts)
-    assert divided([3, 1], n_edges, 4) == [[], [], [3], [1]]
-    assert divided([1, 2, 3, 5], n_edges, 2) == [[1, 2, 3], [5]]
+    assert of_one([3, 1], 4) == [[], [], [3], [1]]
+    assert of_one([1, 2, 3, 5], 2) == [[1, 2, 3], [5]]
+    assert divided([[1, 0], [2]], [[10, 3], [0, 0, 12]], 2) == [[[], [2]], [[1, 0], []]]
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 4, 8])
@@ -94,22 +100,23 @@ def test_gradients_of_parts_add_up(
     expected: dict[str, Tensor],
     n_parts: int,
 ) -> None:
-    for part in divided(BATCH, graphs.n_edges, n_parts):
-        add_gradient(potential, graphs, part, BATCH, LOSS)
+    for part in divided([BATCH], [graphs.n_edges], n_parts):
+        add_gradient([Lesson(potential, graphs)], part, [BATCH], LOSS)
     assert_gradient(potential, expected)
 
 
 def test_helpers_compute_their_parts(
     potential: clebsch.Potential, graphs: LabelledGraphs, expected: dict[str, Tensor]
 ) -> None:
-    alone = add_gradient(potential, graphs, BATCH, BATCH, LOSS)
-    with Helpers(2, potential, graphs, LOSS, threads=1) as helpers:
+    (alone,) = add_gradient([Lesson(potential, graphs)], [BATCH], [BATCH], LOSS)
+    with Helpers(2, [Lesson(potential, graphs)], LOSS, threads=1) as helpers:
         for _ in range(2):
             potential.zero_grad()
-            own, *others = divided(BATCH, graphs.n_edges, 3)
-            helpers.begin(others, BATCH)
-            sums = add_gradient(potential, graphs, own, BATCH, LOSS)
-            sums = sums + helpers.finish()
+            own, *others = divided([BATCH], [graphs.n_edges], 3)
+            helpers.begin(others, [BATCH])
+            (sums,) = add_gradient([Lesson(potential, graphs)], own, [BATCH], LOSS)
+            (more,) = helpers.finish()
+            sums = sums + more
             assert_gradient(potential, expected)
             assert float(sums.loss(LOSS)) == pytest.approx(float(alone.loss(LOSS)), rel=1e-12)
         # they see new weights
@@ -117,35 +124,35 @@ def test_helpers_compute_their_parts(
             for parameter in potential.parameters():
                 parameter *= 1.1
         potential.zero_grad()
-        helpers.begin([BATCH, []], BATCH)
+        helpers.begin([[BATCH], [[]]], [BATCH])
         helpers.finish()
         found = {name: p.grad.clone() for name, p in trained_parameters(potential).items()}  # type: ignore[union-attr]
         potential.zero_grad()
-        add_gradient(potential, graphs, BATCH, BATCH, LOSS)
+        add_gradient([Lesson(potential, graphs)], [BATCH], [BATCH], LOSS)
         assert_gradient(potential, found)
 
 
 def test_what_is_raised_in_a_helper_is_raised_here(
     potential: clebsch.Potential, graphs: LabelledGraphs
 ) -> None:
-    with Helpers(2, potential, graphs, LOSS, threads=1) as helpers:
-        helpers.begin([[99], [0, 2]], BATCH)
+    with Helpers(2, [Lesson(potential, graphs)], LOSS, threads=1) as helpers:
+        helpers.begin([[[99]], [[0, 2]]], [BATCH])
         with pytest.raises(IndexError) as raised:
             helpers.finish()
         assert "In a helper process" in raised.value.__notes__[0]
-        helpers.begin([[0], []], BATCH)  # and they live on, with nothing left over
-        assert helpers.finish().n_energy == 1
+        helpers.begin([[[0]], [[]]], [BATCH])  # and they live on, with nothing left over
+        assert helpers.finish()[0].n_energy == 1
 
 
 def test_a_helper_that_is_killed_is_reported(
     potential: clebsch.Potential, graphs: LabelledGraphs
 ) -> None:
-    with Helpers(1, potential, graphs, LOSS, threads=1) as helpers:
+    with Helpers(1, [Lesson(potential, graphs)], LOSS, threads=1) as helpers:
         (process,) = helpers._processes
         process.kill()
         process.wait()
         with pytest.raises(ClebschError, match=r"by signal 9; if memory ran out, set fewer"):
-            helpers.begin([[0]], BATCH)
+            helpers.begin([[[0]]], [BATCH])
     assert process.poll() == -signal.SIGKILL
 
 
@@ -155,7 +162,7 @@ def test_a_helper_that_dies_while_it_starts_is_reported(
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
     with (
         pytest.raises(ClebschError, match="was ended with exit code 1"),
-        Helpers(2, potential, graphs, LOSS, threads=1),
+        Helpers(2, [Lesson(potential, graphs)], LOSS, threads=1),
     ):
         pytest.fail("nobody there")
 

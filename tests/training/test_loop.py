@@ -185,9 +185,7 @@ def test_structures_to_train_on_are_drawn_and_counted(tmp_path: Path) -> None:
     valid = data_file(tmp_path, [cluster(100)], "valid.xyz")
     apart = ("data.valid_count=null", f"data.valid={valid}", "data.train_count=12")
     assert history(train(config(data, *apart), tmp_path / "apart").run)[0]["frames"] == 12
-    with pytest.raises(
-        DataError, match="11 structures to train on were asked for, but there are 1"
-    ):
+    with pytest.raises(DataError, match="11 structures were asked for, but there are 1"):
         train(config(data, "data.train_count=11"), tmp_path / "too many")
 
 

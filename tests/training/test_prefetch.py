@@ -118,7 +118,7 @@ def test_trainings_are_the_same_with_prefetching(
 
     def with_prefetching(self: Trainer, *arguments: object) -> None:
         begin(self, *arguments)  # type: ignore[arg-type]
-        self._prefetcher = BatchPrefetcher(self.prepared.train, CPU)
+        self._lessons = [lesson.prefetched(CPU) for lesson in self._lessons]
 
     monkeypatch.setattr(Trainer, "__init__", with_prefetching)
     found = weights("prefetched")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,13 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> Non
     monkeypatch.setattr(Trainer, "step", signalled)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, more_groups: Set[str] = frozenset()) -> None:
     """Equal in every bit: weights, averages, best weights, moments, history, model."""
     first, first_tensors, _ = read_newest_state(one)
     second, second_tensors, _ = read_newest_state(other)
     assert set(first_tensors) == set(second_tensors)
     assert {name.split(":")[0] for name in first_tensors} == {
-        "potential", "average", "best", "optimizer",
+        "potential", "average", "best", "optimizer", *more_groups,
     }  # fmt: skip
     for name, tensor in first_tensors.items():
         assert torch.equal(tensor, second_tensors[name]), name

@@ -52,13 +52,14 @@ def split_frames(
     return train, [frame for index, frame in enumerate(frames) if index in chosen]
 
 
-def draw_frames(frames: Sequence[Frame], count: int, seed: int) -> list[Frame]:
+def draw_frames(frames: Sequence[Frame], count: int, seed: int, key: str) -> list[Frame]:
     """Draws frames at random; the same seed draws the same ones, and more of them hold fewer.
 
     Args:
         frames: all frames.
         count: how many to draw.
         seed: of the draw.
+        key: the setting that asks for so many, for messages.
 
     Returns:
         The drawn ones, in the order of ``frames``.
@@ -68,8 +69,8 @@ def draw_frames(frames: Sequence[Frame], count: int, seed: int) -> list[Frame]:
     """
     if count > len(frames):
         raise DataError(
-            f"{_files(frames)}data.train_count: {count} structures to train on were asked for, "
-            f"but there are {len(frames)}, without isolated atoms and those that validate"
+            f"{_files(frames)}{key}: {count} structures were asked for, but there are "
+            f"{len(frames)} to draw from"
         )
     chosen = _drawn(len(frames), count, seed)
     return [frame for index, frame in enumerate(frames) if index in chosen]

@@ -115,6 +115,10 @@ class ACE(Network):
     def tabulate(self, spacing: float) -> None:
         """There are no radial networks, and nothing to replace."""
 
+    def readout_parameters(self) -> Iterator[nn.Parameter]:
+        """All."""
+        yield self.coefficients
+
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """All: what regularisation there is in a fit, weight decay is in training by gradients."""
         yield self.coefficients

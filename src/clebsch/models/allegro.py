@@ -242,6 +242,11 @@ class Allegro(Network):
             yield layer.weights.weight
             yield from layer.perceptron.weights
 
+    def readout_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that make energies of latent features, and the scale of pairs."""
+        yield from self.readout.parameters()
+        yield self.pair_scale
+
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """None: the paper trains with Adam and no weight decay."""
         yield from ()

@@ -256,6 +256,10 @@ class MessagePassing(Network):
                 radial, self.radial_basis, self.config.cutoff, spacing, self.envelope
             )
 
+    def readout_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that make energies of features."""
+        return self.readouts.parameters()
+
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """What MACE's recipe decays: the weights of equations 10 and 11 (appendix A.5.1)."""
         for layer in self.layers:

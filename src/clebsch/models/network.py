@@ -57,6 +57,10 @@ class Network(KernelModule, ABC):
                 yield from module.weights
 
     @abstractmethod
+    def readout_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that make energies of features."""
+
+    @abstractmethod
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the architecture's published recipe applies weight decay to."""
 

@@ -112,6 +112,26 @@ class DataConfig(Section):
         return self
 
 
+class ReplayConfig(Section):
+    """What a fine-tuned model shall not forget; see ``clebsch.training.replayed``."""
+
+    structures: Paths = Field(
+        description="file or files with structures like those that the initial model learnt from; "
+        "it labels them itself, and labels in them are not read"
+    )
+    count: int | None = Field(None, ge=2, description="so many of them, drawn at random; null: all")
+    batch_size: int | None = Field(
+        None, ge=1, description="of them in a step; null: as many as a step has of the data"
+    )
+    weight: float = Field(1.0, gt=0, description="of their loss beside that of the data")
+    readouts: Literal["own", "shared"] = Field(
+        "own",
+        description="own: the initial model's energies are read out apart from the data's, which "
+        "may be of another level of theory; shared: both are of one level",
+    )
+    pbc: Literal["file", "none"] = Field("file", description="as data.pbc, of these structures")
+
+
 class LossConfig(Section):
     """Weights and forms of the loss; see ``clebsch.training.loss``."""
 
@@ -243,6 +263,9 @@ class Config(Section):
         "elements, scale and weights; its references too, unless data.references says otherwise; "
         "no linear ACE, which is fitted in closed form",
     )
+    replay: ReplayConfig | None = Field(
+        None, description="learn the initial model's own energies and forces beside the data"
+    )
     recipe: Literal["paper", "fast"] = Field(
         "fast", description="defaults of training, in the table below"
     )
@@ -278,6 +301,8 @@ class Config(Section):
     def _start_makes_sense(self) -> Config:
         if self.initial is not None and self.is_linear:
             raise ValueError("initial: linear ACE is fitted in closed form and starts from nothing")
+        if self.replay is not None and self.initial is None:
+            raise ValueError("replay: without an initial model there is nothing to be kept")
         return self
 
     @property
@@ -316,6 +341,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss": {"energy": 50.0},
     },
 }
+
+#: What a recipe has in place of that where training starts from a model (docs/fine-tuning.md).
+FINE_TUNING: dict[str, dict[str, Any]] = {"fast": {"lr": 0.003}}
 
 #: A recipe's setting that an explicit one of the same group replaces.
 ALTERNATIVES = (("max_epochs", "max_minutes"), ("batch_size", "batch_edges"))

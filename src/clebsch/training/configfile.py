@@ -22,6 +22,7 @@ from clebsch.training.config import (
     DEFAULT_MODEL,
     DEFAULT_RECIPE,
     DEFAULT_VALID_FRACTION,
+    FINE_TUNING,
     RECIPES,
     VALIDATION_SETS,
     Config,
@@ -221,7 +222,8 @@ def _assign(tree: Tree, key: str, value: Any, place: Place) -> None:
 def _resolve(tree: Tree, place: Place) -> Tree:
     """The tree with preset, recipe and validation set filled in."""
     resolved = {
-        key: {} if value is None and key != "initial" else value for key, value in tree.items()
+        key: {} if value is None and key not in ("initial", "replay") else value
+        for key, value in tree.items()
     }
     if resolved.get("initial") is not None:
         resolved["model"] = _model_of_file(resolved, place)
@@ -232,7 +234,8 @@ def _resolve(tree: Tree, place: Place) -> Tree:
     if isinstance(model, dict):
         _check_sections(model["name"], tree, place)
     recipe = resolved.setdefault("recipe", DEFAULT_RECIPE)
-    training = _with_recipe(resolved.get("training", {}), recipe)
+    fine_tuned = resolved.get("initial") is not None
+    training = _with_recipe(resolved.get("training", {}), recipe, fine_tuned)
     resolved |= {"model": model, "training": training}
     data = resolved.get("data")
     if isinstance(data, dict) and all(data.get(name) is None for name in VALIDATION_SETS):
@@ -263,11 +266,11 @@ def _with_preset(model: Any, place: Place) -> Any:
         raise ConfigError(f"{place('model.name')}: {error}") from None
 
 
-def _with_recipe(training: Any, recipe: Any) -> Any:
+def _with_recipe(training: Any, recipe: Any, fine_tuned: bool) -> Any:
     """The section ``training`` with what the recipe says, unless an alternative is given."""
     if not (isinstance(recipe, str) and recipe in RECIPES and isinstance(training, dict)):
         return training
-    base = dict(RECIPES[recipe])
+    base = RECIPES[recipe] | (FINE_TUNING.get(recipe, {}) if fine_tuned else {})
     for group in ALTERNATIVES:
         if any(training.get(name) is not None for name in group):
             base = {key: value for key, value in base.items() if key not in group}

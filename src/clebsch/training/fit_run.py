@@ -234,7 +234,7 @@ class _Fit:
 
 def _provenance(config: Config, prepared: Prepared, record: dict[str, Any]) -> dict[str, Any]:
     return {
-        **run_provenance(config, data_provenance(config.data, prepared)),
+        **run_provenance(config, data_provenance(config, prepared)),
         "fit": record["fit"],
         "metrics": record["valid"],
     }

@@ -11,47 +11,74 @@ from clebsch.data.loader import LabelledGraphs
 from clebsch.data.prefetch import BatchPrefetcher
 from clebsch.errors import ClebschError
 from clebsch.memory import is_out_of_memory
-from clebsch.potential import Potential
 from clebsch.training.config import LossConfig
+from clebsch.training.lesson import Lesson
 from clebsch.training.loss import LossSums, loss_sums, trained_outputs
 
+#: Structures of a batch, by their place in the graphs of each lesson.
+Indices = Sequence[Sequence[int]]
 
-def divided(indices: Sequence[int], n_edges: Sequence[int], n_parts: int) -> list[list[int]]:
+
+def divided(batch: Indices, n_edges: Indices, n_parts: int) -> list[list[list[int]]]:
     """A batch in parts of about equal edges, some empty if there are not enough structures.
 
     The largest structures are dealt first, each to the part with the fewest edges; within a part
     they stand in the batch's order. The first part has the fewest edges: its process has the
     optimiser's work to do as well.
+
+    Args:
+        batch: the structures, by lesson.
+        n_edges: of every structure of each lesson.
+        n_parts: how many parts.
     """
     if n_parts == 1:
-        return [list(indices)]
-    parts: list[list[int]] = [[] for _ in range(n_parts)]
+        return [[list(indices) for indices in batch]]
+    edges = {
+        (lesson, place): n_edges[lesson][index]
+        for lesson, indices in enumerate(batch)
+        for place, index in enumerate(indices)
+    }
+    parts: list[list[tuple[int, int]]] = [[] for _ in range(n_parts)]
     loads = [0] * n_parts
-    for place in sorted(range(len(indices)), key=lambda i: (-n_edges[indices[i]], i)):
+    for dealt in sorted(edges, key=lambda key: (-edges[key], key)):
         part = loads.index(min(loads))
-        parts[part].append(place)
-        loads[part] += n_edges[indices[place]]
-    order = sorted(range(n_parts), key=loads.__getitem__)
-    return [[indices[place] for place in sorted(parts[part])] for part in order]
+        parts[part].append(dealt)
+        loads[part] += edges[dealt]
+    return [
+        [[batch[n][place] for m, place in sorted(parts[part]) if m == n] for n in range(len(batch))]
+        for part in sorted(range(n_parts), key=loads.__getitem__)
+    ]
 
 
 def add_gradient(
-    potential: Potential,
-    graphs: LabelledGraphs | BatchPrefetcher,
-    indices: Sequence[int],
-    batch_indices: Sequence[int],
-    config: LossConfig,
-) -> LossSums:
+    lessons: Sequence[Lesson], part: Indices, batch: Indices, config: LossConfig
+) -> list[LossSums]:
     """Add the part of a batch's gradient that some of its structures make up to ``.grad``.
 
     Over all parts of a batch the gradients add up to that of its loss.
 
+    Args:
+        lessons: what the batch is made of.
+        part: the structures.
+        batch: all structures of the batch.
+        config: weights and forms.
+
     Returns:
-        The loss sums of these structures, as numbers.
+        The loss sums of these structures, as numbers, of each lesson.
 
     Raises:
         ClebschError: memory ran out.
     """
+    return [
+        _add_gradient(lesson, indices, all_indices, config)
+        for lesson, indices, all_indices in zip(lessons, part, batch, strict=True)
+    ]
+
+
+def _add_gradient(
+    lesson: Lesson, indices: Sequence[int], batch_indices: Sequence[int], config: LossConfig
+) -> LossSums:
+    potential, graphs = lesson.potential, lesson.graphs
     if not indices:
         return LossSums()
     with _memory_explained(indices, graphs.n_edges):
@@ -62,7 +89,7 @@ def add_gradient(
         sums = loss_sums(potential(batch.graph, outputs, differentiable=True), batch, config)
         loss = sums.loss(config, counted=label_counts(graphs, batch_indices, config))
         assert isinstance(loss, Tensor)
-        loss.backward()
+        (lesson.weight * loss).backward()
         return sums.numbers()
 
 

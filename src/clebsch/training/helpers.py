@@ -30,11 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.data.loader import LabelledGraphs
 from clebsch.errors import ClebschError
-from clebsch.potential import Potential
 from clebsch.training.config import LossConfig
-from clebsch.training.gradient import add_gradient
+from clebsch.training.gradient import Indices, add_gradient
+from clebsch.training.lesson import Lesson
 from clebsch.training.loss import LossSums
 from clebsch.training.optimizer import trained_parameters
 
@@ -47,16 +46,14 @@ class _Task:
     """What helpers need to know.
 
     Attributes:
-        potential: a copy; its trained parameters are replaced by those in the file.
-        graphs: the training structures.
+        lessons: copies; trained parameters are replaced by those in the file.
         loss: weights and forms.
         path: of the file with the weights and then each helper's gradient.
         n_helpers: how many there are.
         threads: for each.
     """
 
-    potential: Potential
-    graphs: LabelledGraphs
+    lessons: Sequence[Lesson]
     loss: LossConfig
     path: Path
     n_helpers: int
@@ -68,24 +65,18 @@ class Helpers:
 
     Args:
         number: how many; none is fine.
-        potential: whose gradient they compute, on the CPU.
-        graphs: the structures that batches are made of.
+        lessons: what batches are made of, and whose gradients they compute, on the CPU.
         loss: weights and forms.
         threads: of each helper.
     """
 
     def __init__(
-        self,
-        number: int,
-        potential: Potential,
-        graphs: LabelledGraphs,
-        loss: LossConfig,
-        threads: int,
+        self, number: int, lessons: Sequence[Lesson], loss: LossConfig, threads: int
     ) -> None:
         self.number = number
-        self._task = (potential, graphs, loss)
+        self._lessons, self._loss = lessons, loss
         self._threads = threads
-        self._parameters = trained_parameters(potential)
+        self._parameters = trained_parameters(*(lesson.potential for lesson in lessons))
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []
         self._asked: list[int] = []
@@ -104,11 +95,10 @@ class Helpers:
         return self
 
     def _start(self, path: Path) -> None:
-        potential, graphs, loss = self._task
         shared = _shared_memory(path, self._parameters, self.number)
         self._weights, *self._gradients = (_views(row, self._parameters) for row in shared)
         task = pickle.dumps(
-            _Task(potential, graphs, loss, path, self.number, self._threads),
+            _Task(self._lessons, self._loss, path, self.number, self._threads),
             protocol=pickle.HIGHEST_PROTOCOL,
         )
         environment = {
@@ -140,22 +130,22 @@ class Helpers:
         except OSError:
             self._answer(number)  # says why nobody listens
 
-    def begin(self, parts: Sequence[Sequence[int]], batch_indices: Sequence[int]) -> None:
+    def begin(self, parts: Sequence[Indices], batch: Indices) -> None:
         """Have each helper compute the gradient of its part of a batch with the present weights.
 
         Raises:
             ClebschError: a helper has ended.
         """
-        self._asked = [number for number, part in enumerate(parts) if part]
+        self._asked = [number for number, part in enumerate(parts) if any(part)]
         if not self._asked:
             return
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 self._weights[name].copy_(parameter)
         for number in self._asked:
-            self._send(number, pickle.dumps((list(parts[number]), list(batch_indices))))
+            self._send(number, pickle.dumps((parts[number], batch)))
 
-    def finish(self) -> LossSums:
+    def finish(self) -> list[LossSums]:
         """Add their gradients to ``.grad``, always in the same order; returns their loss sums.
 
         Raises:
@@ -163,12 +153,12 @@ class Helpers:
             Exception: whatever was raised in a helper.
         """
         answers = {number: self._answer(number) for number in self._asked}
-        total = LossSums()
+        total = [LossSums() for _ in self._lessons]
         for number, answer in answers.items():
             if isinstance(answer, Exception):
                 raise answer
             sums, names = answer
-            total = total + sums
+            total = [so_far + more for so_far, more in zip(total, sums, strict=True)]
             for name in names:
                 parameter, gradient = self._parameters[name], self._gradients[number][name]
                 if parameter.grad is None:
@@ -249,19 +239,19 @@ def serve(connection: Connection) -> None:
     number: int = pickle.loads(connection.recv_bytes())
     task: _Task = pickle.loads(connection.recv_bytes())
     torch.set_num_threads(task.threads)
-    potential = task.potential
-    parameters = trained_parameters(potential)
+    parameters = trained_parameters(*(lesson.potential for lesson in task.lessons))
     shared = _shared_memory(task.path, parameters, task.n_helpers)
     gradients = _views(shared[1 + number], parameters)
     for name, view in _views(shared[0], parameters).items():
         parameters[name].data = view
     connection.send_bytes(pickle.dumps(None))
     while True:
-        indices, batch_indices = pickle.loads(connection.recv_bytes())
+        part, batch = pickle.loads(connection.recv_bytes())
         answer: Any
         try:
-            potential.zero_grad()
-            sums = add_gradient(potential, task.graphs, indices, batch_indices, task.loss)
+            for parameter in parameters.values():
+                parameter.grad = None
+            sums = add_gradient(task.lessons, part, batch, task.loss)
             found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
             for name, gradient in found.items():
                 gradients[name].copy_(gradient)

@@ -299,6 +299,9 @@ class _ZeroNetwork(Network):
     def tabulate(self, spacing: float) -> None:
         pass
 
+    def readout_parameters(self) -> Iterator[nn.Parameter]:
+        yield from ()
+
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         yield from ()
 

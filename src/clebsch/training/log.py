@@ -149,8 +149,8 @@ class RunLog:
         """An evaluation to TensorBoard, if it is open."""
         if self._tensorboard is None:
             return
-        for part in ("train", "valid"):
-            for name, value in record[part].items():
+        for part in ("train", "valid", "replay"):
+            for name, value in record.get(part, {}).items():
                 self._tensorboard.add_scalar(f"{part}/{name}", value, record["step"])
         self._tensorboard.add_scalar("lr", record["lr"], record["step"])
         self._tensorboard.flush()
@@ -184,6 +184,8 @@ def _columns(record: dict[str, Any]) -> list[tuple[str, str, int]]:
     ):
         if key in valid:
             columns.append((title, f"{1000 * valid[key]:.4g}", 10))
+    if "replay" in record:
+        columns.append(("replay F", f"{1000 * record['replay']['forces_rmse']:.4g}", 8))
     columns += [("lr", f"{record['lr']:.2e}", 9), ("time", duration(record["seconds"]), 8)]
     return [*columns, ("", "best" if record["best"] else "", 4)]
 

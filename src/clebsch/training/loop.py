@@ -397,9 +397,11 @@ def _check_unchanged(config: Config, began: dict[str, Any]) -> None:
         ConfigError: names the first such setting.
     """
     now = config_dict(config)
-    for section in ("data", "model", "initial", "recipe", "training", "fit", "seed", "dtype"):
+    trained = ("replay", "recipe", "training", "fit", "seed", "dtype")
+    for section in ("data", "model", "initial", *trained):
         for key, new, old in differences(section, now.get(section), began.get(section)):
-            if key in _FREE or (section == "data" and not key.startswith("data.references")):
+            other_files = section == "data" and not key.startswith("data.references")
+            if key in _FREE or other_files or key.startswith("replay.structures"):
                 continue  # other data are found by their fingerprint
             raise ConfigError(
                 f"{config.run / 'config.yaml'}: {key} is {new!r}, but the run began with {old!r}; "
@@ -435,6 +437,13 @@ def _say_end(result: TrainingResult, trainer: Trainer, log: RunLog) -> None:
         metric = trainer.settings.metric
         value = f"{result.best['valid'][metric]:.5g}" + ("" if metric == "loss" else " (eV, Å)")
         log.say(f"Best model: epoch {result.best['epoch']}, {metric} {value}; {result.model}")
+        if "replay" in result.best:
+            kept = result.best["replay"]
+            log.say(
+                "Off the initial model on replayed structures that were held out: "
+                f"{1000 * kept['energy_per_atom_rmse']:.3g} meV/atom, "
+                f"{1000 * kept['forces_rmse']:.3g} meV/Å (RMSE)"
+            )
 
 
 def _no_model(metric: str) -> str:

@@ -15,24 +15,36 @@ from clebsch.training.config import TrainingConfig
 from clebsch.training.muon import Muon
 
 
-def trained_parameters(potential: Potential) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name."""
-    return {name: p for name, p in potential.named_parameters() if p.requires_grad}
+def trained_parameters(potential: Potential, *others: Potential) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name.
+
+    Those of ``others`` that the potential does not have in common with them are named after them,
+    ``other.NAME``.
+    """
+    found = {name: p for name, p in potential.named_parameters() if p.requires_grad}
+    for other in others:
+        known = {id(p) for p in found.values()}
+        own = other.named_parameters()
+        found |= {f"other.{n}": p for n, p in own if p.requires_grad and id(p) not in known}
+    return found
 
 
-def make_optimizer(potential: Potential, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    potential: Potential, config: TrainingConfig, *others: Potential
+) -> torch.optim.Optimizer:
     """Adam, AMSGrad, AdamW or Muon, with weight decay on ``model.decayed_parameters()`` alone.
 
     beta 0.9 and 0.999, epsilon 1e-8, and a decay that is part of the gradient but with AdamW (MACE
     paper, A.5.1). Weights of an element do not decay in batches that lack it, where the paper's
     would. Muon has the linear maps, which it does not decay, and leaves the rest to AMSGrad.
     """
-    decayed = {id(p) for p in potential.model.decayed_parameters()}
-    parameters = list(trained_parameters(potential).values())
+    models = [one.model for one in (potential, *others)]
+    decayed = {id(p) for model in models for p in model.decayed_parameters()}
+    parameters = list(trained_parameters(potential, *others).values())
     maps: list[nn.Parameter] = []
     if config.optimizer == "muon":
-        maps = [p for p in potential.model.linear_maps() if p.requires_grad]
-        mapped = {id(p) for p in maps}
+        mapped = {id(p): p for model in models for p in model.linear_maps() if p.requires_grad}
+        maps = list(mapped.values())
         parameters = [p for p in parameters if id(p) not in mapped]
     groups = [
         {"params": [p for p in parameters if id(p) in decayed], "decay": config.weight_decay},

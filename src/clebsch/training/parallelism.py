@@ -12,7 +12,7 @@ from clebsch.data.loader import BatchSampler
 from clebsch.errors import ConfigError
 from clebsch.processor import torch_threads
 from clebsch.training.config import Config
-from clebsch.training.gradient import add_gradient
+from clebsch.training.gradient import Indices, add_gradient
 from clebsch.training.prepare import Prepared, Say
 
 #: More threads must be faster by this factor, or they are not worth the cores.
@@ -49,37 +49,38 @@ def with_parallelism(config: Config, prepared: Prepared, say: Say) -> Config:
         return config.model_copy(update={"threads": threads, "processes": 1})
     size, edges = config.training.batch_size, config.training.batch_edges
     batches = BatchSampler(prepared.train.n_edges, size, edges, config.seed).epoch(0)
+    first = [batches[0]] if prepared.replay is None else [batches[0], prepared.replay.batch(0)]
     processes = config.processes
     if processes == "auto":
-        most = 1 if alone or config.threads != "auto" else min(n_cores, len(batches[0]))
-        long = most > 1 and _expected_seconds(config, prepared, batches) >= LONG
+        most = 1 if alone or config.threads != "auto" else min(n_cores, sum(map(len, first)))
+        long = most > 1 and _expected_seconds(config, prepared, first, len(batches)) >= LONG
         processes = most if long else 1
     if config.threads != "auto":
         return config.model_copy(update={"processes": processes})
-    share = batches[0][: -(-len(batches[0]) // processes)]
+    share = [indices[: -(-len(indices) // processes)] for indices in first]
     number = _fastest(config, prepared, share, n_cores // processes)
     say(f"Processes: {processes}, threads of each: {number}")
     return config.model_copy(update={"processes": processes, "threads": number})
 
 
-def _expected_seconds(config: Config, prepared: Prepared, batches: list[list[int]]) -> float:
+def _expected_seconds(config: Config, prepared: Prepared, batch: Indices, n_batches: int) -> float:
     """What the run would take on one thread, or its limit."""
     limits = []
     if config.training.max_minutes is not None:
         limits.append(60 * config.training.max_minutes)
     if config.training.max_epochs is not None:
-        step = _seconds(config, prepared, batches[0], 1)
-        limits.append(step * len(batches) * config.training.max_epochs)
+        step = _seconds(config, prepared, batch, 1)
+        limits.append(step * n_batches * config.training.max_epochs)
     return min(limits)
 
 
-def _fastest(config: Config, prepared: Prepared, indices: list[int], most: int) -> int:
+def _fastest(config: Config, prepared: Prepared, share: Indices, most: int) -> int:
     """The number of threads for a gradient, up to ``most``; without a choice nothing is timed."""
     if most < 2:
         return 1
-    best, best_seconds, tried = 1, _seconds(config, prepared, indices, 1), 2
+    best, best_seconds, tried = 1, _seconds(config, prepared, share, 1), 2
     while tried <= most:
-        seconds = _seconds(config, prepared, indices, tried)
+        seconds = _seconds(config, prepared, share, tried)
         if seconds * WORTHWHILE > best_seconds:
             break
         best, best_seconds = tried, seconds
@@ -87,13 +88,14 @@ def _fastest(config: Config, prepared: Prepared, indices: list[int], most: int) 
     return best
 
 
-def _seconds(config: Config, prepared: Prepared, indices: list[int], number: int) -> float:
+def _seconds(config: Config, prepared: Prepared, share: Indices, number: int) -> float:
     """Median time of a gradient, after one that is not counted."""
     times = []
     with torch_threads(number):
         for _ in range(1 + REPETITIONS):
             begun = time.perf_counter()
-            add_gradient(prepared.potential, prepared.train, indices, indices, config.training.loss)
+            add_gradient(prepared.lessons, share, share, config.training.loss)
             times.append(time.perf_counter() - begun)
-    prepared.potential.zero_grad()
+    for lesson in prepared.lessons:
+        lesson.potential.zero_grad()
     return statistics.median(times[1:])

@@ -33,8 +33,10 @@ from clebsch.nn.floor import UNKNOWN
 from clebsch.potential import Potential
 from clebsch.training.calibration import energy_residuals
 from clebsch.training.config import DEFAULT_RECIPE, Config, DataConfig
+from clebsch.training.lesson import Lesson
 from clebsch.training.loss import trainable_counts
 from clebsch.training.provenance import checksums
+from clebsch.training.replayed import Replay, prepare_replay
 
 Say = Callable[[str], None]
 
@@ -70,6 +72,7 @@ class Prepared:
             Angstrom by pair of elements; None if that does not tell.
         depths: [n_species], how far below its reference an atom came in training of the initial
             model, eV; None if that does not tell, or if the potential has no floor.
+        replay: what is learnt beside, so that the initial model's answers are not forgotten.
     """
 
     potential: Potential
@@ -81,10 +84,19 @@ class Prepared:
     initial: str
     shortest_distances: dict[str, float] | None
     depths: torch.Tensor | None
+    replay: Replay | None
+
+    @property
+    def lessons(self) -> list[Lesson]:
+        """What every step learns from."""
+        data = Lesson(self.potential, self.train)
+        return [data] if self.replay is None else [data, self.replay.lesson]
 
     def fingerprint(self, *more: object) -> str:
         """SHA-256 over all data, in their order, the initial model, and what else matters."""
-        parts = (self.train.fingerprint(), self.valid.fingerprint(), self.initial)
+        parts = [self.train.fingerprint(), self.valid.fingerprint(), self.initial]
+        if self.replay is not None:
+            parts.append(self.replay.fingerprint)
         text = "".join((*parts, *map(repr, more)))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -131,6 +143,7 @@ def prepare(config: Config, say: Say) -> Prepared:
         "" if config.initial is None else checksums(config.initial)[str(config.initial)],
         distances,
         depths,
+        _replay(config, potential, train),
     )
     _check_labels(config, prepared)
     _describe(prepared, say)
@@ -161,6 +174,17 @@ def _trained_before(
     depths = potential.floor.depths.clone()
     potential.floor.depths.fill_(UNKNOWN)
     return distances, None if distances is None else depths
+
+
+def _replay(config: Config, potential: Potential, train: LabelledGraphs) -> Replay | None:
+    """What the configuration says is not to be forgotten."""
+    if config.replay is None:
+        return None
+    size, edges = config.training.batch_size, config.training.batch_edges
+    steps = len(BatchSampler(train.n_edges, size, edges, config.seed).epoch(0))
+    return prepare_replay(
+        config.replay, potential, size or math.ceil(len(train) / steps), BATCH_EDGES, config.seed
+    )
 
 
 def _fitted_anew(
@@ -325,7 +349,7 @@ def read_data(config: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], 
             frames, fraction=config.valid_fraction, count=config.valid_count, seed=seed
         )
     if config.train_count is not None:
-        frames = draw_frames(frames, config.train_count, seed)
+        frames = draw_frames(frames, config.train_count, seed, "data.train_count")
     # of all files together, so that none contradicts another
     return frames, valid, isolated_atoms(everything)[0]
 
@@ -399,6 +423,13 @@ def _describe(prepared: Prepared, say: Say) -> None:
         weights = describe_weights(graphs.frames)
         if weights:
             say(f"{name}: weights other than 1 are used: {weights}")
+    if prepared.replay is not None:
+        learnt, held_out = prepared.replay.train, prepared.replay.valid
+        say(
+            f"Replay: {len(learnt)} structures with the initial model's own energies and forces, "
+            f"{prepared.replay.sampler.batch_size} in a step; {len(held_out)} more tell what is "
+            "forgotten"
+        )
     mixed = 0 < len(prepared.fitted) < len(prepared.references)
     shown = ", ".join(
         f"{symbol} {energy:.6f}{' isolated' if mixed and symbol not in prepared.fitted else ''}"

@@ -12,7 +12,7 @@ import torch
 
 import clebsch
 from clebsch.data.references import spanning_formulas
-from clebsch.training.config import Config, DataConfig
+from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict
 
 if TYPE_CHECKING:
@@ -30,22 +30,25 @@ def run_provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def data_provenance(config: DataConfig, prepared: Prepared) -> dict[str, Any]:
+def data_provenance(config: Config, prepared: Prepared) -> dict[str, Any]:
     """Files with their checksums, counts and references, for the model file.
 
     Where references are fitted, formulas say which compositions they were fitted to. How close
     atoms came is recorded where it is known.
     """
-    more: dict[str, Any] = {}
+    data, more = config.data, dict[str, Any]()
     if prepared.fitted:
         known = [symbol for symbol in prepared.references if symbol not in prepared.fitted]
         more["formulas"] = spanning_formulas(prepared.train.frames, known)
+    if config.replay is not None and prepared.replay is not None:
+        n_frames = len(prepared.replay.train) + len(prepared.replay.valid)
+        more["replay"] = {"files": checksums(config.replay.structures), "frames": n_frames}
     if prepared.shortest_distances is not None:
         more["shortest_distances"] = prepared.shortest_distances
     return {
-        "train": {"files": checksums(config.train), **prepared.train.counts},
+        "train": {"files": checksums(data.train), **prepared.train.counts},
         "valid": {
-            "files": checksums(config.train if config.valid is None else config.valid),
+            "files": checksums(data.train if data.valid is None else data.valid),
             **prepared.valid.counts,
         },
         "references": prepared.references,

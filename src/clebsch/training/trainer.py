@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clebsch.data.loader import BatchSampler
+from clebsch.data.loader import BatchSampler, LabelledGraphs
 from clebsch.data.prefetch import BatchPrefetcher
 from clebsch.errors import ClebschError, ModelFileError
 from clebsch.training.calibration import energy_residuals, reference_shift
 from clebsch.training.config import Config
 from clebsch.training.configfile import config_dict
 from clebsch.training.depths import with_floor
-from clebsch.training.gradient import add_gradient, divided
+from clebsch.training.gradient import Indices, add_gradient, divided
 from clebsch.training.helpers import Helpers
 from clebsch.training.log import History, RunLog
 from clebsch.training.loss import LossSums
@@ -69,40 +69,42 @@ class Trainer:
         self.potential = prepared.potential
         self.run = run
         self.log = log
-        self.parameters = trained_parameters(self.potential)
+        others = [lesson.potential for lesson in prepared.lessons[1:]]
+        self.parameters = trained_parameters(self.potential, *others)
+        own = self.potential.state_dict().keys()
+        self._others_own: dict[str, Tensor] = {
+            n: p for n, p in self.parameters.items() if n not in own
+        }
         self._offsets = {
             "references": self.potential.references,
             "mean_energy": self.potential.head.mean_energy,
         }
         self._stored = self.parameters | self._offsets
-        self.optimizer = make_optimizer(self.potential, self.settings)
+        self.optimizer = make_optimizer(self.potential, self.settings, *others)
         self.schedule = Schedule(self.settings)
         self.average = MovingAverage(self.parameters, self.settings.ema_decay)
         self.best: dict[str, Tensor] | None = None
         assert isinstance(config.processes, int)
         assert isinstance(config.threads, int)
         self.helpers = Helpers(
-            config.processes - 1,
-            self.potential,
-            prepared.train,
-            self.settings.loss,
-            config.threads,
+            config.processes - 1, prepared.lessons, self.settings.loss, config.threads
         )
-        device = self.potential.device
-        self._prefetcher = None if device.type == "cpu" else BatchPrefetcher(prepared.train, device)
+        self._lessons, device = prepared.lessons, self.potential.device
+        if device.type != "cpu":
+            self._lessons = [lesson.prefetched(device) for lesson in self._lessons]
         size, edges = self.settings.batch_size, self.settings.batch_edges
         self.sampler = BatchSampler(prepared.train.n_edges, size, edges, config.seed)
         self._evaluated_edges = min(edges or BATCH_EDGES, BATCH_EDGES)
-        self.valid_batches = BatchSampler(
-            prepared.valid.n_edges, batch_edges=self._evaluated_edges
-        ).in_order()
+        self.valid_batches = self._in_order(prepared.valid)
+        replay = prepared.replay
+        self._replay_batches = [] if replay is None else self._in_order(replay.valid)
         self.history = History(run / "metrics.jsonl")
         self.state = TrainingState(fingerprint=prepared.fingerprint(), config=config_dict(config))
         self._train_sums = LossSums()
         self._started = started
         self._seconds_before = 0.0
         self._model_is_current = True
-        self._data_provenance = data_provenance(config.data, prepared)
+        self._data_provenance = data_provenance(config, prepared)
         self._last_checkpoint = time.monotonic()
         self._disk_failed = False
 
@@ -134,7 +136,7 @@ class Trainer:
 
     @property
     def frames(self) -> int:
-        """Structures whose loss has been differentiated, each as often as it was."""
+        """Structures of the data whose loss has been differentiated, each as often as it was."""
         state = self.state
         begun = self.sampler.epoch(state.epoch)[: state.position]
         return state.epoch * len(self.prepared.train) + sum(len(batch) for batch in begun)
@@ -148,16 +150,28 @@ class Trainer:
             ClebschError: too many batches in a row were skipped; memory ran out.
         """
         self._set_lr(self.state.step, progress)
-        sums, finite = self._gradient(indices)
+        batch = self._batch(indices, self.state.step)
+        sums, finite = self._gradient(batch)
         if sums is None:
             return
         if not finite:
-            self._skip(indices, float(sums.loss(self.settings.loss)))
+            self._skip(batch, self._loss(sums))
             return
         self.optimizer.step()
         self.average.update()
         self.state.skipped = 0
-        self._train_sums = self._train_sums + sums
+        self._train_sums = self._train_sums + sums[0]
+
+    def _batch(self, indices: Sequence[int], step: int) -> list[Sequence[int]]:
+        """What a step learns: structures of the data, and those that are replayed."""
+        replay = self.prepared.replay
+        return [indices] if replay is None else [indices, replay.batch(step)]
+
+    def _loss(self, sums: Sequence[LossSums]) -> float:
+        """Of a batch, all lessons together."""
+        config = self.settings.loss
+        pairs = zip(self._lessons, sums, strict=True)
+        return sum(lesson.weight * float(part.loss(config)) for lesson, part in pairs)
 
     def _set_lr(self, step: int, progress: float) -> None:
         lr = self.schedule.lr(step, progress)
@@ -165,18 +179,22 @@ class Trainer:
             group["lr"] = lr
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Start copying the batch of a later step to the GPU, if there is one."""
-        if self._prefetcher is not None:
-            self._prefetcher.prefetch(indices)
+        """Start copying the batch of the next step to the GPU, if there is one."""
+        batch = self._batch(indices, self.state.step + 1)
+        for lesson, part in zip(self._lessons, batch, strict=True):
+            if isinstance(lesson.graphs, BatchPrefetcher):
+                lesson.graphs.prefetch(part)
 
-    def _gradient(self, indices: Sequence[int]) -> tuple[LossSums | None, bool]:
-        """Loss sums (None without labels) and whether loss and gradient are finite."""
-        graphs, config = self._prefetcher or self.prepared.train, self.settings.loss
-        own, *others = divided(indices, graphs.n_edges, 1 + self.helpers.number)
+    def _gradient(self, batch: Indices) -> tuple[list[LossSums] | None, bool]:
+        """Loss sums of each lesson (None without labels); whether loss and gradient are finite."""
+        config = self.settings.loss
+        n_edges = [lesson.graphs.n_edges for lesson in self._lessons]
+        own, *others = divided(batch, n_edges, 1 + self.helpers.number)
         self.optimizer.zero_grad()
-        self.helpers.begin(others, indices)
-        sums = add_gradient(self.potential, graphs, own, indices, config) + self.helpers.finish()
-        if not sums.n_residuals:
+        self.helpers.begin(others, batch)
+        found = add_gradient(self._lessons, own, batch, config)
+        sums = [a + b for a, b in zip(found, self.helpers.finish(), strict=True)]
+        if not any(part.n_residuals for part in sums):
             return None, True
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -184,11 +202,12 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(
                 list(self.parameters.values()), self.settings.clip_grad_norm, norm
             )
-        return sums, math.isfinite(sums.loss(config)) and bool(torch.isfinite(norm))
+        return sums, math.isfinite(self._loss(sums)) and bool(torch.isfinite(norm))
 
-    def _skip(self, indices: Sequence[int], loss: float) -> None:
+    def _skip(self, batch: Indices, loss: float) -> None:
         self.state.skipped += 1
-        names = ", ".join(self.prepared.train.frames[i].source for i in indices)
+        pairs = zip(self._lessons, batch, strict=True)
+        names = ", ".join(lesson.graphs.frames[i].source for lesson, part in pairs for i in part)
         what = "the gradient" if math.isfinite(loss) else f"the loss ({loss})"
         message = f"Step {self.state.step}: {what} is not finite for the batch of {names}"
         if self.state.skipped < MAX_SKIPPED:
@@ -205,10 +224,12 @@ class Trainer:
     def evaluate(self) -> None:
         """Judge the averaged weights, write the history, keep the best."""
         state = self.state
+        replay, loss = self.prepared.replay, self.settings.loss
         with swapped_in(self.average.average, self.parameters):
-            valid = validate(
-                self.potential, self.prepared.valid, self.valid_batches, self.settings.loss
-            )
+            valid = validate(self.potential, self.prepared.valid, self.valid_batches, loss)
+            kept = {}
+            if replay is not None:
+                kept = validate(replay.potential, replay.valid, self._replay_batches, loss)
         metric = self.settings.metric
         value = valid[metric]
         best = math.isfinite(value) and (state.best is None or value < state.best["valid"][metric])
@@ -222,6 +243,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "train": loss_metrics(self._train_sums, self.settings.loss),
             "valid": valid,
+            **({"replay": kept} if kept else {}),
             "best": best,
         }
         self._note(record)
@@ -327,6 +349,7 @@ class Trainer:
             "waited": self.schedule.waited,
         }
         tensors = named(dict(self.potential.state_dict()), "potential")
+        tensors |= named(self._others_own, "other")
         tensors |= named(self.average.average, "average")
         tensors |= named(self.best or {}, "best")
         tensors |= named(optimizer_tensors(self.optimizer, self.parameters), "optimizer")
@@ -343,6 +366,10 @@ class Trainer:
             self.potential.save(self.model_path, provenance=self._provenance())
         self._model_is_current = True
 
+    def _in_order(self, graphs: LabelledGraphs) -> list[list[int]]:
+        """Batches of structures that are judged."""
+        return BatchSampler(graphs.n_edges, batch_edges=self._evaluated_edges).in_order()
+
     def _provenance(self) -> dict[str, Any]:
         """Of the potential as it is, with the best weights swapped in."""
         best = self.state.best
@@ -353,6 +380,7 @@ class Trainer:
             **run_provenance(self.config, self._data_provenance | {"references": references}),
             "training": {key: best[key] for key in ("epoch", "step", "seconds", "lr")},
             "metrics": best.get("calibrated", best["valid"]),
+            **({"replay": best["replay"]} if "replay" in best else {}),
         }
 
     def restore(self, state: TrainingState, tensors: dict[str, Tensor]) -> None:
@@ -368,6 +396,7 @@ class Trainer:
             )
         try:
             self.potential.load_state_dict(grouped(tensors, "potential"))
+            assign(grouped(tensors, "other"), self._others_own)
             assign(grouped(tensors, "average"), self.average.average)
         except (RuntimeError, KeyError) as error:
             raise ModelFileError(f"{self.run}: the state is of another model ({error})") from None
