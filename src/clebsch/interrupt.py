@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -59,24 +59,35 @@ def stop_on_signals(until: float | None = None) -> Iterator[StopRequest]:
 
 
 @contextmanager
-def signals_wait() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until the context ends, for code that takes them for failures."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def signals_wait(
+    signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+) -> Iterator[list[int]]:
+    """Delay Ctrl-C and SIGTERM until the context ends, for code that takes them for failures.
+
+    Args:
+        signals: others, or one of them alone.
+
+    Yields:
+        the signals that came so far.
+    """
     came: list[int] = []
-    restore = _handle_with(lambda number, _: came.append(number))
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    restore = _handle_with(lambda number, _: came.append(number), signals)
     try:
-        yield
+        yield came
     finally:
         restore()
         if came:
             signal.raise_signal(came[0])
 
 
-def _handle_with(handler: Callable[[int, FrameType | None], None]) -> Callable[[], None]:
+def _handle_with(
+    handler: Callable[[int, FrameType | None], None],
+    signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+) -> Callable[[], None]:
     """Handle Ctrl-C and SIGTERM; the function returned restores the former handlers."""
-    signals = (signal.SIGINT, signal.SIGTERM)
     former = {number: signal.signal(number, handler) for number in signals}
 
     def restore() -> None:

@@ -8,6 +8,7 @@ leaves the device.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -38,7 +39,12 @@ def search_place(device: torch.device) -> torch.device:
 
 
 def neighbor_graph(
-    positions: Tensor, cell: Tensor, pbc: Tensor, species: Tensor, cutoff: float
+    positions: Tensor,
+    cell: Tensor,
+    pbc: Tensor,
+    species: Tensor,
+    cutoff: float,
+    number: Callable[[int], int] = int,
 ) -> AtomGraph:
     """The graph of one structure: both directions of every pair, and an atom's own images.
 
@@ -50,6 +56,7 @@ def neighbor_graph(
         pbc: [3] bool.
         species: [n_atoms] int64.
         cutoff: Angstrom; pairs at a distance below it are neighbours.
+        number: what errors call an atom, by its place.
 
     Returns:
         The graph, on the device of the positions, where all tensors must be.
@@ -61,7 +68,7 @@ def neighbor_graph(
     """
     if not torch.isfinite(positions).all():
         atom = int((~torch.isfinite(positions)).any(dim=1).nonzero()[0])
-        raise DataError(f"the position of atom {atom} is not a finite number")
+        raise DataError(f"the position of atom {number(atom)} is not a finite number")
     if not torch.isfinite(cell).all():
         raise DataError("a lattice vector is not a finite number")
     search = _search_on_cpu if positions.device.type == "cpu" else search_on_device
@@ -76,12 +83,16 @@ def neighbor_graph(
         receivers=receivers,
         images=images,
     )
-    check_distances(graph)
+    check_distances(graph, number)
     return graph
 
 
-def check_distances(graph: AtomGraph) -> None:
+def check_distances(graph: AtomGraph, number: Callable[[int], int] = int) -> None:
     """Atoms at one place have no direction to each other, and no finite energy.
+
+    Args:
+        graph: one structure or several.
+        number: what the error calls an atom, by its place.
 
     Raises:
         DataError: two are; names them.
@@ -90,7 +101,8 @@ def check_distances(graph: AtomGraph) -> None:
     together = torch.nonzero(vectors.square().sum(1) < ONE_PLACE**2)
     if len(together):
         edge = int(together[0])
-        first, second = sorted((int(graph.senders[edge]), int(graph.receivers[edge])))
+        ends = (int(graph.senders[edge]), int(graph.receivers[edge]))
+        first, second = sorted(map(number, ends))
         raise DataError(f"atoms {first} and {second} are at one place")
 
 

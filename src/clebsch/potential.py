@@ -65,7 +65,7 @@ class Prediction:
         forces: [n_atoms, 3] float64, eV/Angstrom.
         virial: [n_frames, 3, 3] float64, eV.
         stress: [n_frames, 3, 3] float64, eV/Angstrom^3.
-        site_energies: [n_atoms] float64, eV; they sum to the energies.
+        site_energies: [n_atoms] float64, eV; they sum to the energies. Those of ghosts are 0.
         layer_energies: [n_atoms, 1 + n_layers] float64, eV: the terms of equation 13; column 0 is
             the reference with mean energy, repulsions and floor. They sum to the site energies.
         hessian: [3 n_atoms, 3 n_atoms] float64, eV/Angstrom^2, of a single structure.
@@ -134,6 +134,14 @@ class Potential(nn.Module):
         return self.config.cutoff
 
     @property
+    def hops(self) -> int:
+        """How many edges away an atom's energy may depend on others.
+
+        Beyond so many cut-offs nothing matters to it.
+        """
+        return self.model.hops
+
+    @property
     def n_parameters(self) -> int:
         """How many numbers training changes."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -192,7 +200,30 @@ class Potential(nn.Module):
         if not hasattr(structure, "numbers"):
             raise _no_structure(structure)
         place = getattr(structure, "source", "") or place
-        numbers = np.asarray(structure.numbers)
+        device = search_place(self.device)
+        species = self.species_of(np.asarray(structure.numbers), place)
+        try:
+            graph = neighbor_graph(
+                torch.tensor(np.asarray(structure.positions), dtype=torch.float64, device=device),
+                torch.tensor(np.asarray(structure.cell), dtype=torch.float64, device=device),
+                torch.tensor(np.asarray(structure.pbc), dtype=torch.bool, device=device),
+                species.to(device),
+                self.cutoff,
+            )
+        except DataError as error:
+            raise DataError(f"{place}: {error}") if place else error from None
+        return replace(graph, scope=self._scope)
+
+    def species_of(self, numbers: np.ndarray, place: str = "") -> Tensor:
+        """[n] int64: indices into ``species`` of atomic numbers.
+
+        Args:
+            numbers: [n] whole numbers.
+            place: where they are, for the error.
+
+        Raises:
+            UnknownElementError: an element that the potential does not know.
+        """
         unknown = [z for z in np.unique(numbers) if int(z) not in self._index_of_number]
         if unknown:
             number = int(unknown[0])
@@ -201,19 +232,7 @@ class Potential(nn.Module):
             atom = int(np.flatnonzero(numbers == unknown[0])[0])
             error = unknown_element(symbol, f"atom {atom}", self.species)
             raise UnknownElementError(f"{place}: {error}") if place else error
-        device = search_place(self.device)
-        species = [self._index_of_number[int(z)] for z in numbers]
-        try:
-            graph = neighbor_graph(
-                torch.tensor(np.asarray(structure.positions), dtype=torch.float64, device=device),
-                torch.tensor(np.asarray(structure.cell), dtype=torch.float64, device=device),
-                torch.tensor(np.asarray(structure.pbc), dtype=torch.bool, device=device),
-                torch.tensor(species, dtype=torch.int64, device=device),
-                self.cutoff,
-            )
-        except DataError as error:
-            raise DataError(f"{place}: {error}") if place else error from None
-        return replace(graph, scope=self._scope)
+        return torch.tensor([self._index_of_number[int(z)] for z in numbers], dtype=torch.int64)
 
     def demand_graph(self, graph: object, call: str) -> None:
         """Say that the potential computes on its own graphs, and how to ``call`` it with one.
@@ -322,7 +341,7 @@ class Potential(nn.Module):
         vectors = edge_vectors(graph, positions)
         if needs_gradient and not vectors.requires_grad:
             vectors.requires_grad_()
-        contributions = self._contributions(vectors, graph, in_contact)
+        contributions = self._contributions(vectors, graph, in_contact) * graph.counted[:, None]
         site_energies = contributions.sum(1)
         results = {
             "energy": self._kernels.segment_sum(site_energies, graph.frame_ptr),

@@ -113,6 +113,7 @@ class PaddedGraph:
             sender_ptr=whole(atoms + 1),
             frame=whole(atoms),
             frame_ptr=whole(frames + 1),
+            counted=real(atoms),
         )
 
     @property

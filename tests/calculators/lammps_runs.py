@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -173,13 +174,12 @@ def said(action: Callable[[], object]) -> str:
 
 def interrupted() -> None:
     lmp = simulation()
-    forces = attached(lmp)
-
-    def interrupt(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    forces.potential = interrupt  # type: ignore[assignment]
-    lmp.commands_string("fix move all nve\nrun 10")
+    attached(lmp)
+    pressed = POTENTIAL.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        lmp.commands_string("fix move all nve\nrun 10")
+    finally:
+        pressed.remove()
 
 
 def collided(lmp: Any) -> None:

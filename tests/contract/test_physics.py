@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from scipy.spatial.transform import Rotation
 
 import builders
@@ -23,6 +24,7 @@ from builders import (
     skewed_cell,
     slab,
 )
+from clebsch.graph import neighborhood
 from clebsch.kernels.dispatch import best_backend
 
 BACKENDS = list(dict.fromkeys(["reference", best_backend(torch.device(builders.DEVICE)).name]))
@@ -170,6 +172,49 @@ def test_fragments_beyond_reach_add_up(model: str, backend: str) -> None:
     forces, together = forces_and_energy(tested, first + second)
     assert together == pytest.approx(e1 + e2, abs=1e-9)
     np.testing.assert_allclose(forces[:9], forces_and_energy(tested, first)[0], atol=1e-11)
+
+
+def test_an_atom_depends_on_others_over_as_many_edges_as_the_model_tells(
+    model: str, backend: str
+) -> None:
+    tested = copied_potential(model, backend=backend)
+    chain = Atoms("Cu" * (tested.hops + 2))
+    chain.positions[:, 0] = 0.7 * tested.cutoff * np.arange(len(chain))
+
+    def first_energy(moved: int) -> float:
+        atoms = chain.copy()
+        atoms.positions[moved] += 0.2
+        return float(tested(tested.graph(atoms), "site_energies").site_energies[0])
+
+    beyond, last = first_energy(tested.hops + 1), first_energy(tested.hops)
+    assert beyond == float(tested(tested.graph(chain), "site_energies").site_energies[0])
+    assert abs(last - beyond) > 1e-12
+
+
+def test_parts_with_their_ghosts_add_up(model: str, backend: str) -> None:
+    tested = copied_potential(model, backend=backend)
+    wire = bulk("Cu", cubic=True) * (1, 1, 7)
+    wire.pbc, wire.symbols[::3] = [False, False, True], "O"
+    graph = tested.graph(rattled(wire))
+    outputs = ("energy", "forces", "virial", "site_energies")
+    whole = tested(graph, outputs)
+    energy, virial, forces, sites = (
+        torch.zeros_like(x) for x in (whole.energy, whole.virial, whole.forces, whole.site_energies)
+    )
+    parts = torch.arange(len(wire), device=graph.positions.device).split([7, 1, 20])
+    for own in parts:
+        part, atoms = neighborhood(graph, own, tested.hops)
+        assert torch.equal(atoms[: len(own)], own)
+        told = tested(part, outputs)
+        energy, virial = energy + told.energy, virial + told.virial
+        forces.index_add_(0, atoms, told.forces)
+        sites.index_add_(0, atoms, told.site_energies)
+    assert part.n_edges < graph.n_edges or tested.hops > 1
+    tolerance = 1e-10 * float(whole.forces.abs().max())
+    assert (energy - whole.energy).abs() <= len(wire) * tolerance
+    assert (sites - whole.site_energies).abs().max() <= 10 * tolerance
+    assert (forces - whole.forces).abs().max() <= tolerance
+    assert (virial - whole.virial).abs().max() <= 10 * tolerance
 
 
 def test_a_lone_atom_gives_its_reference(model: str, backend: str) -> None:

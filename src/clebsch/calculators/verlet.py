@@ -30,15 +30,38 @@ from clebsch.potential import Potential
 
 
 @dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Where atoms were, [n_atoms, 3], and their cell, to see how they have moved since."""
+
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    inverse: np.ndarray  # [3, n_periodic] pseudo-inverse of the periodic lattice vectors
+
+    @classmethod
+    def of(cls, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Snapshot:
+        """Copies of what may change."""
+        return cls(positions.copy(), cell.copy(), pbc.copy(), np.linalg.pinv(cell[pbc]))
+
+    def moved(self, positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, float]:
+        """u, [n_atoms, 3], and s of the module's text for where atoms and cell are now."""
+        if np.array_equal(self.cell, cell):
+            return positions - self.positions, 1.0
+        # The identity across directions that are not periodic: any F that maps the periodic
+        # vectors makes the bound hold, this one makes it tight.
+        change = (cell - self.cell)[self.pbc]
+        deformation = np.eye(3) + self.inverse @ change
+        smallest_stretch = np.linalg.svd(deformation, compute_uv=False)[-1]
+        return positions - self.positions @ deformation, float(smallest_stretch)
+
+
+@dataclass(frozen=True, eq=False)
 class _Listing:
     """The pairs within cutoff + skin, and the structure they were found for."""
 
     graph: AtomGraph
     numbers: np.ndarray
-    pbc: np.ndarray
-    positions: np.ndarray
-    cell: np.ndarray
-    inverse: np.ndarray  # [3, n_periodic] pseudo-inverse of the periodic lattice vectors
+    snapshot: Snapshot
 
 
 class VerletList:
@@ -49,12 +72,10 @@ class VerletList:
     """
 
     def __init__(self, potential: Potential, skin: float) -> None:
-        if not skin >= 0:
-            raise ClebschError(f"the skin of a neighbour list cannot be {skin} Angstrom")
         self.n_builds = 0
         self._potential = potential
         self._cutoff = float(potential.cutoff)
-        self._skin = float(skin)
+        self._skin = check_skin(skin)
         self._listing: _Listing | None = None
 
     def graph(self, atoms: Atoms) -> AtomGraph:
@@ -83,7 +104,7 @@ class VerletList:
             species = old.graph.species
         else:
             species = self._potential.graph(atoms).species
-        cell, place = atoms.cell.array.copy(), search_place(species.device)
+        cell, place = atoms.cell.array, search_place(species.device)
         graph = neighbor_graph(
             torch.tensor(atoms.positions, device=place),
             torch.tensor(cell, device=place),
@@ -95,31 +116,19 @@ class VerletList:
         return _Listing(
             graph,
             numbers=atoms.numbers.copy(),
-            pbc=atoms.pbc.copy(),
-            positions=atoms.positions.copy(),
-            cell=cell,
-            inverse=np.linalg.pinv(cell[atoms.pbc]),
+            snapshot=Snapshot.of(atoms.positions, cell, atoms.pbc),
         )
 
     def _still_complete(self, listing: _Listing, atoms: Atoms) -> bool:
         """Whether no pair outside of the list can be within the cutoff (see the module's text)."""
         if not np.array_equal(listing.numbers, atoms.numbers):
             return False
-        if not np.array_equal(listing.pbc, atoms.pbc):
+        if not np.array_equal(listing.snapshot.pbc, atoms.pbc):
             return False
         cell = atoms.cell.array
         if not np.isfinite(cell).all():
             return False  # the search then says so
-        if np.array_equal(listing.cell, cell):
-            smallest_stretch = 1.0
-            moved = atoms.positions - listing.positions
-        else:
-            # The identity across directions that are not periodic: any F that maps the periodic
-            # vectors makes the bound hold, this one makes it tight.
-            change = (cell - listing.cell)[listing.pbc]
-            deformation = np.eye(3) + listing.inverse @ change
-            smallest_stretch = np.linalg.svd(deformation, compute_uv=False)[-1]
-            moved = atoms.positions - listing.positions @ deformation
+        moved, smallest_stretch = listing.snapshot.moved(atoms.positions, cell)
         if len(moved) < 2:
             # an atom and its own images move together
             farthest_two = 0.0 if np.isfinite(moved).all() else np.nan
@@ -129,6 +138,17 @@ class VerletList:
             farthest_two = np.partition(distances, -2)[-2:].sum()
         reach = smallest_stretch * (self._cutoff + self._skin) - self._cutoff
         return bool(farthest_two <= reach)  # False for NaN: the search then names the atom
+
+
+def check_skin(skin: float) -> float:
+    """The skin of a neighbour list, Angstrom.
+
+    Raises:
+        ClebschError: it is negative or no number.
+    """
+    if not skin >= 0:
+        raise ClebschError(f"the skin of a neighbour list cannot be {skin} Angstrom")
+    return float(skin)
 
 
 def within_cutoff(graph: AtomGraph, cutoff: float) -> AtomGraph:

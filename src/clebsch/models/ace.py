@@ -75,6 +75,11 @@ class ACE(Network):
         self.coefficients = nn.Parameter(torch.randn(n_coefficients) / self.basis.n_functions**0.5)
         self.register_buffer("committee", torch.zeros(config.committee, n_coefficients))
 
+    @property
+    def hops(self) -> int:
+        """The basis of an atom sums over its own edges."""
+        return 1
+
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, 1]."""
         variables = self.one_particle_basis(vectors, graph)

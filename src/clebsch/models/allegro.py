@@ -197,6 +197,11 @@ class Allegro(Network):
             self.readout.weights[-1] *= READOUT_SCALE
         self.pair_scale = nn.Parameter(torch.ones(n_species, n_species))
 
+    @property
+    def hops(self) -> int:
+        """An edge meets those of the same receiver alone, whatever the number of layers."""
+        return 1
+
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """The energies of equation 9, before scale and references.
 

@@ -205,6 +205,11 @@ class MessagePassing(Network):
         self.layers = nn.ModuleList(layers)
         self.readouts = nn.ModuleList(readouts)
 
+    @property
+    def hops(self) -> int:
+        """Every layer hears of atoms one edge further away."""
+        return len(self.layers)
+
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """The readouts of equation 13, before scale and references.
 

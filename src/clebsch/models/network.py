@@ -31,6 +31,11 @@ class Network(KernelModule, ABC):
 
     avg_num_neighbors: float
 
+    @property
+    @abstractmethod
+    def hops(self) -> int:
+        """How many edges away an atom's energy may depend on others."""
+
     @abstractmethod
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         """Args: vectors [E, 3], Angstrom, in the network's dtype. Returns: [N, layers read]."""

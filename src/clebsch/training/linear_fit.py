@@ -293,6 +293,10 @@ class _ZeroNetwork(Network):
         super().__init__()
         self.zero = nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)
 
+    @property
+    def hops(self) -> int:
+        return 1
+
     def forward(self, vectors: Tensor, graph: AtomGraph) -> Tensor:
         return (0 * vectors.sum()).expand(graph.n_atoms, 1)  # differentiable, as forces ask for
 
