@@ -13,6 +13,8 @@ import functools
 import json
 import signal
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -150,13 +152,20 @@ def changes() -> dict[str, Any]:
     attached(lmp)
     volume = lmp.get_thermo("vol")
     lmp.commands_string(
-        "velocity all create 900 4\nfix move all npt temp 900 900 0.1 tri 0 0 0.1\nrun 60"
+        "velocity all create 900 4\nfix move all npt temp 900 900 0.1 tri 0 0 0.1\nrun 40"
     )
-    found = {"volume": lmp.get_thermo("vol") / volume, "npt": told(lmp)}
-    lmp.commands_string("unfix move\nset atom 3*7 type 2\ncreate_atoms 2 single 0.9 0.9 0.9")
-    found["more atoms"] = told(lmp)
+    found = {"volume": lmp.get_thermo("vol") / volume, "npt": told(lmp), "stayed": []}
+    for name, command in {
+        "other types": "unfix move\nset atom 3*7 type 2",
+        "displaced": "group some id 3:7\ndisplace_atoms some move 0 0 0.7",
+        "more atoms": "create_atoms 2 single 0.9 0.9 0.9",
+    }.items():
+        own = own_tags(lmp)
+        lmp.commands_string(command)
+        found[name] = told(lmp)
+        found["stayed"].append(all(COMM.allgather(sorted(own) == sorted(own_tags(lmp)))))
     energy = lmp.get_thermo("pe")
-    lmp.command("minimize 0 0 12 30")
+    lmp.command("minimize 0 0 6 15")
     found["minimised"] = told(lmp)
     return {"gained": energy - found["minimised"]["energy"], **found}
 
@@ -268,4 +277,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        time.sleep(1)  # mpiexec passes on what was written if it has the time
+        MPI.COMM_WORLD.Abort(1)  # other groups would wait
