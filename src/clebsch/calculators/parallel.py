@@ -106,12 +106,6 @@ class _Part:
     lent: np.ndarray
     n_lent: np.ndarray
 
-    def unwrapped(self, atoms: LocalAtoms) -> np.ndarray:
-        """Positions of its atoms in the images in which they were."""
-        moved = atoms.positions @ np.linalg.inv(atoms.cell) - self.along
-        positions: np.ndarray = atoms.positions - (np.round(moved) * atoms.pbc) @ atoms.cell
-        return positions
-
 
 class ParallelPotential:
     """Energy, forces and virial of a structure that is divided among MPI ranks, as it moves.
@@ -166,7 +160,7 @@ class ParallelPotential:
         if incomplete:
             part = self._part = self._build(atoms)
         assert part is not None
-        positions = self._to_ghosts(part, part.unwrapped(atoms))
+        positions = self._to_ghosts(part, atoms.unwrapped(part.along))
         with self._ranks.together(10) as totals:
             energy, forces, virial = self._evaluated(part, positions, atoms.cell)
             totals[:] = energy, *virial.flat
@@ -197,7 +191,7 @@ class ParallelPotential:
             np.array_equal(then.numbers, atoms.numbers) and np.array_equal(then.pbc, atoms.pbc)
         ):
             return False
-        moved, stretch = part.snapshot.moved(part.unwrapped(atoms), atoms.cell)
+        moved, stretch = part.snapshot.moved(atoms.unwrapped(part.along), atoms.cell)
         farthest = np.sqrt(np.einsum("ni,ni->n", moved, moved).max(initial=0.0))
         cutoff = float(self.potential.cutoff)
         return bool(2 * farthest <= stretch * (cutoff + self._skin) - cutoff)  # False for NaN
@@ -227,7 +221,7 @@ class ParallelPotential:
         return _Part(
             atoms,
             Snapshot.of(atoms.positions, atoms.cell, atoms.pbc),
-            atoms.positions @ np.linalg.inv(atoms.cell),
+            atoms.along(),
             graph,
             n_ghosts,
             lent,

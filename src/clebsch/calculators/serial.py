@@ -34,6 +34,16 @@ class LocalAtoms:
     origin: np.ndarray
     pbc: np.ndarray
 
+    def along(self) -> np.ndarray:
+        """[n_local, 3], positions in lattice vectors."""
+        return self.positions @ np.linalg.inv(self.cell)
+
+    def unwrapped(self, before: np.ndarray) -> np.ndarray:
+        """Positions in the images in which atoms were ``before``, [n_local, 3], as ``along``."""
+        images = np.round(self.along() - before) * self.pbc
+        positions: np.ndarray = self.positions - images @ self.cell
+        return positions
+
 
 class SerialPotential:
     """Energy, forces and virial of a structure as it moves, all of it in this process.
@@ -70,9 +80,8 @@ class SerialPotential:
         positions = local.positions
         if self._last is not None and np.array_equal(self._last[0], local.tags):
             # each atom in the image in which it was before
-            moved = np.linalg.solve(local.cell.T, (positions - self._last[1]).T).T
-            positions = positions - (np.round(moved) * local.pbc) @ local.cell
-        self._last = local.tags, positions
+            positions = local.unwrapped(self._last[1])
+        self._last = local.tags, positions @ np.linalg.inv(local.cell)
         atoms = Atoms(numbers=local.numbers, positions=positions, cell=local.cell, pbc=local.pbc)
         return evaluated(self.potential, self._neighbors.graph(atoms))
 
