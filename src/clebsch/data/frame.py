@@ -64,6 +64,11 @@ class Frame:
         return len(self.numbers)
 
     @property
+    def structure(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What it is without its labels: numbers, positions, cell and pbc."""
+        return self.numbers, self.positions, self.cell, self.pbc
+
+    @property
     def symbols(self) -> list[str]:
         """Chemical symbols, one per atom."""
         return [chemical_symbols[z] for z in self.numbers]

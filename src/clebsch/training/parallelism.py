@@ -49,7 +49,7 @@ def with_parallelism(config: Config, prepared: Prepared, say: Say) -> Config:
         return config.model_copy(update={"threads": threads, "processes": 1})
     size, edges = config.training.batch_size, config.training.batch_edges
     batches = BatchSampler(prepared.train.n_edges, size, edges, config.seed).epoch(0)
-    first = [batches[0]] if prepared.replay is None else [batches[0], prepared.replay.batch(0)]
+    first = prepared.batch(batches[0], 0)
     processes = config.processes
     if processes == "auto":
         most = 1 if alone or config.threads != "auto" else min(n_cores, sum(map(len, first)))

@@ -92,6 +92,10 @@ class Prepared:
         data = Lesson(self.potential, self.train)
         return [data] if self.replay is None else [data, self.replay.lesson]
 
+    def batch(self, indices: Sequence[int], step: int) -> list[Sequence[int]]:
+        """What a step learns, by lesson: structures of the data, and those that are replayed."""
+        return [indices] if self.replay is None else [indices, self.replay.batch(step)]
+
     def fingerprint(self, *more: object) -> str:
         """SHA-256 over all data, in their order, the initial model, and what else matters."""
         parts = [self.train.fingerprint(), self.valid.fingerprint(), self.initial]
@@ -450,8 +454,7 @@ def _warn_of_known(train: Sequence[Frame], valid: Sequence[Frame], say: Say) -> 
     """Say so where structures that validate are trained on."""
 
     def content(frame: Frame) -> tuple[bytes, ...]:
-        arrays = (frame.numbers, frame.positions, frame.cell, frame.pbc)
-        return tuple(array.tobytes() for array in arrays)
+        return tuple(array.tobytes() for array in frame.structure)
 
     trained = {content(frame) for frame in train}
     known = [frame for frame in valid if content(frame) in trained]

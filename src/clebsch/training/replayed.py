@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from clebsch.data.loader import BatchSampler, LabelledGraphs
 from clebsch.data.read import read_frames
 from clebsch.data.split import draw_frames, split_frames
 from clebsch.errors import DataError
+from clebsch.evaluation.predict import predict
 from clebsch.potential import Potential
 from clebsch.processor import torch_threads
 from clebsch.training.config import ReplayConfig
@@ -78,8 +79,8 @@ def prepare_replay(
         seed: of draws and shuffles.
 
     Raises:
-        DataError: files cannot be read, there are too few structures, or the initial model's answer
-            for one is no finite number.
+        DataError: files cannot be read, or there are too few structures.
+        ClebschError: the initial model's answer for one is no finite number.
         UnknownElementError: the initial model does not know an element.
     """
     unread = LabelKeys(**dict.fromkeys(ALIASES, NOT_READ))
@@ -116,34 +117,20 @@ def with_own_readouts(potential: Potential) -> Potential:
 
 def _labelled(potential: Potential, frames: Sequence[Frame], batch_edges: int) -> LabelledGraphs:
     """The structures with what a potential says of them: energy, forces, stress in a crystal."""
-    graphs = LabelledGraphs(potential, frames)
-    labelled: list[Frame] = []
+    none = np.zeros((3, 3))  # a stress is predicted where there is one to compare with
+    asked = [replace(frame, stress=none) if frame.pbc.all() else frame for frame in frames]
     with torch_threads(1):  # so that a run which is resumed learns the same bits
-        for indices in BatchSampler(graphs.n_edges, batch_edges=batch_edges).in_order():
-            graph = graphs.batch(indices).graph.to(potential.device)
-            prediction = potential(graph, ("energy", "forces", "virial"))
-            energies, virials = (x.cpu().numpy() for x in (prediction.energy, prediction.virial))
-            forces = np.split(prediction.forces.cpu().numpy(), graph.frame_ptr.cpu()[1:-1])
-            for i, energy, of_atoms, virial in zip(indices, energies, forces, virials, strict=True):
-                labelled.append(_with_labels(frames[i], float(energy), of_atoms, virial))
+        predictions, _ = predict(potential, asked, max_edges=batch_edges)
+    labelled = [
+        Frame(*frame.structure, told.energy, told.forces, told.stress, source=frame.source)
+        for frame, told in zip(frames, predictions, strict=True)
+    ]
     return LabelledGraphs(potential, labelled)
-
-
-def _with_labels(frame: Frame, energy: float, forces: np.ndarray, virial: np.ndarray) -> Frame:
-    if not (np.isfinite(energy) and np.isfinite(forces).all()):
-        raise DataError(
-            f"{frame.source}: the initial model's energy or a force is no finite number, which "
-            "cannot be learnt (replay.structures)"
-        )
-    volume = abs(np.linalg.det(frame.cell))
-    stress = -virial / volume if frame.pbc.all() and volume > 0 else None
-    structure = (frame.numbers, frame.positions, frame.cell, frame.pbc)
-    return Frame(*structure, energy, forces, stress, source=frame.source)
 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:
     digest = hashlib.sha256()
     for frame in frames:
-        for array in (frame.numbers, frame.positions, frame.cell, frame.pbc):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for array in frame.structure:
+            digest.update(array.tobytes())
     return digest.hexdigest()

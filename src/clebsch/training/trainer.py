@@ -150,7 +150,7 @@ class Trainer:
             ClebschError: too many batches in a row were skipped; memory ran out.
         """
         self._set_lr(self.state.step, progress)
-        batch = self._batch(indices, self.state.step)
+        batch = self.prepared.batch(indices, self.state.step)
         sums, finite = self._gradient(batch)
         if sums is None:
             return
@@ -161,11 +161,6 @@ class Trainer:
         self.average.update()
         self.state.skipped = 0
         self._train_sums = self._train_sums + sums[0]
-
-    def _batch(self, indices: Sequence[int], step: int) -> list[Sequence[int]]:
-        """What a step learns: structures of the data, and those that are replayed."""
-        replay = self.prepared.replay
-        return [indices] if replay is None else [indices, replay.batch(step)]
 
     def _loss(self, sums: Sequence[LossSums]) -> float:
         """Of a batch, all lessons together."""
@@ -180,7 +175,7 @@ class Trainer:
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Start copying the batch of the next step to the GPU, if there is one."""
-        batch = self._batch(indices, self.state.step + 1)
+        batch = self.prepared.batch(indices, self.state.step + 1)
         for lesson, part in zip(self._lessons, batch, strict=True):
             if isinstance(lesson.graphs, BatchPrefetcher):
                 lesson.graphs.prefetch(part)
